@@ -1,0 +1,326 @@
+"""The machine learning: split, network, training, prediction, scores.
+
+Belongs here: what turns numbers into a trained network and its scores. Not here: MLflow, files,
+printing, command lines, global seeds (callers own them).
+
+    X, y, preprocessor = preprocessing(train_rows)
+    model = create_nn_model(X.shape[1])
+    model, history = train_model(model, X, y, epochs=60)
+    evaluate_performance(y, model_predict(model, X))
+"""
+
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import keras
+import numpy as np
+import pandas as pd
+import tensorflow as tf
+from sklearn.metrics import mean_absolute_error, mean_squared_error, r2_score
+from sklearn.model_selection import train_test_split
+
+import tabular
+from tabular import TARGET
+
+BLOCK = tabular.BLOCK
+
+
+# --- data --------------------------------------------------------------------------------------
+
+
+def preprocessing(
+    df: pd.DataFrame, *, preprocessor=None, target: str = TARGET, drop: Iterable[str] = ()
+):
+    """Turn raw rows into network input, fitting the preprocessor or using a fitted one.
+
+    Pass the training rows alone when fitting: nothing of the test rows may enter the statistics.
+
+    Returns (X, y, preprocessor): X float32 of shape (n_rows, n_inputs), y a float64 Series, or
+    None when a fitted preprocessor is given and `df` has no target column.
+    Raises tabular.UserError for rows that cannot be used.
+    """
+    if preprocessor is None:
+        y = tabular.check_target(df, target)
+        schema, _ = tabular.infer_schema(df, target, drop)
+        preprocessor = tabular.fit_preprocessor(tabular.conform(df, schema), schema)
+    else:
+        y = df[target].astype(float) if target in df.columns else None
+    return tabular.encode(df, preprocessor), y, preprocessor
+
+
+def split(X, y, test_size: float = 0.2, random_state: int = 42):
+    """Split rows at random into training and held-out rows.
+
+    Returns (X_train, X_test, y_train, y_test), of the types passed in; the same `random_state`
+    gives the same split.
+    """
+    return tuple(train_test_split(X, y, test_size=test_size, random_state=random_state))
+
+
+# --- network -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TargetScale:
+    """Hold what the network's last layers know of the target, in its own units."""
+
+    mean: float = 0.0
+    scale: float = 1.0
+    low: float | None = None
+    high: float | None = None
+
+
+def target_scale(y: Sequence[float], share: float = 0.005) -> TargetScale:
+    """Measure mean, standard deviation and censoring bounds of training targets.
+
+    A bound is the lowest (highest) value when at least `share` of the rows, and five rows, sit
+    exactly there: amounts cut off at a floor or a cap pile up, other numbers do not.
+    """
+    y = np.asarray(y, dtype=float)
+    needed = max(5, share * len(y))
+    low, high = y.min(), y.max()
+    return TargetScale(
+        mean=float(y.mean()),
+        scale=float(y.std()) or 1.0,
+        low=float(low) if np.sum(y == low) >= needed else None,
+        high=float(high) if np.sum(y == high) >= needed else None,
+    )
+
+
+def create_nn_model(
+    input_dim: int,
+    *,
+    scale: TargetScale | None = None,
+    learning_rate: float = 1e-3,
+    weight_decay: float = 0.0,
+    loss: str = "mse",
+    seed: int | None = None,
+) -> keras.Model:
+    """Create and compile the network: Dense 64 relu, Dense 32 relu, Dense 1.
+
+    With `scale`, fixed layers behind the last Dense bring its output to target units and clip it
+    at the bounds, so that `model.predict` gives amounts while the weights stay near one.
+    AdamW: Loshchilov & Hutter 2019, "Decoupled Weight Decay Regularization".
+
+    `seed` makes the initial weights reproducible; without it Keras' global seed decides.
+    Raises ValueError when `input_dim` is not a positive integer.
+    """
+    if input_dim < 1:
+        raise ValueError(f"input_dim must be at least 1. Received: input_dim={input_dim!r}")
+    seeds = [None] * 3 if seed is None else [seed, seed + 1, seed + 2]
+    widths = [("hidden_1", 64, "relu"), ("hidden_2", 32, "relu"), ("output", 1, None)]
+    layers = [
+        keras.layers.Dense(units, activation, name=name, kernel_initializer=_glorot(s))
+        for (name, units, activation), s in zip(widths, seeds, strict=True)
+    ]
+    model = keras.Sequential([keras.Input((input_dim,)), *layers, *_output_layers(scale)])
+    optimizer = keras.optimizers.AdamW(learning_rate, weight_decay=weight_decay)
+    model.compile(optimizer, loss=loss)
+    return model
+
+
+def _glorot(seed: int | None) -> keras.initializers.Initializer:
+    return keras.initializers.GlorotUniform(seed)
+
+
+def _output_layers(scale: TargetScale | None) -> list[keras.Layer]:
+    """Build the fixed layers that scale and clip the output, from Keras' own layers.
+
+    `ReLU` clips at zero (and at `max_value`); the rescalings around it move that to the bounds.
+    """
+    if scale is None:
+        return []
+    rescale, relu = keras.layers.Rescaling, keras.layers.ReLU
+    low, high = scale.low, scale.high
+    if low is None and high is None:
+        return [rescale(scale.scale, scale.mean, name="target_units")]
+    if low is None:
+        above = [rescale(-scale.scale, high - scale.mean, name="below_cap"), relu(name="cap")]
+        return [*above, rescale(-1.0, high, name="target_units")]
+    floor = [rescale(scale.scale, scale.mean - low, name="above_floor")]
+    clip = relu(max_value=None if high is None else high - low, name="bounds")
+    return [*floor, clip, rescale(1.0, low, name="target_units")]
+
+
+# --- training ----------------------------------------------------------------------------------
+
+
+def train_model(
+    model: keras.Model,
+    X,
+    y,
+    X_val=None,
+    y_val=None,
+    epochs: int = 50,
+    batch_size: int = 32,
+    verbose: int = 0,
+    *,
+    sample_weight=None,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
+    shuffle: bool = True,
+    seed: int | None = None,
+    rows=None,
+):
+    """Train a compiled Keras model, each epoch as one compiled program.
+
+    The updates are those of `model.fit`: the program calls the model's own `train_step` on every
+    minibatch, the last short one included. Where XLA cannot compile the model, or a callback
+    wants to see batches, `model.fit` does the work after one warning.
+
+    X is of shape (n_rows, n_inputs), y of shape (n_rows,) or what the loss takes, `sample_weight`
+    of shape (n_rows,). `rows` (row numbers) trains on a part of X without compiling anew. `seed`
+    fixes the order of the rows; without it NumPy's global generator decides.
+
+    Returns (model, history), the same model and its `keras.callbacks.History`.
+    """
+    data = _as_tensors(X, y, sample_weight)
+    validation = None if X_val is None else _as_tensors(X_val, y_val, None)
+    rows = np.arange(len(data[0])) if rows is None else np.asarray(rows)
+    order = np.random.default_rng(np.random.randint(2**31) if seed is None else seed)
+    settings = {"epochs": epochs, "batch_size": batch_size, "shuffle": shuffle}
+    reason = _why_not_compiled(model, callbacks)
+    if reason is None:
+        try:
+            train, evaluate = _programs(model, data, batch_size)
+            train(data, rows[:0])
+        except Exception as error:
+            reason = f"XLA cannot compile it ({str(error).splitlines()[0][:120]})"
+    if reason:
+        warnings.warn(f"model.fit trains this model, more slowly: {reason}", stacklevel=2)
+        part = [None if values is None else tf.gather(values, rows) for values in data]
+        history = model.fit(
+            *part[:2],
+            sample_weight=part[2],
+            validation_data=validation and validation[:2],
+            verbose=verbose,
+            callbacks=list(callbacks),
+            **settings,
+        )
+        return model, history
+    steps = -(-len(rows) // batch_size)
+    log = keras.callbacks.CallbackList(
+        list(callbacks),
+        add_history=True,
+        add_progbar=verbose != 0,
+        model=model,
+        verbose=verbose,
+        epochs=epochs,
+        steps=steps,
+    )
+    model.stop_training = False
+    log.on_train_begin()
+    for epoch in range(epochs):
+        log.on_epoch_begin(epoch)
+        logs = train(data, order.permutation(rows) if shuffle else rows)
+        if validation:
+            logs |= {f"val_{name}": value for name, value in evaluate(validation).items()}
+        log.on_epoch_end(epoch, logs)
+        if model.stop_training or not np.isfinite(logs["loss"]):
+            break
+    model.optimizer.finalize_variable_values(model.trainable_weights)
+    log.on_train_end()
+    return model, model.history
+
+
+def _as_tensors(X, y, sample_weight) -> tuple:
+    """Put rows into device memory; floats in Keras' float type, integer labels as they are."""
+
+    def tensor(values):
+        if values is None or tf.is_tensor(values):
+            return values
+        values = np.asarray(values)
+        is_float = np.issubdtype(values.dtype, np.floating)
+        return tf.constant(values.astype(keras.config.floatx()) if is_float else values)
+
+    return tensor(X), tensor(y), tensor(sample_weight)
+
+
+def _why_not_compiled(model: keras.Model, callbacks: Sequence) -> str | None:
+    """Say why an epoch cannot be one program, or None when it can."""
+    if model.run_eagerly:
+        return "it runs eagerly"
+    hooks = ("on_batch_begin", "on_batch_end", "on_train_batch_begin", "on_train_batch_end")
+    for callback in callbacks:
+        per_epoch = getattr(callback, "save_freq", None) == "epoch"
+        own = [h for h in hooks if getattr(type(callback), h) is not getattr(keras.callbacks.Callback, h)]
+        if own and not per_epoch:
+            return f"the callback {type(callback).__name__} wants to see every batch"
+    return None
+
+
+def _programs(model: keras.Model, data: tuple, batch_size: int) -> tuple:
+    """Compile one epoch of training and one evaluation of a model; reuse them while they fit.
+
+    The order of the rows and the number of minibatches are arguments, so that epochs over
+    different parts of the same rows share one compiled program.
+    """
+    X, y, weight = (None if values is None else values[:1] for values in data)
+    model.test_step((X, y, weight))  # builds what is not built yet, outside of the programs
+    model.optimizer.build(model.trainable_variables)
+    key = [batch_size, model.optimizer, *model.metrics[:1]]  # a new loss tracker each compile()
+    cached_key, programs = getattr(model, "_epoch_programs", ([], None))
+    if len(key) == len(cached_key) and all(a is b for a, b in zip(key, cached_key, strict=True)):
+        return programs
+
+    def step(function, data, rows):
+        function(tuple(None if values is None else tf.gather(values, rows) for values in data))
+
+    @tf.function(jit_compile=True, autograph=False)
+    def whole_batches(data, order, batches):
+        def body(i):
+            step(model.train_step, data, tf.slice(order, [i * batch_size], [batch_size]))
+            return (i + 1,)
+
+        tf.while_loop(lambda i: i < batches, body, (tf.constant(0),))
+
+    @tf.function(jit_compile=True, autograph=False)
+    def last_batch(data, order):
+        step(model.train_step, data, order)
+
+    @tf.function(jit_compile=True, autograph=False)
+    def test(data):
+        n = data[0].shape[0]
+        if n >= BLOCK:
+            def body(i):
+                step(model.test_step, data, tf.range(BLOCK) + i * BLOCK)
+                return (i + 1,)
+
+            tf.while_loop(lambda i: i < n // BLOCK, body, (tf.constant(0),))
+        if n % BLOCK:
+            step(model.test_step, data, tf.range(n - n % BLOCK, n))
+
+    def results():
+        return {name: float(value) for name, value in model.get_metrics_result().items()}
+
+    def train(data, order):
+        model.reset_metrics()
+        batches, rest = divmod(len(order), batch_size)
+        padded = np.zeros(max(len(data[0]), batch_size), np.int32)
+        padded[: len(order)] = order
+        whole_batches(data, padded, tf.constant(batches))
+        if rest:
+            last_batch(data, order[-rest:].astype(np.int32))
+        return results()
+
+    def evaluate(data):
+        model.reset_metrics()
+        test(data)
+        return results()
+
+    model._epoch_programs = key, (train, evaluate)
+    return train, evaluate
+
+
+def model_predict(model: keras.Model, X) -> np.ndarray:
+    """Predict target units, float64 of shape (n_rows,), for X of shape (n_rows, n_inputs)."""
+    return tabular.predict(model, X)
+
+
+def evaluate_performance(y_true, y_pred) -> dict[str, float]:
+    """Score predictions: mean squared error, mean absolute error, coefficient of determination."""
+    return {
+        "MSE": float(mean_squared_error(y_true, y_pred)),
+        "MAE": float(mean_absolute_error(y_true, y_pred)),
+        "R²": float(r2_score(y_true, y_pred)),
+    }

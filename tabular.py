@@ -1,0 +1,519 @@
+"""From a file to checked rows to numbers: reading, columns, preprocessor, row hashes.
+
+Belongs here: everything that happens to raw rows before the network sees them. A copy of this
+file travels inside every model artifact, so it imports no other file of the project, and no
+Keras, no MLflow.
+"""
+
+import csv
+import glob
+import io
+import re
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+TARGET = "montant_pret"
+MIN_ROWS = 20
+MAX_CATEGORIES = 1_000
+# A standardised value beyond this is a typing error, not a borrower; it would also overflow
+# float32 inside the network and come back as NaN.
+MAX_STANDARDISED = 1e6
+BLOCK = 8_192  # rows scored at once: large enough to be fast, small enough to stay in cache
+LANE = 256  # smaller blocks are filled up to a multiple of this many rows
+
+
+class UserError(ValueError):
+    """Tell a user, in one line, what was passed, what was expected and how to fix it."""
+
+
+@dataclass(frozen=True)
+class Schema:
+    """Name the columns a model uses: the target, the numeric and the categorical features."""
+
+    target: str
+    numeric: tuple[str, ...]
+    categorical: tuple[str, ...]
+    dropped: tuple[str, ...] = ()
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        return self.numeric + self.categorical
+
+    @property
+    def kinds(self) -> dict[str, str]:
+        return dict.fromkeys(self.numeric, "numeric") | dict.fromkeys(
+            self.categorical, "categorical"
+        )
+
+
+# --- reading -----------------------------------------------------------------------------------
+
+
+def read_rows(path: str | Path) -> tuple[pd.DataFrame, list[str]]:
+    """Read a CSV or Parquet file, a folder of them or a glob pattern, into one DataFrame.
+
+    CSV is UTF-8, with or without byte order mark; the separator (`,` `;` tab) and a decimal
+    comma are recognised from the first lines.
+
+    Returns the rows as found in the file and a list of remarks for the user.
+    Raises UserError for whatever cannot be read as a table.
+    """
+    tables, notes = [], []
+    for file in data_files(path):
+        is_parquet = file.suffix == ".parquet" or _head(file)[:4] == b"PAR1"
+        rows, note = _read_parquet(file) if is_parquet else _read_csv(file)
+        _check_header(file, [str(name) for name in rows.columns])
+        tables.append(rows)
+        notes += note
+        if list(rows.columns) != list(tables[0].columns):
+            raise UserError(
+                f"{file} has the columns {list(rows.columns)}, but the files before it have "
+                f"{list(tables[0].columns)}; give files with the same columns"
+            )
+    rows = tables[0] if len(tables) == 1 else pd.concat(tables, ignore_index=True)
+    if rows.empty:
+        raise UserError(f"{path} holds a header but no rows; expected at least {MIN_ROWS} rows")
+    return rows, notes
+
+
+def data_files(path: str | Path) -> list[Path]:
+    """List the data files behind a path: the file itself, a folder's files, or a glob's matches.
+
+    Raises UserError when there is none.
+    """
+    path = Path(path)
+    if path.is_file():
+        return [path]
+    if path.is_dir():
+        found = [f for f in sorted(path.iterdir()) if f.suffix in (".csv", ".parquet")]
+        problem = f"the folder {path} holds no .csv or .parquet file"
+    else:
+        found = [Path(f) for f in sorted(glob.glob(str(path))) if Path(f).is_file()]
+        problem = f"no file at {path}"
+    if not found:
+        raise UserError(f"{problem}; expected a CSV or Parquet file: check the path after --data")
+    return found
+
+
+def _head(file: Path) -> bytes:
+    try:
+        with file.open("rb") as stream:
+            return stream.read(65_536)
+    except OSError as error:
+        raise UserError(f"cannot read {file}: {error.strerror}; check the permissions") from error
+
+
+def _read_parquet(file: Path) -> tuple[pd.DataFrame, list[str]]:
+    try:
+        table = pq.read_table(file)
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"{file} is not a complete Parquet file ({reason}); write or copy it again"
+        ) from error
+    _check_header(file, table.column_names)
+    return table.to_pandas(), []
+
+
+def _read_csv(file: Path) -> tuple[pd.DataFrame, list[str]]:
+    head = _head(file)
+    if not head.strip():
+        raise UserError(f"{file} is empty; expected a CSV file with a header line and rows")
+    if b"\0" in head:
+        raise UserError(
+            f"{file} is a binary file; expected CSV text or Parquet (from a spreadsheet: "
+            "'Save as', 'CSV UTF-8')"
+        )
+    lines = head.decode("utf-8-sig", errors="replace").splitlines()
+    separator = max(",;\t", key=lines[0].count)
+    french = separator == ";" and re.search(r"(^|;)\s*-?\d+,\d+\s*(;|$)", "\n".join(lines), re.M)
+    _check_header(file, next(csv.reader(io.StringIO(lines[0]), delimiter=separator)))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)
+            rows = pd.read_csv(
+                file,
+                sep=separator,
+                decimal="," if french else ".",
+                encoding="utf-8-sig",
+                index_col=False,
+                low_memory=False,
+            )
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{file} is not UTF-8 text; convert it with "
+            f"'iconv -f WINDOWS-1252 -t UTF-8 {file.name} > utf8.csv'"
+        ) from error
+    except (pd.errors.ParserError, pd.errors.ParserWarning, pd.errors.EmptyDataError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"{file} is not a regular table ({reason}); give every line as many fields as the "
+            "header"
+        ) from error
+    if separator == ",":
+        return rows, []
+    marks = f"'{separator}' between columns" + (" and a decimal comma" if french else "")
+    return rows, [f"{file.name} was read with {marks}"]
+
+
+def _check_header(file: Path, names: list[str]) -> None:
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise UserError(f"{file} has two columns named {twice[0]!r}; rename or remove one")
+
+
+# --- columns -----------------------------------------------------------------------------------
+
+
+def check_target(rows: pd.DataFrame, target: str, source: str = "the data") -> pd.Series:
+    """Return the target as float64, of shape (n_rows,), or say why it cannot be learned.
+
+    Raises UserError when the column is missing, not numeric, not finite in some rows (with their
+    count and first line numbers), constant, or when there are fewer than `MIN_ROWS` rows.
+    """
+    if target not in rows.columns:
+        raise UserError(
+            f"{source} has no column {target!r} to learn; its columns are "
+            f"{', '.join(map(str, rows.columns))}: name the right one with --target"
+        )
+    y = pd.Series(_numbers(rows[target], source), index=rows.index, name=target)
+    bad = np.flatnonzero(~np.isfinite(y.to_numpy()))
+    if len(bad):
+        lines = ", ".join(str(i + 2) for i in bad[:5])
+        raise UserError(
+            f"{len(bad)} of {len(y)} rows in {source} have no finite {target!r} (lines {lines}"
+            f"{', …' if len(bad) > 5 else ''}); expected a number in every row: fill or remove them"
+        )
+    if len(y) < MIN_ROWS:
+        raise UserError(f"{source} has {len(y)} rows; expected at least {MIN_ROWS}: add rows")
+    if y.min() == y.max():
+        raise UserError(
+            f"the target {target!r} is {y.iloc[0]:g} in every row of {source}; expected a column "
+            "that varies: choose another one with --target"
+        )
+    return y
+
+
+def infer_schema(
+    rows: pd.DataFrame, target: str = TARGET, drop: Iterable[str] = ()
+) -> tuple[Schema, list[str]]:
+    """Tell numeric from categorical columns, and leave out what identifies a row.
+
+    Booleans and text are categorical, other numbers numeric. A text column in which more than
+    half the values differ (a name, say) is dropped, and so is a date.
+
+    Returns the schema and a list of remarks for the user.
+    Raises UserError for a column that cannot be used: empty, text where most values are numbers,
+    more than `MAX_CATEGORIES` categories, or a name in `drop` that is no column.
+    """
+    unknown = [name for name in drop if name not in rows.columns or name == target]
+    if unknown:
+        raise UserError(
+            f"--drop {unknown[0]!r} is no feature column; the columns are "
+            f"{', '.join(str(c) for c in rows.columns if c != target)}"
+        )
+    numeric, categorical, dropped, notes = [], [], list(drop), []
+    for name in rows.columns:
+        if name == target or name in dropped:
+            continue
+        kind, reason = _infer_kind(rows[name])
+        if kind == "dropped":
+            dropped.append(name)
+            notes.append(f"column {name!r} is left out: {reason}")
+        else:
+            (numeric if kind == "numeric" else categorical).append(name)
+    if not numeric and not categorical:
+        raise UserError(f"no usable feature column beside the target {target!r}; add columns")
+    return Schema(target, tuple(numeric), tuple(categorical), tuple(dropped)), notes
+
+
+def _infer_kind(values: pd.Series) -> tuple[str, str]:
+    name, known = values.name, values.dropna()
+    if known.empty:
+        raise UserError(
+            f"column {name!r} is empty in every training row; expected values: fill it or leave "
+            f"it out with --drop {name!r}"
+        )
+    if pd.api.types.is_datetime64_any_dtype(values) or pd.api.types.is_timedelta64_dtype(values):
+        return "dropped", "dates are not supported (turn them into numbers to use them)"
+    if pd.api.types.is_bool_dtype(values):
+        return "categorical", ""
+    if pd.api.types.is_numeric_dtype(values):
+        return "numeric", ""
+    text = _text(known)
+    distinct = pc.count_distinct(text).as_py()
+    numbers = pd.to_numeric(text.to_pandas(), errors="coerce").notna().mean()
+    if numbers > 0.5:
+        _numbers(values, f"column {name!r}")
+        return "numeric", ""
+    if distinct > max(10, len(known) / 2):
+        return "dropped", f"{distinct:,} different texts in {len(known):,} rows identify the rows"
+    if distinct > MAX_CATEGORIES:
+        raise UserError(
+            f"column {name!r} has {distinct:,} categories; expected at most {MAX_CATEGORIES:,}: "
+            f"group them, or leave it out with --drop {name!r}"
+        )
+    return "categorical", ""
+
+
+def conform(
+    rows: pd.DataFrame, schema: Schema, *, source: str = "the rows", strict: bool = False
+) -> pd.DataFrame:
+    """Bring rows to the schema: its feature columns in its order, float64 or text.
+
+    Columns that the schema does not know are ignored, or refused when `strict` is set and they
+    were not dropped at training either. Missing values stay missing.
+    Raises UserError for a missing or an extra column, or a text where a number belongs.
+    """
+    _check_columns(rows, schema, source)
+    extra = set(rows.columns) - {*schema.features, *schema.dropped, schema.target}
+    if strict and extra:
+        raise UserError(
+            f"{source} has the column {sorted(map(str, extra))[0]!r}, which the model was not "
+            "trained on; remove it, or train a new model with mlflow_monitoring.py"
+        )
+    columns = {name: _numbers(rows[name], source) for name in schema.numeric}
+    for name in schema.categorical:
+        columns[name] = pd.Series(_text(rows[name]).to_pandas(), dtype="str").to_numpy(object)
+    frame = pd.DataFrame(columns, index=rows.index)
+    return frame.astype(dict.fromkeys(schema.categorical, "str"))
+
+
+def _check_columns(rows: pd.DataFrame, schema: Schema, source: str) -> None:
+    missing = [name for name in schema.features if name not in rows.columns]
+    if missing:
+        raise UserError(
+            f"{source} has no column {missing[0]!r}; the model needs "
+            f"{', '.join(schema.features)}: add or rename the column"
+        )
+
+
+def _numbers(values: pd.Series, source: str = "the rows") -> np.ndarray:
+    """Convert a column to float64; missing stays NaN, a text that is no number is an error."""
+    if pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_complex_dtype(values):
+        return values.to_numpy(dtype=np.float64, na_value=np.nan)
+    numbers = pd.to_numeric(values.astype(object), errors="coerce").to_numpy(np.float64)
+    dates = pd.api.types.is_datetime64_any_dtype(values)
+    bad = np.flatnonzero(values.notna() & (np.isnan(numbers) | dates))
+    if len(bad):
+        raise UserError(
+            f"column {values.name!r} of {source} holds {str(values.iloc[bad[0]])[:40]!r} in line "
+            f"{bad[0] + 2}; expected a number: correct it ({len(bad)} such rows)"
+        )
+    return numbers
+
+
+def _text(values: pd.Series) -> pa.Array:
+    """Convert a column to an Arrow string array; missing stays null, True is "True", 2.0 is "2"."""
+    if isinstance(values.dtype, pd.StringDtype):
+        array = pa.array(values)
+        return array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
+    plain = values.astype(object)
+    if pd.api.types.infer_dtype(plain, skipna=True) != "string":
+        plain = plain.map(_as_text, na_action="ignore")
+    return pa.array(plain, type=pa.string(), from_pandas=True)
+
+
+def _as_text(value: object) -> str:
+    is_whole = isinstance(value, (float, np.floating)) and float(value).is_integer()
+    return str(int(value)) if is_whole else str(value)
+
+
+# --- preprocessor ------------------------------------------------------------------------------
+
+
+def fit_preprocessor(rows: pd.DataFrame, schema: Schema):
+    """Fit imputation, scaling and one-hot encoding on conformed training rows.
+
+    Returns a fitted `ColumnTransformer`: numeric columns get the mean for missing values and unit
+    variance, categorical ones the most frequent value and one column per category, none of them
+    set for a category that was not in `rows`.
+    """
+    categories = {name: sorted(rows[name].dropna().unique()) for name in schema.categorical}
+    return _build(schema, [categories]).fit(_sklearn_frame(rows))
+
+
+def _build(schema: Schema, blocks: list[Mapping[str, list[str]]]):
+    from sklearn.compose import ColumnTransformer
+    from sklearn.impute import SimpleImputer
+    from sklearn.pipeline import Pipeline
+    from sklearn.preprocessing import OneHotEncoder, StandardScaler
+
+    steps = []
+    if schema.numeric:
+        numeric = [("impute", SimpleImputer()), ("scale", StandardScaler())]
+        steps.append(("numeric", Pipeline(numeric), list(schema.numeric)))
+    for i, block in enumerate(blocks):
+        if not block:
+            continue
+        encoder = OneHotEncoder(
+            categories=[np.array(values, dtype=object) for values in block.values()],
+            handle_unknown="ignore",
+            sparse_output=False,
+            dtype=np.float32,
+        )
+        text = [("impute", SimpleImputer(strategy="most_frequent")), ("encode", encoder)]
+        steps.append((f"categorical_{i}", Pipeline(text), list(block)))
+    return ColumnTransformer(steps)
+
+
+def _sklearn_frame(rows: pd.DataFrame) -> pd.DataFrame:
+    # scikit-learn's imputer looks for NaN in object columns, not for pandas' own missing value.
+    text = rows.select_dtypes("str").columns
+    return rows.astype(dict.fromkeys(text, object)).where(rows.notna(), np.nan)
+
+
+def widen_preprocessor(preprocessor, rows: pd.DataFrame, schema: Schema):
+    """Add one-hot columns for the categories in `rows` that `preprocessor` does not know.
+
+    Means, scales and known categories keep their values, and their columns their places: the new
+    columns come last, so that a network widened by as many zero rows predicts the same.
+    Returns (preprocessor, {column: [new categories]}); the same object when nothing is new.
+    """
+    blocks = [dict(zip(c, e.categories_, strict=True)) for _, c, _, e in _category_steps(preprocessor)]
+    known = {name: {v for b in blocks for v in b.get(name, ())} for name in schema.categorical}
+    new = {
+        name: added
+        for name in schema.categorical
+        if (added := sorted(set(rows[name].dropna().unique()) - known[name]))
+    }
+    if not new:
+        return preprocessor, {}
+    wider = _build(schema, [*blocks, new]).fit(_sklearn_frame(rows))
+    for name, _, _ in preprocessor.transformers:
+        for step, fitted in preprocessor.named_transformers_[name].named_steps.items():
+            wider.named_transformers_[name].named_steps[step].__dict__.update(fitted.__dict__)
+    imputed = {}
+    for _, columns, imputer, _ in _category_steps(preprocessor):
+        imputed = dict(zip(columns, imputer.statistics_, strict=True)) | imputed
+    _, columns, imputer, _ = _category_steps(wider)[-1]
+    imputer.statistics_ = np.array([imputed[name] for name in columns], dtype=object)
+    return wider, new
+
+
+def _category_steps(preprocessor) -> list[tuple]:
+    """List (name, columns, imputer, encoder) of each categorical block, in column order."""
+    return [
+        (name, columns, fitted.named_steps["impute"], fitted.named_steps["encode"])
+        for name, fitted, columns in preprocessor.transformers_
+        if name.startswith("categorical_")
+    ]
+
+
+def is_ours(preprocessor) -> bool:
+    """Tell whether a preprocessor has the form that `fit_preprocessor` makes."""
+    names = [name for name, _, _ in getattr(preprocessor, "transformers_", [])]
+    return bool(names) and all(re.fullmatch(r"numeric|categorical_\d+", n) for n in names)
+
+
+def schema_of(preprocessor, target: str = TARGET, dropped: Iterable[str] = ()) -> Schema:
+    """Read the feature columns back from a fitted preprocessor."""
+    columns = {name: tuple(c) for name, _, c in preprocessor.transformers_ if name != "remainder"}
+    return Schema(
+        target, columns.get("numeric", ()), columns.get("categorical_0", ()), tuple(dropped)
+    )
+
+
+def encode(rows: pd.DataFrame, preprocessor) -> np.ndarray:
+    """Transform rows to the network's input, float32 of shape (n_rows, n_inputs).
+
+    Equal to `preprocessor.transform(rows)` for a preprocessor of `fit_preprocessor`, but many
+    times faster, since categories are looked up by Arrow instead of compared one by one; for any
+    other preprocessor it *is* that call.
+    Raises UserError for text where a number belongs, or numbers too large to be real.
+    """
+    if not is_ours(preprocessor):
+        dense = preprocessor.transform(rows)
+        return np.asarray(getattr(dense, "toarray", lambda: dense)(), dtype=np.float32)
+    width = sum(s.stop - s.start for s in preprocessor.output_indices_.values())
+    X = np.zeros((len(rows), width), dtype=np.float32)
+    start = 0
+    for name, fitted, columns in preprocessor.transformers_:
+        if name == "numeric":
+            means, scaler = fitted.named_steps["impute"].statistics_, fitted.named_steps["scale"]
+            for j, column in enumerate(columns):
+                values = _numbers(rows[column])
+                values = np.where(np.isnan(values), means[j], values)
+                X[:, j] = _standardise(values, scaler.mean_[j], scaler.scale_[j], column)
+            start = len(columns)
+    for _, columns, imputer, encoder in _category_steps(preprocessor):
+        for column, most_frequent, values in zip(
+            columns, imputer.statistics_, encoder.categories_, strict=True
+        ):
+            codes = _category_codes(rows[column], values, most_frequent)
+            known = np.flatnonzero(codes >= 0)
+            X[known, start + codes[known]] = 1
+            start += len(values)
+    return X
+
+
+def encode_features(rows: pd.DataFrame, schema: Schema, preprocessor) -> np.ndarray:
+    """Encode raw rows from outside: check that no feature column is missing, then `encode`.
+
+    Raises UserError as `encode` and `conform` do.
+    """
+    _check_columns(rows, schema, "the rows")
+    return encode(rows, preprocessor)
+
+
+def predict(network, X) -> np.ndarray:
+    """Predict with a Keras network, float64 of shape (n_rows,), for X of shape (n_rows, n_inputs).
+
+    The last block is filled up to a multiple of `LANE` rows: matrix products of other shapes may
+    round differently, and a row should get the same bits alone as among a million others.
+    """
+    X = np.asarray(X, dtype=np.float32)
+    predictions = np.empty(len(X))
+    for start in range(0, len(X), BLOCK):
+        block = X[start : start + BLOCK]
+        filled = np.pad(block, ((0, -len(block) % LANE), (0, 0)))
+        output = np.asarray(network(filled, training=False))
+        predictions[start : start + len(block)] = output.reshape(len(filled), -1)[: len(block), 0]
+    return predictions
+
+
+def _standardise(values: np.ndarray, mean: float, scale: float, column: str) -> np.ndarray:
+    values = (values - mean) / scale
+    largest = np.abs(values).max(initial=0)
+    if not largest <= MAX_STANDARDISED:
+        i = np.argmax(np.abs(values))
+        raise UserError(
+            f"column {column!r} holds {values[i] * scale + mean:g} in row {i + 1}, far outside "
+            f"anything seen in training (mean {mean:g}, standard deviation {scale:g}); correct it"
+        )
+    return values
+
+
+def _category_codes(values: pd.Series, categories: np.ndarray, missing: str) -> np.ndarray:
+    """Number each value by its place in `categories`; -1 for a value that is none of them."""
+    if isinstance(values.dtype, pd.CategoricalDtype):
+        # One look-up per category, not per row; the last place stands for a missing value.
+        levels = pd.Series([*values.cat.categories.astype(object), None], dtype=object)
+        return _category_codes(levels, categories, missing)[values.cat.codes.to_numpy()]
+    text = _text(values)
+    codes = pc.fill_null(pc.index_in(text, pa.array(categories, type=text.type)), -1)
+    codes = codes.to_numpy(zero_copy_only=False)
+    if text.null_count:
+        place = np.flatnonzero(categories == missing)
+        codes = np.where(
+            text.is_null().to_numpy(zero_copy_only=False), place[0] if len(place) else -1, codes
+        )
+    return codes
+
+
+def row_hashes(features: pd.DataFrame, y: pd.Series) -> np.ndarray:
+    """Hash conformed rows with their target, uint64 of shape (n_rows,).
+
+    Equal rows hash alike whatever file, order or dtype they came in, since `conform` has made
+    them float64 and text (SipHash, `pandas.util.hash_pandas_object`).
+    """
+    frame = features.assign(**{"": y.to_numpy(np.float64)})
+    return pd.util.hash_pandas_object(frame, index=False).to_numpy()
