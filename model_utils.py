@@ -9,9 +9,10 @@ printing, command lines, global seeds (callers own them).
     evaluate_performance(y, model_predict(model, X))
 """
 
+import contextlib
 import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import keras
 import numpy as np
@@ -24,6 +25,14 @@ import tabular
 from tabular import TARGET
 
 BLOCK = tabular.BLOCK
+# Weight decays to choose from; 1 to 3 suits a few thousand noisy rows, 0.1 and less a million.
+STRENGTHS = (0.1, 0.3, 1.0, 3.0, 10.0)
+SEARCH_ROWS = 20_000  # rows enough to tell the strengths apart; more would only cost time
+
+
+def wake_device() -> None:
+    """Make TensorFlow find its devices now, and write its start-up lines while they are held."""
+    tf.constant(0)
 
 
 # --- data --------------------------------------------------------------------------------------
@@ -86,6 +95,13 @@ def target_scale(y: Sequence[float], share: float = 0.005) -> TargetScale:
         low=float(low) if np.sum(y == low) >= needed else None,
         high=float(high) if np.sum(y == high) >= needed else None,
     )
+
+
+def rescaled(scale: TargetScale, y: Sequence[float]) -> TargetScale:
+    """Keep a scale for new targets, but drop a bound that some of them cross."""
+    low = scale.low if scale.low is not None and np.min(y) >= scale.low else None
+    high = scale.high if scale.high is not None and np.max(y) <= scale.high else None
+    return replace(scale, low=low, high=high)
 
 
 def create_nn_model(
@@ -243,7 +259,11 @@ def _why_not_compiled(model: keras.Model, callbacks: Sequence) -> str | None:
     hooks = ("on_batch_begin", "on_batch_end", "on_train_batch_begin", "on_train_batch_end")
     for callback in callbacks:
         per_epoch = getattr(callback, "save_freq", None) == "epoch"
-        own = [h for h in hooks if getattr(type(callback), h) is not getattr(keras.callbacks.Callback, h)]
+        own = [
+            h
+            for h in hooks
+            if getattr(type(callback), h) is not getattr(keras.callbacks.Callback, h)
+        ]
         if own and not per_epoch:
             return f"the callback {type(callback).__name__} wants to see every batch"
     return None
@@ -258,13 +278,21 @@ def _programs(model: keras.Model, data: tuple, batch_size: int) -> tuple:
     X, y, weight = (None if values is None else values[:1] for values in data)
     model.test_step((X, y, weight))  # builds what is not built yet, outside of the programs
     model.optimizer.build(model.trainable_variables)
-    key = [batch_size, model.optimizer, *model.metrics[:1]]  # a new loss tracker each compile()
+    optimizer, decays = model.optimizer, model.optimizer.weight_decay is not None
+    key = [batch_size, optimizer, decays, *model.metrics[:1]]  # a new loss tracker each compile()
     cached_key, programs = getattr(model, "_epoch_programs", ([], None))
     if len(key) == len(cached_key) and all(a is b for a, b in zip(key, cached_key, strict=True)):
         return programs
 
+    # As a variable, the weight decay can change without compiling anew.
+    weight_decay = tf.Variable(0.0, trainable=False)
+
     def step(function, data, rows):
-        function(tuple(None if values is None else tf.gather(values, rows) for values in data))
+        number, optimizer.weight_decay = optimizer.weight_decay, weight_decay if decays else None
+        try:
+            function(tuple(None if values is None else tf.gather(values, rows) for values in data))
+        finally:
+            optimizer.weight_decay = number
 
     @tf.function(jit_compile=True, autograph=False)
     def whole_batches(data, order, batches):
@@ -282,6 +310,7 @@ def _programs(model: keras.Model, data: tuple, batch_size: int) -> tuple:
     def test(data):
         n = data[0].shape[0]
         if n >= BLOCK:
+
             def body(i):
                 step(model.test_step, data, tf.range(BLOCK) + i * BLOCK)
                 return (i + 1,)
@@ -295,6 +324,7 @@ def _programs(model: keras.Model, data: tuple, batch_size: int) -> tuple:
 
     def train(data, order):
         model.reset_metrics()
+        weight_decay.assign(optimizer.weight_decay if decays else 0.0)
         batches, rest = divmod(len(order), batch_size)
         padded = np.zeros(max(len(data[0]), batch_size), np.int32)
         padded[: len(order)] = order
@@ -310,6 +340,139 @@ def _programs(model: keras.Model, data: tuple, batch_size: int) -> tuple:
 
     model._epoch_programs = key, (train, evaluate)
     return train, evaluate
+
+
+# --- fitting: regularisation, learning rate, warm start ------------------------------------------
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Hold how a network was fitted.
+
+    curves: loss and val_loss per epoch of the chosen strength, trained without the validation
+    rows; final: loss per epoch of the final training on all rows; strengths: validation loss of
+    each weight decay tried.
+    """
+
+    weight_decay: float
+    curves: dict[str, list[float]]
+    final: list[float]
+    strengths: dict[float, float]
+
+
+def fit_network(
+    model: keras.Model,
+    X: np.ndarray,
+    y: np.ndarray,
+    *,
+    epochs: int,
+    batch_size: int,
+    learning_rate: float,
+    seed: int,
+    strengths: Sequence[float] = STRENGTHS,
+    validate_on: np.ndarray | None = None,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
+) -> Fit:
+    """Choose the weight decay on validation rows, then train on all rows with it.
+
+    Every candidate starts from the model's present weights and optimizer state. A fifth of
+    `validate_on` (row numbers; default all rows, at most `SEARCH_ROWS`) serves as validation rows.
+    The model ends trained on all rows, its learning rate back at `learning_rate`.
+
+    Raises FloatingPointError when the loss is not finite whatever the strength.
+    """
+    start = model_state(model)
+    rng = np.random.default_rng(seed)
+    pool = rng.permutation(np.arange(len(X)) if validate_on is None else validate_on)
+    validation = np.sort(pool[: min(len(pool), SEARCH_ROWS) // 5])
+    rest = rng.permutation(np.setdiff1d(np.arange(len(X)), validation))[:SEARCH_ROWS]
+    # A multiple of the batch size spares the compilation of a last short batch.
+    rest = rest[: max(batch_size, len(rest) // batch_size * batch_size)]
+    options = {
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "seed": seed,
+        "callbacks": callbacks,
+    }
+    tried = {}
+    for strength in strengths:
+        restore_state(model, start)
+        model.optimizer.weight_decay = strength
+        held_out = {"X_val": X[validation], "y_val": y[validation]}
+        tried[strength] = train_at(model, X, y, rows=rest, **held_out, **options).history
+    last = {k: h["val_loss"][-1] for k, h in tried.items() if np.isfinite(h["val_loss"][-1])}
+    if not last:
+        raise FloatingPointError(f"the loss is not finite at learning rate {learning_rate:g}")
+    best = min(last, key=last.get)
+    restore_state(model, start)
+    model.optimizer.weight_decay = best
+    history = train_at(model, X, y, **options)
+    if not np.isfinite(history.history["loss"][-1]):
+        raise FloatingPointError(f"the loss is not finite at learning rate {learning_rate:g}")
+    return Fit(best, tried[best], history.history["loss"], last)
+
+
+def train_at(
+    model: keras.Model, X, y, *, learning_rate: float, epochs: int, **options
+) -> keras.callbacks.History:
+    """Train with a learning rate that falls from `learning_rate` to zero; see `train_model`."""
+    cosine = [CosineLearningRate(learning_rate, epochs), *options.pop("callbacks", ())]
+    return train_model(model, X, y, epochs=epochs, callbacks=cosine, **options)[1]
+
+
+class CosineLearningRate(keras.callbacks.Callback):
+    """Lower the learning rate from epoch to epoch along half a cosine (Loshchilov & Hutter 2017).
+
+    Leaves a model alone whose optimizer brings a schedule of its own.
+    """
+
+    def __init__(self, learning_rate: float, epochs: int) -> None:
+        super().__init__()
+        self.learning_rate, self.epochs = learning_rate, epochs
+
+    def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
+        self._set(self.learning_rate * (1 + np.cos(np.pi * epoch / self.epochs)) / 2)
+
+    def on_train_end(self, logs: dict | None = None) -> None:
+        self._set(self.learning_rate)
+
+    def _set(self, value: float) -> None:
+        with contextlib.suppress(TypeError):
+            self.model.optimizer.learning_rate = value
+
+
+def model_state(model: keras.Model) -> list[np.ndarray]:
+    """Copy all weights and optimizer slots of a model."""
+    model.optimizer.build(model.trainable_variables)
+    return [variable.numpy() for variable in (*model.variables, *model.optimizer.variables)]
+
+
+def restore_state(model: keras.Model, state: list[np.ndarray]) -> None:
+    """Put back what `model_state` copied."""
+    for variable, value in zip((*model.variables, *model.optimizer.variables), state, strict=True):
+        variable.assign(value)
+
+
+def widen_network(
+    network: keras.Model, input_dim: int, scale: TargetScale | None, learning_rate: float
+) -> keras.Model:
+    """Copy a network of `create_nn_model`, giving it more inputs, the new ones with zero weights.
+
+    The optimizer's state comes along, zero for the new inputs, so that predictions for rows
+    without the new inputs do not move. The original is left alone.
+    """
+    wider = create_nn_model(input_dim, scale=scale, learning_rate=learning_rate)
+    wider.optimizer.build(wider.trainable_variables)
+    state = model_state(network)
+    for variable, old in zip((*wider.variables, *wider.optimizer.variables), state, strict=True):
+        value = np.zeros(variable.shape, old.dtype)
+        value[tuple(slice(n) for n in old.shape)] = old
+        variable.assign(value)
+    return wider
+
+
+# --- prediction and scores -----------------------------------------------------------------------
 
 
 def model_predict(model: keras.Model, X) -> np.ndarray:

@@ -17,6 +17,8 @@ import numpy as np
 import pandas as pd
 from mlflow.exceptions import MlflowException
 
+TRUSTED = ["numpy.dtype"]  # scikit-learn's imputer keeps the dtype it was fitted on
+
 
 class ServedModel(mlflow.pyfunc.PythonModel):
     """Predict the target for raw rows with the network and the preprocessor of the artifact."""
@@ -29,12 +31,12 @@ class ServedModel(mlflow.pyfunc.PythonModel):
 
         files = context.artifacts
         self.tabular = _load_module(Path(files["code"]))
-        self.preprocessor = skops.io.load(files["preprocessor"])
+        self.preprocessor = skops.io.load(files["preprocessor"], trusted=TRUSTED)
         self.network = keras.saving.load_model(files["network"], safe_mode=True)
         columns = json.loads(Path(files["card"]).read_text("utf-8"))["schema"]
         self.schema = self.tabular.Schema(**columns)
 
-    def predict(self, context, model_input, params=None) -> pd.DataFrame | np.ndarray:
+    def predict(self, context, model_input: pd.DataFrame, params: dict | None = None) -> np.ndarray:
         """Score a DataFrame of raw rows; columns in any order, extra ones ignored.
 
         Returns float64 predictions of shape (n_rows,).

@@ -378,7 +378,9 @@ def widen_preprocessor(preprocessor, rows: pd.DataFrame, schema: Schema):
     columns come last, so that a network widened by as many zero rows predicts the same.
     Returns (preprocessor, {column: [new categories]}); the same object when nothing is new.
     """
-    blocks = [dict(zip(c, e.categories_, strict=True)) for _, c, _, e in _category_steps(preprocessor)]
+    blocks = [
+        dict(zip(c, e.categories_, strict=True)) for _, c, _, e in _category_steps(preprocessor)
+    ]
     known = {name: {v for b in blocks for v in b.get(name, ())} for name in schema.categorical}
     new = {
         name: added

@@ -1,0 +1,156 @@
+"""What both scripts share on the terminal: arguments, quiet start, errors, tables.
+
+Imports nothing heavy, so that `--help` answers at once. Not here: what a script does.
+"""
+
+import argparse
+import contextlib
+import difflib
+import os
+import re
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+# What TensorFlow, its C++ libraries and Alembic write at every start, whatever happens.
+START_UP_NOISE = re.compile(
+    r"^([IWE]0000 |WARNING: All log messages before absl|To enable the following instructions"
+    r"|\d{4}[-/]\d\d[-/]\d\d .*(INFO|cuda|oneDNN|cpu_feature_guard|XLA|alembic)"
+    r"|INFO +\[?(alembic|mlflow)|\s*$)"
+)
+
+
+STORE = "sqlite:///mlflow.db"  # where 'mlflow ui' looks without a flag
+
+
+class Parser(argparse.ArgumentParser):
+    """Report a wrong argument in one line, with the flag that was probably meant."""
+
+    def error(self, message: str) -> None:
+        unknown = re.search(r"unrecognized arguments: (--?[\w-]+)", message)
+        if unknown:
+            known = [flag for action in self._actions for flag in action.option_strings]
+            close = difflib.get_close_matches(unknown[1], known, 1)
+            message += f"; did you mean {close[0]}?" if close else ""
+        self.exit(2, f"error: {message} (see {self.prog} --help)\n")
+
+
+def common_arguments(parser: Parser, data: str) -> None:
+    """Add the flags that training and retraining share."""
+    add = parser.add_argument
+    add("--data", default=data, metavar="FILE", help="CSV or Parquet, folder or glob (%(default)s)")
+    add("--epochs", type=whole, default=60, help="passes over the training rows (%(default)s)")
+    add("--batch-size", type=whole, default=32, help="rows per update (%(default)s)")
+    add("--learning-rate", type=positive, default=1e-3, help="at the start (%(default)s)")
+    add("--seed", type=natural, default=42, help="of split, weights and order (%(default)s)")
+    add("--test-size", type=share, default=0.2, help="share of rows held out (%(default)s)")
+    experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME", "loan-amount")
+    add("--experiment", default=experiment, help="MLflow experiment (%(default)s)")
+    add("--model-name", default="loan-amount", help="registered model (%(default)s)")
+    store = os.environ.get("MLFLOW_TRACKING_URI") or STORE
+    add("--tracking-uri", default=store, help="MLflow store or server (%(default)s)")
+    add("--models-dir", type=Path, default=Path("models"), help="local copies (%(default)s)")
+    add("--quiet", action="store_true", help="print nothing but errors")
+    add(
+        "--memory-rows",
+        type=natural,
+        default=20_000,
+        help="rows of each role kept in the model for replay and proof; 0 keeps none (%(default)s)",
+    )
+
+
+def whole(text: str) -> int:
+    return _number(text, int, lambda v: v >= 1, "a whole number of at least 1")
+
+
+def natural(text: str) -> int:
+    return _number(text, int, lambda v: 0 <= v < 2**31, "a whole number from 0 on")
+
+
+def positive(text: str) -> float:
+    return _number(text, float, lambda v: 0 < v < float("inf"), "a number above 0")
+
+
+def share(text: str) -> float:
+    return _number(text, float, lambda v: 0 < v < 1, "a share between 0 and 1, such as 0.2")
+
+
+def _number(text: str, convert: Callable, accepts: Callable, expected: str):
+    with contextlib.suppress(ValueError):
+        value = convert(text)
+        if accepts(value):
+            return value
+    raise argparse.ArgumentTypeError(f"{text!r} was passed; expected {expected}")
+
+
+def run(script: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> int:
+    """Run a script's work and turn what went wrong into an exit code and one line on stderr.
+
+    0 done, 2 a user's error, 130 interrupted. Programming errors keep their traceback.
+    """
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        return script(args)
+    except KeyboardInterrupt:
+        print("interrupted: the run is marked KILLED, no model was registered", file=sys.stderr)
+        return 130
+    except ValueError as error:
+        if type(error).__name__ != "UserError":
+            raise
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+
+
+def _interrupt(signum: int, frame) -> None:
+    raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def quiet_start() -> Iterator[None]:
+    """Hold back what libraries write to file descriptor 2 while they start.
+
+    Their start-up noise is dropped; every other line is passed on afterwards, so that real
+    warnings and errors show.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(kept, 2)
+            os.close(kept)
+            held.seek(0)
+            for line in held.read().decode(errors="replace").splitlines():
+                if not START_UP_NOISE.match(line):
+                    print(line, file=sys.stderr)
+
+
+class Terminal:
+    """Print words and tables; nothing at all with `--quiet`."""
+
+    def __init__(self, quiet: bool) -> None:
+        from rich.console import Console
+
+        self.console = Console(quiet=quiet, highlight=False, markup=False, soft_wrap=True)
+
+    def say(self, text: str = "") -> None:
+        self.console.print(text)
+
+    def table(self, header: list[str], rows: list[list[str]]) -> None:
+        """Print aligned columns, the first to the left, numbers to the right."""
+        from rich.table import Table
+
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for i, name in enumerate(header):
+            table.add_column(name, justify="left" if i == 0 else "right", no_wrap=i > 0)
+        for row in rows:
+            table.add_row(*row)
+        self.console.print(table, soft_wrap=False)

@@ -1,0 +1,244 @@
+"""Train the network on a table, score it on held-out rows, track everything in MLflow.
+
+python mlflow_monitoring.py
+python mlflow_monitoring.py --data my.csv --target price --drop id
+mlflow ui
+"""
+
+import argparse
+import shlex
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import cli
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+
+    from memory import Roles
+    from tabular import Schema
+
+MODEL_NAME = "mlflow_model"
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = cli.Parser("mlflow_monitoring.py", description=__doc__.splitlines()[0])
+    cli.common_arguments(parser, data="data/df_old.csv")
+    parser.add_argument("--target", default="montant_pret", help="column to learn (%(default)s)")
+    parser.add_argument("--drop", nargs="+", default=[], metavar="COLUMN", help="columns to ignore")
+    parser.add_argument("--unit", help="unit of the target in words and figures (€ for loans)")
+    args = parser.parse_args(argv)
+    if args.unit is None:
+        args.unit = "€" if args.target == "montant_pret" else ""
+    return args
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Train, score, log and register one model; return the exit code."""
+    return cli.run(train, parse_args(argv))
+
+
+def train(args: argparse.Namespace) -> int:
+    """Do the work of `main`, phase by phase."""
+    with cli.quiet_start():
+        import skops.io  # noqa: F401  (before TensorFlow: a second faster)
+
+        import model_store
+        import model_utils
+        import tracking
+
+        model_utils.wake_device()
+    terminal = cli.Terminal(args.quiet)
+    data = read(args)
+    for note in data.notes:
+        terminal.say(f"note: {note}")
+    client, experiment_id = tracking.connect(args.tracking_uri, args.experiment)
+    tags = {"phase": "training", "data_sha256": data.sha256}
+    with tracking.tracked_run(experiment_id, f"train {args.model_name}", tags) as run:
+        log_inputs(client, run, args, data)
+        trained, fit = fit_model(args, data)
+        trained.card["run_id"] = run.info.run_id
+        metrics, figures = score(args, data, trained, fit)
+        curves = {f"epoch/{name}": values for name, values in fit.curves.items()}
+        curves["epoch/final_loss"] = fit.final
+        tracking.log_numbers(client, run.info.run_id, metrics, curves)
+        tracking.log_figures(figures)
+        model_store.save_preprocessor(trained.preprocessor, args.models_dir / "preprocessor.pkl")
+        uri = model_store.log_model(trained, MODEL_NAME, step=args.epochs)
+        version = publish(client, run, args, uri, metrics)
+    conclude(terminal, args, experiment_id, metrics, uri, version)
+    return 0
+
+
+@dataclass
+class Data:
+    """Hold the rows of a first training: features of float64 and text, target, roles."""
+
+    schema: "Schema"
+    table: "pd.DataFrame"
+    y: "pd.Series"
+    hashes: "np.ndarray"
+    roles: "Roles"
+    sha256: str
+    notes: list[str]
+
+    def part(self, numbers: "np.ndarray") -> "pd.DataFrame":
+        """Return some rows with their target, as the memory and MLflow see them."""
+        return self.table.iloc[numbers].assign(**{self.schema.target: self.y.iloc[numbers]})
+
+
+def read(args: argparse.Namespace) -> Data:
+    """Read and check the rows, and split them before anything is measured on them."""
+    import numpy as np
+
+    import tabular
+    from memory import Memory, assign_roles
+    from model_utils import split
+    from tracking import content_hash
+
+    rows, notes = tabular.read_rows(args.data)
+    y = tabular.check_target(rows, args.target, args.data)
+    train_numbers, *_ = split(np.arange(len(y)), y, args.test_size, args.seed)
+    schema, remarks = tabular.infer_schema(rows.iloc[train_numbers], args.target, args.drop)
+    table = tabular.conform(rows, schema, source=args.data)
+    hashes = tabular.row_hashes(table, y)
+    roles = assign_roles(
+        hashes, Memory(), test_size=args.test_size, seed=args.seed, source=args.data
+    )
+    return Data(schema, table, y, hashes, roles, content_hash(hashes), notes + remarks)
+
+
+def log_inputs(client, run, args: argparse.Namespace, data: Data) -> None:
+    """Log the arguments and the two datasets, before training starts."""
+    import tracking
+
+    tracking.log_arguments(client, run.info.run_id, vars(args) | data.roles.counts)
+    for context, numbers in (("training", data.roles.train), ("held-out", data.roles.held_out)):
+        tracking.log_rows(data.part(numbers), data.schema, args.data, context)
+
+
+def fit_model(args: argparse.Namespace, data: Data):
+    """Fit preprocessor and network on the training rows; return (TrainedModel, Fit)."""
+    import model_utils
+    import tabular
+    from memory import Memory, remember
+    from model_store import TrainedModel
+
+    train = data.roles.train
+    preprocessor = tabular.fit_preprocessor(data.table.iloc[train], data.schema)
+    X, y = tabular.encode(data.table.iloc[train], preprocessor), data.y.iloc[train].to_numpy()
+    scale = model_utils.target_scale(y)
+    network = model_utils.create_nn_model(
+        X.shape[1], scale=scale, learning_rate=args.learning_rate, seed=args.seed
+    )
+    fit = model_utils.fit_network(
+        network,
+        X,
+        y,
+        epochs=args.epochs,
+        batch_size=args.batch_size,
+        learning_rate=args.learning_rate,
+        seed=args.seed,
+    )
+    memory = remember(
+        Memory(),
+        data.part(slice(None)),
+        data.hashes,
+        data.roles,
+        generation=0,
+        limit=args.memory_rows,
+        seed=args.seed,
+    )
+    card = {
+        "arguments": {key: str(value) for key, value in vars(args).items()},
+        "weight_decay": fit.weight_decay,
+        "unit": args.unit,
+        "lineage": [
+            {"generation": 0, "data": args.data, "sha256": data.sha256, **data.roles.counts}
+        ],
+    }
+    return TrainedModel(network, preprocessor, data.schema, scale, memory, card), fit
+
+
+def score(args: argparse.Namespace, data: Data, trained, fit) -> tuple[dict, dict]:
+    """Score the model on the held-out rows; return (metrics, figures)."""
+    import figures
+    import numpy as np
+
+    import comparison
+    import tabular
+    from model_utils import evaluate_performance, model_predict
+
+    held_out = data.table.iloc[data.roles.held_out]
+    y = data.y.iloc[data.roles.held_out].to_numpy()
+    prediction = model_predict(trained.network, tabular.encode(held_out, trained.preprocessor))
+    scores = evaluate_performance(y, prediction)
+    mean = data.y.iloc[data.roles.train].mean()
+    metrics = {
+        "MAE": scores["MAE"],
+        "MSE": scores["MSE"],
+        "R2": scores["R²"],
+        "MAE_mean": float(np.abs(y - mean).mean()),
+        "weight_decay": fit.weight_decay,
+    }
+    groups = comparison.groups(held_out, data.schema.categorical, y, None, prediction)
+    pictures = {
+        "learning_curve": figures.learning_curve(fit.curves),
+        "predicted_against_actual": figures.predicted_against_actual(
+            y, {"model": prediction}, args.unit
+        ),
+    }
+    if len(groups):
+        pictures["error_per_group"] = figures.error_per_group(groups, args.unit)
+    return metrics, pictures
+
+
+def publish(client, run, args: argparse.Namespace, uri: str, metrics: dict) -> str:
+    """Register the model, make it champion when there is none, tell so in the run."""
+    import model_store
+    from comparison import format_amount
+
+    words = (
+        f"Held-out rows: MAE {format_amount(metrics['MAE'], args.unit)}, R² {metrics['R2']:.3f} "
+        f"(predicting the mean: MAE {format_amount(metrics['MAE_mean'], args.unit)})."
+    )
+    version = model_store.register(client, args.model_name, uri, run.info.run_id, words)
+    is_champion = False
+    if model_store.champion_version(client, args.model_name) is None:
+        is_champion = model_store.promote(client, args.model_name, version, None)
+    role = "@champion" if is_champion else "not champion: another version is"
+    note = f"**{args.model_name} version {version}**, {role}. {words}"
+    client.set_tag(run.info.run_id, "mlflow.note.content", note)
+    return version
+
+
+def conclude(
+    terminal: cli.Terminal, args, experiment_id: str, metrics: dict, uri: str, version: str
+) -> None:
+    """Print the metrics and the two next commands."""
+    from comparison import format_amount
+    from tracking import deep_link
+
+    unit = args.unit
+    terminal.table(
+        ["held-out rows", "model", "mean predictor"],
+        [
+            ["MAE", format_amount(metrics["MAE"], unit), format_amount(metrics["MAE_mean"], unit)],
+            ["RMSE", format_amount(metrics["MSE"] ** 0.5, unit), ""],
+            ["R²", f"{metrics['R2']:.3f}", ""],
+        ],
+    )
+    store = ["--tracking-uri", args.tracking_uri] if args.tracking_uri != cli.STORE else []
+    retrain = ["python", "mlflow_retrain.py", "--model-uri", uri, *store]
+    ui = [] if args.tracking_uri == cli.STORE else ["--backend-store-uri", args.tracking_uri]
+    terminal.say(f"\n{args.model_name} version {version} is {uri}\n\nNext:")
+    terminal.say(f"  {shlex.join(retrain)}")
+    terminal.say(f"  {shlex.join(['mlflow', 'ui', *ui])}")
+    terminal.say(f"  then open {deep_link(args.tracking_uri, experiment_id)}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,249 @@
+"""Continue a model on new rows, prove whether that helped, and promote it only then.
+
+python mlflow_retrain.py                              # continue the champion
+python mlflow_retrain.py --model-uri models:/loan-amount/1 --data my_new.csv
+python mlflow_retrain.py --dry-run                    # drift only
+python mlflow_retrain.py --rollback
+"""
+
+import argparse
+import shlex
+import sys
+from typing import TYPE_CHECKING
+
+import cli
+
+if TYPE_CHECKING:
+    from comparison import Evidence
+    from model_store import TrainedModel
+    from retraining import Retrained, Rows
+
+MODEL_NAME = "retrained_mlflow_model"
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = cli.Parser("mlflow_retrain.py", description=__doc__.splitlines()[0])
+    cli.common_arguments(parser, data="data/df_new.csv")
+    add = parser.add_argument
+    add("--model-uri", metavar="URI", help="model to continue, any MLflow URI (the champion)")
+    add("--replay", action=argparse.BooleanOptionalAction, default=True, help="old rows too")
+    add("--controls", action=argparse.BooleanOptionalAction, default=True, help="train controls")
+    add("--max-forgetting", type=cli.share, default=0.05, help="worse on old rows (%(default)s)")
+    add("--promote", choices=["auto", "always", "never"], default="auto", help="(%(default)s)")
+    add("--dry-run", action="store_true", help="report the drift and stop")
+    add("--rollback", action="store_true", help="make the previous champion champion again")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Retrain, compare, log, register and judge one model; return the exit code."""
+    args = parse_args(argv)
+    return cli.run(roll_back if args.rollback else retrain, args)
+
+
+def retrain(args: argparse.Namespace) -> int:
+    """Do the work of `main`, phase by phase."""
+    with cli.quiet_start():
+        import skops.io  # noqa: F401  (before TensorFlow: a second faster)
+
+        import model_store
+        import model_utils
+        import retraining
+        import tracking
+
+        model_utils.wake_device()
+    terminal = cli.Terminal(args.quiet)
+    client, experiment_id = tracking.connect(args.tracking_uri, args.experiment)
+    champion = model_store.champion_version(client, args.model_name)
+    uri = args.model_uri or f"models:/{args.model_name}@{model_store.CHAMPION}"
+    parent = model_store.load_model(uri, args.models_dir / "preprocessor.pkl")
+    rows = retraining.prepare_rows(
+        parent, args.data, test_size=args.test_size, seed=args.seed, replay=args.replay
+    )
+    announce(terminal, parent, rows)
+    if args.dry_run:
+        return 0
+    tags = {"phase": "retraining", "parent_model_uri": parent.uri, "parent_run_id": parent.run_id}
+    with tracking.tracked_run(experiment_id, f"retrain {args.model_name}", tags) as run:
+        log_inputs(client, run, args, parent, rows)
+        result = retraining.retrain(
+            parent,
+            rows,
+            epochs=args.epochs,
+            batch_size=args.batch_size,
+            learning_rate=args.learning_rate,
+            seed=args.seed,
+            memory_rows=args.memory_rows,
+            controls=args.controls,
+        )
+        evidence = retraining.gather_evidence(parent, rows, result, args.max_forgetting)
+        log_evidence(client, run, result, evidence, rows, parent)
+        child_uri = log_child(run, args, parent, result)
+        verdict, version = judge(client, run, args, champion, parent, evidence, child_uri)
+    conclude(terminal, args, experiment_id, evidence, verdict, child_uri, version)
+    return 0
+
+
+def announce(terminal: cli.Terminal, parent: "TrainedModel", rows: "Rows") -> None:
+    """Print what is continued on what, and at most three lines on drift."""
+    import comparison
+    import retraining
+
+    for note in rows.notes:
+        terminal.say(f"note: {note}")
+    terminal.say(
+        f"parent {parent.uri}: {len(rows.new)} new rows and {len(rows.replay)} remembered ones to "
+        f"train on, {len(rows.held_out['new'])} new and {len(rows.held_out.get('old', ()))} old "
+        "ones to score on"
+    )
+    drift, bounds = retraining.measure_drift(parent, rows)
+    if drift is None:
+        terminal.say("drift: unknown, the parent remembers no training row")
+        return
+    for line in comparison.drift_summary(drift, bounds):
+        terminal.say(line)
+    terminal.say(retraining.looks_worthwhile(parent, rows, drift))
+
+
+def log_inputs(client, run, args, parent: "TrainedModel", rows: "Rows") -> None:
+    """Log arguments, parent and datasets, before training starts."""
+    from mlflow.entities import LoggedModelInput
+
+    import tracking
+
+    run_id, counts = run.info.run_id, rows.roles.counts
+    tracking.log_arguments(client, run_id, vars(args) | {"parent": parent.uri} | counts)
+    if parent.model_id:
+        client.log_inputs(run_id, models=[LoggedModelInput(parent.model_id)])
+    parts = {"training": rows.new, "replay": rows.replay}
+    parts |= {f"held-out {name}": table for name, table in rows.held_out.items()}
+    columns = [*parent.schema.features, parent.schema.target]
+    for context, table in parts.items():
+        if len(table):
+            tracking.log_rows(table[columns], parent.schema, args.data, context)
+
+
+def log_evidence(client, run, result: "Retrained", evidence: "Evidence", rows, parent) -> None:
+    """Log metrics, curves, figures, tables and the report."""
+    import figures
+
+    import comparison
+    import tracking
+    from comparison import RETRAINED
+
+    metrics = {"weight_decay": result.fit.weight_decay}
+    own = evidence.held_out["new"].scores.loc[RETRAINED]
+    metrics |= {"MAE": own["MAE"], "MSE": own["MSE"], "R2": own["R²"]}
+    for part, held_out in evidence.held_out.items():
+        for model, scores in held_out.scores.iterrows():
+            metrics |= {f"{part}/{k.replace('²', '2')}_{model}": v for k, v in scores.items()}
+        difference = held_out.difference
+        metrics[f"{part}/MAE_difference"] = difference.estimate
+        metrics[f"{part}/MAE_difference_low"] = difference.low
+        metrics[f"{part}/MAE_difference_high"] = difference.high
+    curves = {f"epoch/{name}": values for name, values in result.fit.curves.items()}
+    curves["epoch/final_loss"] = result.fit.final
+    tracking.log_numbers(client, run.info.run_id, metrics, curves)
+    y = rows.held_out["new"][parent.schema.target].to_numpy()
+    shown = {name: result.predictions["new"][name] for name in ("parent", "retrained")}
+    pictures = {
+        "before_after": figures.before_after(evidence.held_out, evidence.unit),
+        "learning_curve": figures.learning_curve(result.fit.curves),
+        "predicted_against_actual": figures.predicted_against_actual(y, shown, evidence.unit),
+    }
+    files = {"report.md": comparison.report(evidence)}
+    if evidence.groups is not None:
+        pictures["error_per_group"] = figures.error_per_group(evidence.groups, evidence.unit)
+        files["groups.csv"] = comparison.safe_cells(evidence.groups).to_csv(index=False)
+    if evidence.drift is not None:
+        pictures["drift"] = figures.drift_figure(evidence.drift)
+        files["drift.csv"] = comparison.safe_cells(evidence.drift).to_csv(index=False)
+    tracking.log_figures(pictures)
+    tracking.log_files(files)
+
+
+def log_child(run, args, parent: "TrainedModel", result: "Retrained") -> str:
+    """Save the child's folder under `models/` and log it; return its URI."""
+    import model_store
+
+    child = result.model
+    child.card |= {
+        "run_id": run.info.run_id,
+        "parent_model_uri": parent.uri,
+        "parent_run_id": parent.run_id,
+        "arguments": {key: str(value) for key, value in vars(args).items()},
+        "weight_decay": result.fit.weight_decay,
+    }
+    child.card["lineage"][-1] |= {"run_id": run.info.run_id, "data": args.data}
+    model_store.save_folder(child, args.models_dir / MODEL_NAME)
+    return model_store.log_model(child, MODEL_NAME, step=args.epochs)
+
+
+def judge(client, run, args, champion, parent, evidence, uri: str) -> tuple[str, str]:
+    """Register the child, move `@champion` if the verdict allows, and tell so in the run.
+
+    Returns (verdict in words, version).
+    """
+    import model_store
+    import retraining
+
+    summary = retraining.headline(evidence)
+    version = model_store.register(client, args.model_name, uri, run.info.run_id, summary)
+    wanted = args.promote == "always" or (args.promote == "auto" and evidence.verdict.promoted)
+    reason = evidence.verdict.reason
+    if wanted and args.promote == "auto" and champion is not None:
+        current = client.get_model_version(args.model_name, champion)
+        if current.run_id != parent.run_id:
+            wanted, reason = False, f"the parent is not the champion, version {champion}; {reason}"
+    if wanted and not model_store.promote(client, args.model_name, version, champion):
+        wanted = False
+        reason = f"the champion changed since version {champion} was read; {reason}"
+    if not wanted and args.promote == "never":
+        reason = f"--promote never; {reason}"
+    verdict = f"{'promoted' if wanted else 'kept champion'}: {reason}"
+    client.update_model_version(args.model_name, version, f"{verdict}.\n{summary}")
+    note = retraining.note(evidence, verdict)
+    tags = {"mlflow.note.content": note, "verdict": verdict.split(":")[0]}
+    tags["mlflow.runName"] = f"{verdict.split(':')[0]}: {summary}"[:250]
+    for key, value in tags.items():
+        client.set_tag(run.info.run_id, key, value)
+    return verdict, version
+
+
+def conclude(terminal, args, experiment_id, evidence, verdict, uri, version) -> None:
+    """Print the comparison, the verdict and the next commands."""
+    import retraining
+    from tracking import deep_link
+
+    terminal.say()
+    terminal.table(*retraining.score_table(evidence))
+    terminal.say(f"\nretrained − parent: {retraining.headline(evidence)}")
+    if evidence.attribution:
+        terminal.say(evidence.attribution.sentence)
+    terminal.say(verdict)
+    terminal.say(f"{args.model_name} version {version} is {uri}\n\nNext:")
+    store = ["--tracking-uri", args.tracking_uri] if args.tracking_uri != cli.STORE else []
+    ui = [] if args.tracking_uri == cli.STORE else ["--backend-store-uri", args.tracking_uri]
+    terminal.say(f"  {shlex.join(['mlflow', 'ui', *ui])}")
+    terminal.say(f"  then open {deep_link(args.tracking_uri, experiment_id)}")
+    if verdict.startswith("promoted"):
+        terminal.say(f"  {shlex.join(['python', 'mlflow_retrain.py', '--rollback', *store])}")
+
+
+def roll_back(args: argparse.Namespace) -> int:
+    """Swap `@champion` and `@previous`."""
+    with cli.quiet_start():
+        import model_store
+        import tracking
+    client, _ = tracking.connect(args.tracking_uri, args.experiment)
+    new, old = model_store.roll_back(client, args.model_name)
+    terminal = cli.Terminal(args.quiet)
+    terminal.say(f"{args.model_name}: version {new} is champion again, version {old} is @previous")
+    for line in model_store.history(client, args.model_name):
+        terminal.say(f"  {line}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

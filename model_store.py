@@ -1,0 +1,387 @@
+"""The one MLflow artifact: save it, log it, load it from any URI; register, promote, roll back.
+
+Belongs here: everything that knows what lies inside a model folder and what the registry holds.
+Not here: training, statistics, command lines.
+"""
+
+import contextlib
+import hashlib
+import json
+import logging
+import shutil
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+
+import joblib
+import keras
+import mlflow
+import pandas as pd
+import skops.io
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model, ModelSignature
+from mlflow.types.schema import AnyType, ColSpec, DataType
+from mlflow.types.schema import Schema as MlflowSchema
+
+import tabular
+from memory import Memory
+from model_utils import TargetScale
+from tabular import Schema, UserError
+
+logging.getLogger("mlflow.pyfunc").setLevel(logging.WARNING)  # no word on every validated example
+HERE = Path(__file__).parent
+CHAMPION, PREVIOUS = "champion", "previous"
+PACKAGES = ("mlflow", "tensorflow", "keras", "scikit-learn", "skops", "pandas", "pyarrow", "numpy")
+TRUSTED = ["numpy.dtype"]  # scikit-learn's imputer keeps the dtype it was fitted on
+PARTS = {  # name of the MLflow artifact: file inside the model folder
+    "network": "model.keras",
+    "preprocessor": "preprocessor.skops",
+    "memory": "memory.parquet",
+    "seen": "seen_rows.parquet",
+    "card": "card.json",
+    "code": "tabular.py",
+}
+
+
+@dataclass
+class TrainedModel:
+    """Hold what one model URI holds; `card` is JSON, `uri` and `run_id` tell where it came from."""
+
+    network: keras.Model
+    preprocessor: object
+    schema: Schema
+    scale: TargetScale | None = None
+    memory: Memory = field(default_factory=Memory)
+    card: dict = field(default_factory=dict)
+    uri: str = ""
+    run_id: str = ""
+    model_id: str = ""
+
+
+# --- saving ------------------------------------------------------------------------------------
+
+
+def save_model(path: str, trained: TrainedModel, mlflow_model: Model | None = None) -> None:
+    """Save a model as an MLflow model folder with three flavors: python_function, keras, sklearn.
+
+    MLflow calls this through `Model.log`. Requirements are written, not inferred: inferring takes
+    seconds in another process, and guesses wrong.
+    """
+    mlflow_model = mlflow_model or Model()
+    with tempfile.TemporaryDirectory() as folder:
+        files = _write_parts(Path(folder), trained)
+        mlflow_model.add_flavor(
+            "keras",
+            data="artifacts",
+            keras_module="keras",
+            keras_version=keras.__version__,
+            save_format="keras",
+            save_exported_model=False,
+            model_type="keras",
+        )
+        mlflow_model.add_flavor(
+            "sklearn",
+            pickled_model=f"artifacts/{PARTS['preprocessor']}",
+            sklearn_version=version("scikit-learn"),
+            serialization_format="skops",
+            skops_trusted_types=TRUSTED,
+        )
+        mlflow.pyfunc.save_model(
+            path,
+            python_model=str(HERE / "served_model.py"),
+            mlflow_model=mlflow_model,
+            artifacts=files,
+            pip_requirements=[f"{name}=={version(name)}" for name in PACKAGES],
+            signature=_signature(trained.schema),
+            input_example=_example(trained),
+        )
+
+
+def _write_parts(folder: Path, trained: TrainedModel) -> dict[str, str]:
+    files = {part: folder / name for part, name in PARTS.items()}
+    trained.network.save(files["network"])
+    skops.io.dump(trained.preprocessor, files["preprocessor"])
+    trained.memory.rows.to_parquet(files["memory"])
+    trained.memory.seen.to_parquet(files["seen"])
+    shutil.copyfile(tabular.__file__, files["code"])
+    card = trained.card | {
+        "schema": asdict(trained.schema),
+        "target_scale": asdict(trained.scale) if trained.scale else None,
+        "files": {PARTS[p]: sha256(f) for p, f in files.items() if p != "card"},
+    }
+    files["card"].write_text(json.dumps(card, ensure_ascii=False, indent=1), "utf-8")
+    return {part: str(file) for part, file in files.items()}
+
+
+def _signature(schema: Schema) -> ModelSignature:
+    # Any type: `double` would refuse whole numbers and `long` missing ones, before the model's own
+    # checks, which accept both and name the row of a wrong value, get to see them.
+    inputs = [ColSpec(AnyType(), name) for name in schema.features]
+    return ModelSignature(MlflowSchema(inputs), MlflowSchema([ColSpec(DataType.double)]))
+
+
+def _example(trained: TrainedModel) -> pd.DataFrame | None:
+    """Make an example row of typical values; a real row would show a person."""
+    values = {}
+    for name, fitted, columns in trained.preprocessor.transformers_:
+        if name in ("numeric", "categorical_0"):
+            typical = fitted.named_steps["impute"].statistics_
+            values |= dict(zip(columns, typical.tolist(), strict=True))
+    return pd.DataFrame([values])
+
+
+def sha256(path: str | Path) -> str:
+    """Hash a file's content, hexadecimal."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def log_model(trained: TrainedModel, name: str, step: int = 0) -> str:
+    """Log a model to the active run under `name`; return its `models:/m-…` URI."""
+    info = Model.log(
+        artifact_path=None,
+        name=name,
+        flavor=sys.modules[__name__],
+        trained=trained,
+        step=step,
+        model_type="regressor",
+    )
+    return f"models:/{info.model_id}"
+
+
+def save_folder(trained: TrainedModel, folder: Path) -> None:
+    """Save a model folder on disk; an older one of that name goes only once the new is complete."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in folder.parent.glob(f".{folder.name}-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        save_model(str(beside / "new"), trained)
+        if folder.exists():
+            folder.rename(beside / "old")
+        (beside / "new").rename(folder)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def save_preprocessor(preprocessor, path: Path) -> None:
+    """Write a fitted preprocessor with joblib, and its hash beside it, never half."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_suffix(f".{time.time_ns()}.part")
+    try:
+        joblib.dump(preprocessor, beside)
+        path.with_suffix(".pkl.sha256").write_text(sha256(beside) + "\n")
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+# --- loading -----------------------------------------------------------------------------------
+
+
+def load_model(uri: str, preprocessor_path: Path) -> TrainedModel:
+    """Load network, preprocessor, schema and memory from any model URI, running none of its code.
+
+    A plain Keras model that another program logged has no preprocessor; it is read from
+    `preprocessor_path`, provided that this project wrote that file.
+    Raises UserError for a URI that leads nowhere, or to something else than a Keras model.
+    """
+    with tempfile.TemporaryDirectory() as download:
+        folder = _download(uri, download)
+        info = Model.load(folder / "MLmodel")
+        if "keras" not in info.flavors and "tensorflow" not in info.flavors:
+            raise UserError(
+                f"{uri} holds a model of the flavors {', '.join(info.flavors)}; expected one with "
+                "a Keras network: pass a URI that mlflow_monitoring.py printed"
+            )
+        card_file = folder / "artifacts" / PARTS["card"]
+        if not card_file.exists():
+            return _load_plain_keras(uri, info, folder, preprocessor_path)
+        return _load_parts(uri, info, folder / "artifacts", card_file)
+
+
+def _download(uri: str, folder: str) -> Path:
+    try:
+        local = Path(mlflow.artifacts.download_artifacts(uri, dst_path=folder))
+    except (MlflowException, OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0][:200]
+        raise UserError(
+            f"no model at {uri} ({reason}); expected a URI such as models:/loan-amount@champion, "
+            "models:/loan-amount/1, runs:/RUN_ID/NAME or a model folder: see 'mlflow ui'"
+        ) from error
+    if not (local / "MLmodel").is_file():
+        raise UserError(f"{uri} is not an MLflow model: it has no MLmodel file; pass its folder")
+    return local
+
+
+def _load_parts(uri: str, info: Model, folder: Path, card_file: Path) -> TrainedModel:
+    files = {part: folder / name for part, name in PARTS.items()}
+    try:
+        card = json.loads(card_file.read_text("utf-8"))
+        for name, expected in card["files"].items():
+            if sha256(folder / Path(name).name) != expected:
+                raise UserError(f"{uri} is damaged: {name} is not the file that was logged")
+        untrusted = set(skops.io.get_untrusted_types(file=files["preprocessor"])) - set(TRUSTED)
+        if untrusted:
+            raise UserError(f"{uri} is refused: its preprocessor holds {min(untrusted)}")
+        memory = Memory(pd.read_parquet(files["memory"]), pd.read_parquet(files["seen"]))
+        columns = {k: v if k == "target" else tuple(v) for k, v in card["schema"].items()}
+        return TrainedModel(
+            network=_load_network(uri, files["network"]),
+            preprocessor=skops.io.load(files["preprocessor"], trusted=TRUSTED),
+            schema=Schema(**columns),
+            scale=TargetScale(**card["target_scale"]) if card["target_scale"] else None,
+            memory=memory,
+            card=card,
+            uri=uri,
+            run_id=info.run_id or card.get("run_id", ""),
+            model_id=info.model_id or "",
+        )
+    except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+        raise UserError(
+            f"{uri} is incomplete ({error}); log the model again or pass another URI"
+        ) from error
+
+
+def _load_network(uri: str, file: Path) -> keras.Model:
+    try:
+        return keras.saving.load_model(file, safe_mode=True)
+    except (ValueError, OSError, TypeError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0][:200]
+        raise UserError(f"the network of {uri} cannot be loaded safely: {reason}") from error
+
+
+def _load_plain_keras(uri: str, info: Model, folder: Path, pickle: Path) -> TrainedModel:
+    flavor = info.flavors.get("keras") or info.flavors["tensorflow"]
+    data = folder / flavor.get("data", "model")
+    files = [data, *sorted(data.glob("*.keras")), data.with_suffix(".keras")]
+    file = next((f for f in files if f.suffix == ".keras" and f.is_file()), None)
+    if file is None:
+        raise UserError(f"{uri} holds no .keras file; log the network with mlflow.keras.log_model")
+    preprocessor = load_preprocessor(pickle, uri)
+    network = _load_network(uri, file)
+    schema = getattr(preprocessor, "schema_", None)
+    schema = Schema(**schema) if schema else tabular.schema_of(preprocessor)
+    trained = TrainedModel(network, preprocessor, schema, uri=uri, run_id=info.run_id or "")
+    width = preprocessor.transform(_example(trained)).shape[1]
+    if network.input_shape[-1] != width:
+        raise UserError(
+            f"the network of {uri} takes {network.input_shape[-1]} inputs, but {pickle} makes "
+            f"{width}; expected the preprocessor that the network was trained with"
+        )
+    return trained
+
+
+def load_preprocessor(path: Path, uri: str):
+    """Unpickle a preprocessor, but only a file whose recorded hash shows that we wrote it."""
+    if not path.is_file():
+        raise UserError(
+            f"{uri} is a plain Keras model without a preprocessor, and there is no {path}; "
+            "expected the preprocessor it was trained with: put it there"
+        )
+    record = path.with_suffix(".pkl.sha256")
+    if not record.is_file() or record.read_text().strip() != sha256(path):
+        raise UserError(
+            f"{path} is not the file that mlflow_monitoring.py wrote, and unpickling it would run "
+            f"its code; if you trust it: sha256sum {path} | cut -d' ' -f1 > {record}"
+        )
+    return joblib.load(path)
+
+
+# --- registry ----------------------------------------------------------------------------------
+
+
+def champion_version(client: MlflowClient, name: str, alias: str = CHAMPION) -> str | None:
+    """Return the version an alias points at, as text, or None when there is none."""
+    try:
+        return str(client.get_model_version_by_alias(name, alias).version)
+    except MlflowException as error:
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            return None
+        raise
+
+
+def register(client: MlflowClient, name: str, uri: str, run_id: str, description: str) -> str:
+    """Register a logged model as the next version of `name`; return the version, as text."""
+    with contextlib.suppress(MlflowException):
+        client.create_registered_model(name)
+    made = client.create_model_version(
+        name, source=uri, run_id=run_id, model_id=uri.split("/")[-1], description=description
+    )
+    return str(made.version)
+
+
+@contextlib.contextmanager
+def registry_lock(client: MlflowClient, name: str, wait: float = 20.0):
+    """Hold a lock that every client of the registry respects, whatever machine it runs on.
+
+    Registered model names are unique in every MLflow store, so creating one is the atomic step;
+    the lock of a process that died is taken over after `wait` seconds.
+    """
+    lock, deadline = f"{name}.promotion-lock", time.monotonic() + wait
+    while True:
+        try:
+            client.create_registered_model(lock)
+            break
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.1)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(MlflowException):
+            client.delete_registered_model(lock)
+
+
+def promote(client: MlflowClient, name: str, new: str, expected: str | None) -> bool:
+    """Move `@champion` to version `new`, and `@previous` to the one before.
+
+    Only if `@champion` is still `expected`: returns False, changing nothing, when another process
+    moved it since.
+    """
+    with registry_lock(client, name):
+        current = champion_version(client, name)
+        if current != expected:
+            return False
+        # First the memory of the past: a crash in between must not lose it.
+        if current is not None:
+            client.set_registered_model_alias(name, PREVIOUS, current)
+        client.set_registered_model_alias(name, CHAMPION, new)
+        _log_change(client, name, new, "promoted")
+    return True
+
+
+def roll_back(client: MlflowClient, name: str) -> tuple[str, str]:
+    """Swap `@champion` and `@previous`; return (new champion, old champion).
+
+    Raises UserError when there is nothing to go back to.
+    """
+    with registry_lock(client, name):
+        current, before = champion_version(client, name), champion_version(client, name, PREVIOUS)
+        if current is None or before is None:
+            raise UserError(
+                f"the registered model {name!r} has no @{PREVIOUS} version to go back to; expected "
+                "at least one promotion before: see 'mlflow ui' for its versions"
+            )
+        client.set_registered_model_alias(name, CHAMPION, before)
+        client.set_registered_model_alias(name, PREVIOUS, current)
+        _log_change(client, name, before, "rolled back")
+    return before, current
+
+
+def history(client: MlflowClient, name: str) -> list[str]:
+    """List who became champion when, oldest first."""
+    return client.get_registered_model(name).tags.get("champion_history", "").splitlines()
+
+
+def _log_change(client: MlflowClient, name: str, version: str, how: str) -> None:
+    when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    lines = [*history(client, name), f"{when} version {version} {how}"][-50:]
+    client.set_registered_model_tag(name, "champion_history", "\n".join(lines))

@@ -1,0 +1,319 @@
+"""From a trained model and new rows to a retrained one, its controls and the evidence.
+
+Belongs here: what retraining does to rows and networks. Not here: MLflow, files, words for the
+terminal; statistics are in `comparison.py`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import keras
+import numpy as np
+import pandas as pd
+
+import comparison
+import model_utils
+import tabular
+from comparison import PARENT, RETRAINED
+from memory import GENERATION, HELD_OUT, TRAIN, Memory, Roles, assign_roles, remember
+from model_store import TrainedModel
+from model_utils import Fit, model_predict
+
+CONTROL, SCRATCH, MEAN = "control", "scratch", "mean"
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Hold the rows of a retraining: those that train, and the held-out ones by generation.
+
+    new: the training rows of the file; again: which of them trained an ancestor before.
+    replay: the parent's remembered training rows that are not among them. held_out: "new" and,
+    where the parent remembers any, "old". All tables are conformed and hold the target too.
+    """
+
+    table: pd.DataFrame
+    hashes: np.ndarray
+    roles: Roles
+    new: pd.DataFrame
+    again: np.ndarray
+    replay: pd.DataFrame
+    held_out: dict[str, pd.DataFrame]
+    notes: list[str]
+
+
+def prepare_rows(parent: TrainedModel, data: str, *, test_size: float, seed: int, replay: bool):
+    """Read new rows, check them against the parent's columns and give each its role.
+
+    Raises UserError for rows that the parent cannot be retrained on.
+    """
+    schema = parent.schema
+    raw, notes = tabular.read_rows(data)
+    y = tabular.check_target(raw, schema.target, data)
+    table = tabular.conform(raw, schema, source=data, strict=bool(parent.card))
+    for name in schema.features:
+        if table[name].isna().all():
+            raise tabular.UserError(
+                f"column {name!r} of {data} is empty in every row; expected values: fill it"
+            )
+    hashes = tabular.row_hashes(table, y)
+    table = table.assign(**{schema.target: y})
+    roles = assign_roles(hashes, parent.memory, test_size=test_size, seed=seed, source=data)
+    columns = [*schema.features, schema.target]
+    remembered = parent.memory.part(TRAIN)
+    old = remembered[columns] if replay and len(remembered) else table.iloc[:0]
+    if len(old):  # rows that stand in the new file too must not count twice
+        old_hashes = tabular.row_hashes(old[[*schema.features]], old[schema.target])
+        old = old[~np.isin(old_hashes, hashes)]
+    held_out = {"new": table.iloc[roles.held_out]}
+    if len(parent.memory.part(HELD_OUT)):
+        held_out["old"] = parent.memory.part(HELD_OUT)
+    again = np.isin(hashes[roles.train], parent.memory.hashes(TRAIN))
+    return Rows(table, hashes, roles, table.iloc[roles.train], again, old, held_out, notes)
+
+
+@dataclass(frozen=True)
+class Retrained:
+    """Hold the retrained model, how it was fitted, and every model's held-out predictions."""
+
+    model: TrainedModel
+    fit: Fit
+    predictions: dict[str, dict[str, np.ndarray]]
+    new_categories: dict[str, list[str]]
+
+
+def retrain(
+    parent: TrainedModel,
+    rows: Rows,
+    *,
+    epochs: int,
+    batch_size: int,
+    learning_rate: float,
+    seed: int,
+    memory_rows: int,
+    controls: bool = True,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
+) -> Retrained:
+    """Train a copy of the parent on new rows and replayed old ones, and the controls beside it.
+
+    The controls answer what else could have brought the gain: `control` is the parent trained for
+    as many updates on old rows only, `scratch` a fresh network on all rows. All of them share one
+    network object, and with it one compiled program; only their weights differ.
+    """
+    target = parent.schema.target
+    predictions = {part: {PARENT: _predict(parent, table)} for part, table in rows.held_out.items()}
+    together = pd.concat([rows.replay, rows.new], ignore_index=True)
+    y = together[target].to_numpy()
+    child, new_categories = _copy_of(parent, together, learning_rate)
+    X = tabular.encode(together, child.preprocessor)
+    network, n_replayed = child.network, len(rows.replay)
+    old = np.concatenate([np.arange(n_replayed), n_replayed + np.flatnonzero(rows.again)])
+    start = model_utils.model_state(network)
+    options = {"batch_size": batch_size, "learning_rate": learning_rate, "seed": seed}
+    strengths = model_utils.STRENGTHS if parent.scale else (network.optimizer.weight_decay or 0.0,)
+    fit = model_utils.fit_network(
+        network,
+        X,
+        y,
+        epochs=epochs,
+        strengths=strengths,
+        validate_on=np.arange(n_replayed, len(X)),
+        callbacks=callbacks,
+        **options,
+    )
+    end = model_utils.model_state(network)
+    _add_predictions(predictions, RETRAINED, child, rows)
+    if controls and len(old) >= batch_size:
+        updates = epochs * -(-len(X) // batch_size)
+        as_many = max(1, round(updates / -(-len(old) // batch_size)))
+        model_utils.restore_state(network, start)
+        model_utils.train_at(network, X, y, epochs=as_many, rows=old, **options)
+        _add_predictions(predictions, CONTROL, child, rows)
+    if controls and parent.scale:
+        fresh = model_utils.create_nn_model(X.shape[1], scale=child.scale, seed=seed)
+        model_utils.restore_state(network, model_utils.model_state(fresh))
+        model_utils.train_at(network, X, y, epochs=epochs, **options)
+        _add_predictions(predictions, SCRATCH, child, rows)
+    for part, table in rows.held_out.items():
+        predictions[part][MEAN] = np.full(len(table), y.mean())
+    model_utils.restore_state(network, end)
+    child.memory, child.card = _remember(parent, rows, seed, memory_rows)
+    return Retrained(child, fit, predictions, new_categories)
+
+
+def _copy_of(parent: TrainedModel, rows: pd.DataFrame, learning_rate: float):
+    """Copy a parent, made wide enough for new categories; a foreign network is taken as it is."""
+    schema, new_categories = parent.schema, {}
+    network, preprocessor, scale = parent.network, parent.preprocessor, parent.scale
+    if scale:
+        preprocessor, new_categories = tabular.widen_preprocessor(preprocessor, rows, schema)
+        scale = model_utils.rescaled(scale, rows[schema.target])
+        width = network.input_shape[-1] + sum(map(len, new_categories.values()))
+        network = model_utils.widen_network(network, width, scale, learning_rate)
+    elif not network.compiled:
+        network.compile(keras.optimizers.AdamW(learning_rate), loss="mse")
+    return TrainedModel(network, preprocessor, schema, scale), new_categories
+
+
+def _predict(model: TrainedModel, table: pd.DataFrame) -> np.ndarray:
+    return model_predict(model.network, tabular.encode(table, model.preprocessor))
+
+
+def _add_predictions(predictions: dict, name: str, model: TrainedModel, rows: Rows) -> None:
+    for part, table in rows.held_out.items():
+        predictions[part][name] = _predict(model, table)
+
+
+def _remember(parent: TrainedModel, rows: Rows, seed: int, limit: int) -> tuple[Memory, dict]:
+    lineage = parent.card.get("lineage", [])
+    generation = 1 + max((step["generation"] for step in lineage), default=0)
+    memory = remember(
+        parent.memory,
+        rows.table,
+        rows.hashes,
+        rows.roles,
+        generation=generation,
+        limit=limit,
+        seed=seed,
+    )
+    step = {"generation": generation, **rows.roles.counts}
+    return memory, {"lineage": [*lineage, step], "unit": parent.card.get("unit", "")}
+
+
+# --- evidence ----------------------------------------------------------------------------------
+
+
+def measure_drift(
+    parent: TrainedModel, rows: Rows
+) -> tuple[pd.DataFrame | None, pd.DataFrame | None]:
+    """Compare the parent's remembered training rows with the new ones; (drift, bounds) tables.
+
+    (None, None) when the parent remembers no row.
+    """
+    reference, schema = parent.memory.part(TRAIN), parent.schema
+    if not len(reference):
+        return None, None
+    drift = comparison.drift(reference, rows.new, schema.kinds, target=schema.target)
+    scale = parent.scale
+    bounds = comparison.bounds_share(
+        reference[schema.target],
+        rows.new[schema.target],
+        scale and scale.low,
+        scale and scale.high,
+    )
+    return drift, bounds
+
+
+def looks_worthwhile(parent: TrainedModel, rows: Rows, drift: pd.DataFrame) -> str:
+    """Say whether a retraining looks worthwhile, before any training."""
+    errors = {
+        part: np.abs(_predict(parent, table) - table[parent.schema.target].to_numpy())
+        for part, table in rows.held_out.items()
+    }
+    unit = parent.card.get("unit", "")
+    return comparison.worthwhile(drift, errors.get("old"), errors["new"], unit)[1]
+
+
+def gather_evidence(
+    parent: TrainedModel, rows: Rows, retrained: Retrained, max_forgetting: float
+) -> comparison.Evidence:
+    """Put everything that the verdict rests on into one object."""
+    target, unit = parent.schema.target, parent.card.get("unit", "")
+    held_out, caveats = {}, []
+    for part, table in rows.held_out.items():
+        y = table[target].to_numpy()
+        held_out[part] = comparison.evaluate(y, retrained.predictions[part])
+        if part == "old":
+            held_out |= _by_generation(table, y, retrained.predictions[part])
+    new, old = held_out["new"], held_out.get("old")
+    old_mae = old and old.scores.loc[PARENT, "MAE"]
+    verdict = comparison.decide(
+        new.difference, old and old.difference, old_mae, max_forgetting, unit
+    )
+    y_new, predictions = rows.held_out["new"][target].to_numpy(), retrained.predictions["new"]
+    attribution = None
+    if CONTROL in predictions:
+        models = (predictions[PARENT], predictions[CONTROL], predictions[RETRAINED])
+        attribution = comparison.attribution(y_new, *models, unit)
+    drift, bounds = measure_drift(parent, rows)
+    groups = comparison.groups(
+        rows.held_out["new"],
+        parent.schema.categorical,
+        y_new,
+        predictions[PARENT],
+        predictions[RETRAINED],
+    )
+    if rows.roles.counts["trained_on_before"]:
+        caveats.append(
+            f"{rows.roles.counts['trained_on_before']} rows of the file had trained an ancestor"
+        )
+    return comparison.Evidence(
+        verdict=verdict,
+        held_out=held_out,
+        unit=unit,
+        attribution=attribution,
+        purity=_purity(parent, rows),
+        drift=drift,
+        bounds=bounds,
+        groups=groups if len(groups) else None,
+        caveats=caveats,
+    )
+
+
+def _by_generation(table: pd.DataFrame, y: np.ndarray, predictions: dict) -> dict:
+    """Score the old rows of each generation apart, once there are several."""
+    generations = sorted(table[GENERATION].unique())
+    if len(generations) < 2:
+        return {}
+    parts = {}
+    for generation in generations:
+        mask = (table[GENERATION] == generation).to_numpy()
+        chosen = {name: values[mask] for name, values in predictions.items()}
+        parts[f"generation_{generation}"] = comparison.evaluate(y[mask], chosen)
+    return parts
+
+
+def _purity(parent: TrainedModel, rows: Rows) -> dict[str, int]:
+    """Count the rows by role, and the held-out rows, of any ancestor, among those trained on."""
+    schema = parent.schema
+    trained = pd.concat([rows.replay, rows.new])
+    hashes = tabular.row_hashes(trained[[*schema.features]], trained[schema.target])
+    held_out = np.concatenate([parent.memory.hashes(HELD_OUT), rows.hashes[rows.roles.held_out]])
+    return rows.roles.counts | {
+        "replayed": len(rows.replay),
+        "held_out_in_all_generations": len(np.unique(held_out)),
+        "held_out_but_trained_on": int(np.isin(hashes, held_out).sum()),
+    }
+
+
+# --- words -------------------------------------------------------------------------------------
+
+
+def headline(evidence: comparison.Evidence) -> str:
+    """Say in one line what the retraining did to the MAE on new and on old rows."""
+    parts = []
+    for part in ("new", "old"):
+        if part in evidence.held_out:
+            change = comparison.format_interval(evidence.held_out[part].difference, evidence.unit)
+            parts.append(f"MAE on {part} rows {change}")
+    return "; ".join(parts)
+
+
+def score_table(evidence: comparison.Evidence) -> tuple[list[str], list[list[str]]]:
+    """Lay out the scores of all models on all held-out rows: (header, lines)."""
+    header, lines = ["same held-out rows"], {}
+    for part, held_out in evidence.held_out.items():
+        header += [f"{part} MAE", f"{part} R²"]
+        for model, scores in held_out.scores.iterrows():
+            cells = [comparison.format_amount(scores["MAE"], evidence.unit), f"{scores['R²']:.3f}"]
+            lines.setdefault(model, []).extend(cells)
+    return header, [[model, *cells] for model, cells in lines.items()]
+
+
+def note(evidence: comparison.Evidence, verdict: str) -> str:
+    """Write the run's description, Markdown: verdict first, since the rest is folded away."""
+    header, lines = score_table(evidence)
+    table = [header, ["---"] * len(header), *lines]
+    rows = ["| " + " | ".join(cells) + " |" for cells in table]
+    sentence = evidence.attribution.sentence if evidence.attribution else ""
+    text = [f"**{comparison.escape_markdown(verdict)}**", "\n".join(rows), sentence]
+    return "\n\n".join(text + ["The whole proof: `report.md` and `figures/` under Artifacts."])

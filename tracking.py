@@ -1,0 +1,249 @@
+"""MLflow bookkeeping of a run: store, experiment, run life cycle, curves, datasets, figures.
+
+Belongs here: how a run is recorded. Not here: the model artifact and the registry
+(`model_store.py`), or what the numbers mean.
+"""
+
+import contextlib
+import hashlib
+import os
+import platform
+import subprocess
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import mlflow
+import pandas as pd
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+
+import cli
+from tabular import Schema, UserError, row_hashes
+
+HOST_TAG, PROCESS_TAG, NOTE_TAG = "host", "process", "mlflow.note.content"
+
+
+# --- store -------------------------------------------------------------------------------------
+
+
+def connect(tracking_uri: str, experiment: str) -> tuple[MlflowClient, str]:
+    """Open the tracking store, making it where it does not exist; return (client, experiment id).
+
+    Runs of this machine whose process is gone are marked KILLED on the way.
+    Raises UserError when the store cannot be used.
+    """
+    if tracking_uri.startswith(("http://", "https://")):
+        _check_server(tracking_uri)
+    elif tracking_uri.startswith("sqlite:///"):
+        _check_sqlite(Path(tracking_uri.removeprefix("sqlite:///")))
+    else:
+        known = ("postgresql", "mysql", "mssql", "databricks")
+        if not tracking_uri.startswith(known):
+            raise UserError(
+                f"the tracking URI {tracking_uri!r} is no store that MLflow still writes to; "
+                "expected sqlite:///FILE.db or http://HOST:PORT: pass one with --tracking-uri"
+            )
+    mlflow.set_tracking_uri(tracking_uri)
+    client = MlflowClient(tracking_uri)
+    try:
+        with cli.quiet_start():  # Alembic speaks while MLflow opens a database
+            experiment_id = _experiment(client, tracking_uri, experiment)
+        _sweep(client, experiment_id)
+    except (MlflowException, OSError) as error:
+        reason = str(error).strip().splitlines()[0][:200]
+        raise UserError(
+            f"the tracking store {tracking_uri} does not work ({reason}); check that it is "
+            "reachable and writable, or pass another one with --tracking-uri"
+        ) from error
+    return client, experiment_id
+
+
+def _check_server(uri: str) -> None:
+    # MLflow's own retries would take four silent minutes.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+    try:
+        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=5) as answer:
+            answer.read()
+    except (urllib.error.URLError, OSError, ValueError) as error:
+        raise UserError(
+            f"the tracking server {uri} does not answer ({getattr(error, 'reason', error)}); "
+            "expected a running 'mlflow server': start it or pass another --tracking-uri"
+        ) from error
+
+
+def _check_sqlite(file: Path) -> None:
+    if file.exists():
+        with file.open("rb") as stream:
+            if stream.read(15) not in (b"SQLite format 3", b""):
+                raise UserError(f"{file} is no SQLite database; pass another --tracking-uri")
+        if not os.access(file, os.W_OK):
+            raise UserError(f"the database {file} is read-only; make it writable")
+        return
+    if not file.absolute().parent.is_dir():
+        raise UserError(f"no folder {file.absolute().parent} for the database; create it first")
+    _create_sqlite(file)
+
+
+def _create_sqlite(file: Path) -> None:
+    """Create an MLflow database under another name and publish it complete.
+
+    Several first runs at once would otherwise create the tables in each other's way; the link
+    fails for all of them but one, which then use the database of that one.
+    """
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    try:
+        with tempfile.TemporaryDirectory(prefix=".mlflow-", dir=file.absolute().parent) as folder:
+            new = Path(folder, "new.db")
+            with cli.quiet_start():
+                store = SqlAlchemyStore(f"sqlite:///{new}", str(file.absolute().parent / "mlruns"))
+            store.engine.dispose()
+            with contextlib.suppress(FileExistsError):
+                os.link(new, file)
+    except OSError as error:
+        raise UserError(
+            f"cannot create the database {file}: {error.strerror}; make the folder writable or "
+            "pass another --tracking-uri"
+        ) from error
+
+
+def _experiment(client: MlflowClient, tracking_uri: str, name: str) -> str:
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        place = None
+        if tracking_uri.startswith("sqlite:///"):  # artifacts stay beside their database
+            folder = Path(tracking_uri.removeprefix("sqlite:///")).absolute().parent / "mlruns"
+            place = (folder / hashlib.sha256(name.encode()).hexdigest()[:12]).as_uri()
+        try:
+            return client.create_experiment(name, artifact_location=place)
+        except MlflowException as error:
+            found = client.get_experiment_by_name(name)
+            if found is None:
+                raise error
+    if found.lifecycle_stage == "deleted":
+        raise UserError(
+            f"the experiment {name!r} was deleted; bring it back with 'mlflow experiments restore "
+            f"-x {found.experiment_id}' or choose another name with --experiment"
+        )
+    return found.experiment_id
+
+
+# --- run ---------------------------------------------------------------------------------------
+
+
+def _process_tag(pid: int) -> str | None:
+    """Name a living process so that a later one with the same number is told apart."""
+    try:
+        started = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19]
+    except FileNotFoundError:
+        return None if Path("/proc/self/stat").exists() else f"{pid}"
+    return f"{pid}:{started}"
+
+
+def _sweep(client: MlflowClient, experiment_id: str) -> None:
+    mine = f"tags.{HOST_TAG} = '{platform.node()}'"
+    for run in client.search_runs([experiment_id], f"attributes.status = 'RUNNING' and {mine}"):
+        process = run.data.tags.get(PROCESS_TAG, "")
+        pid = process.split(":")[0]
+        if pid.isdigit() and _process_tag(int(pid)) != process:
+            client.set_terminated(run.info.run_id, "KILLED")
+
+
+@contextlib.contextmanager
+def tracked_run(experiment_id: str, name: str, tags: dict[str, str]) -> Iterator[mlflow.ActiveRun]:
+    """Start a run and end it as FINISHED, KILLED (interrupted) or FAILED (any other exception)."""
+    tags = tags | {HOST_TAG: platform.node(), PROCESS_TAG: _process_tag(os.getpid()) or ""}
+    tags |= _git_commit()
+    run = mlflow.start_run(experiment_id=experiment_id, run_name=name, tags=tags)
+    status = "FAILED"
+    try:
+        yield run
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        mlflow.end_run(status)
+
+
+def _git_commit() -> dict[str, str]:
+    """Read the commit of this project's code, without GitPython's slow import."""
+    command = [
+        "git",
+        "-C",
+        str(Path(__file__).parent),
+        "describe",
+        "--always",
+        "--dirty",
+        "--abbrev=40",
+    ]
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)
+        return {"mlflow.source.git.commit": answer.stdout.strip()}
+    return {}
+
+
+def log_arguments(client: MlflowClient, run_id: str, arguments: dict) -> None:
+    """Log all arguments of a run as parameters, in one request."""
+    params = [Param(key, str(value)[:6000]) for key, value in arguments.items()]
+    client.log_batch(run_id, params=params)
+
+
+def log_numbers(
+    client: MlflowClient,
+    run_id: str,
+    metrics: dict[str, float],
+    curves: dict[str, list[float]] | None = None,
+    tags: dict[str, str] | None = None,
+) -> None:
+    """Log metrics, per-epoch curves and tags in one request for every thousand points."""
+    now = int(time.time() * 1000)
+    points = [Metric(key, float(value), now, 0) for key, value in metrics.items()]
+    for key, values in (curves or {}).items():
+        points += [Metric(key, float(v), now, epoch) for epoch, v in enumerate(values, 1)]
+    tag_list = [RunTag(key, str(value)) for key, value in (tags or {}).items()]
+    for start in range(0, max(len(points), 1), 1000):
+        client.log_batch(run_id, metrics=points[start : start + 1000], tags=tag_list)
+        tag_list = []
+
+
+def log_rows(rows: pd.DataFrame, schema: Schema, name: str, context: str) -> None:
+    """Log a dataset as input of the active run: its columns, its size, its full content hash."""
+    sha256 = content_hash(row_hashes(rows[[*schema.features]], rows[schema.target]))
+    dataset = mlflow.data.from_pandas(
+        rows, name=Path(name).name, targets=schema.target, digest=sha256[:32]
+    )
+    mlflow.log_input(dataset, context=context, tags={"sha256": sha256})
+
+
+def content_hash(hashes) -> str:
+    """Hash the hashes of rows, in their order: equal for equal tables, hexadecimal."""
+    return hashlib.sha256(hashes.tobytes()).hexdigest()
+
+
+def log_figures(figures: dict[str, object]) -> None:
+    """Log matplotlib figures as PNG files under `figures/`."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name, figure in figures.items():
+            figure.savefig(Path(folder, f"{name}.png"), dpi=110)
+        mlflow.log_artifacts(folder, "figures")
+
+
+def log_files(files: dict[str, str]) -> None:
+    """Log texts as files of the active run."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name, text in files.items():
+            Path(folder, name).write_text(text, "utf-8")
+        mlflow.log_artifacts(folder)
+
+
+def deep_link(tracking_uri: str, experiment_id: str) -> str:
+    """Give the address of the experiment's runs in the MLflow UI."""
+    base = tracking_uri if tracking_uri.startswith("http") else "http://127.0.0.1:5000"
+    return f"{base.rstrip('/')}/#/experiments/{experiment_id}/runs?workflowType=machine_learning"
