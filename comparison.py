@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike
 
 PARENT, RETRAINED = "parent", "retrained"  # the names that `evaluate` and `report` look for
 MISSING, OTHER = "(missing)", "(other)"
-BOOTSTRAP_ROWS = (20, 2_000)  # with fewer the bootstrap is too narrow, with more it takes seconds
+BOOTSTRAP_ROWS = (20, 1_000)  # with fewer the bootstrap is too narrow, with more it is slow
 DRIFT_DISTANCE = 0.1  # the default of Evidently for both distances, https://docs.evidentlyai.com
 DRIFT_COLUMNS = ["column", "kind", "distance", "p_value", "drifted", "new_categories"]
 DRIFT_COLUMNS += ["missing_before", "missing_after"]
@@ -82,7 +82,7 @@ def paired_interval(
 ) -> Interval:
     """Estimate the mean of per-row differences, of shape (n_rows,), with its interval.
 
-    From 20 to 2,000 rows: the BCa bootstrap (Efron 1987, `scipy.stats.bootstrap`), its resamples
+    From 20 to 1,000 rows: the BCa bootstrap (Efron 1987, `scipy.stats.bootstrap`), its resamples
     fixed by `seed`. Fewer rows, for which that is too narrow, more, for which resampling is
     pointless, and samples on which it fails: Student's interval of the mean, which is the normal
     one when rows are many. A constant difference has an interval of no width; a single row has
@@ -335,11 +335,11 @@ def groups(
     models = {"before": parent_prediction, "after": child_prediction}
     models = {when: values for when, values in models.items() if values is not None}
     y, *arrays = _vectors(y_true, models)
+    by_model = dict(zip(models, arrays, strict=True))
     values = pd.DataFrame({"actual": y})
-    for when, prediction in zip(models, arrays, strict=True):
-        values[f"prediction_{when}"] = prediction
-        values[f"MAE_{when}"] = np.abs(prediction - y)
-        values[f"bias_{when}"] = prediction - y
+    values = values.assign(**{f"prediction_{when}": made for when, made in by_model.items()})
+    values = values.assign(**{f"MAE_{when}": np.abs(made - y) for when, made in by_model.items()})
+    values = values.assign(**{f"bias_{when}": made - y for when, made in by_model.items()})
     if "before" in models:
         values["MAE_change"] = values["MAE_after"] - values["MAE_before"]
     tables = [_groups_of(values, rows[name], largest) for name in categorical_columns]
@@ -451,14 +451,14 @@ def report(evidence: Evidence) -> str:
         }
         sentence = escape_markdown(evidence.attribution.sentence)
         lines = _table(["gain in MAE on new rows", "with interval"], gains.items())
-        parts += ["## Where the gain comes from", f"{sentence.capitalize()}.", lines]
+        parts += ["## Where the gain comes from", f"{sentence[0].upper()}{sentence[1:]}.", lines]
     if evidence.purity:
         parts += ["## Purity", _table(["rows", "number"], evidence.purity.items())]
     if evidence.drift is not None:
         parts += ["## Drift", _table(evidence.drift.columns, evidence.drift.to_numpy())]
     if evidence.bounds is not None:
         parts += [f"Target: {_bounds_text(evidence.bounds)}."]
-    if evidence.groups is not None:
+    if evidence.groups is not None and len(evidence.groups):
         parts += ["## Groups", *_groups_part(evidence.groups, evidence.unit)]
     gaps = [f"- {escape_markdown(line)}" for line in (*_gaps(evidence), *evidence.caveats)]
     return "\n\n".join([*parts, "## Not proven", "\n".join(gaps)]) + "\n"
@@ -525,8 +525,10 @@ def _table(headers: Iterable[str], lines: Iterable[Iterable[object]]) -> str:
 def _cell(value: object) -> str:
     if isinstance(value, bool | np.bool_):
         return "yes" if value else "no"
-    if isinstance(value, int | float | np.number):
-        return format_amount(float(value))
+    if isinstance(value, int | np.integer):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return format_amount(value)
     return escape_markdown(value)
 
 

@@ -193,42 +193,48 @@ def train_model(
     data = _as_tensors(X, y, sample_weight)
     validation = None if X_val is None else _as_tensors(X_val, y_val, None)
     rows = np.arange(len(data[0])) if rows is None else np.asarray(rows)
-    order = np.random.default_rng(np.random.randint(2**31) if seed is None else seed)
-    settings = {"epochs": epochs, "batch_size": batch_size, "shuffle": shuffle}
+    settings = {"epochs": epochs, "verbose": verbose}
     reason = _why_not_compiled(model, callbacks)
     if reason is None:
         try:
-            train, evaluate = _programs(model, data, batch_size)
-            train(data, rows[:0])
+            programs = _programs(model, data, batch_size)
+            programs[0](data, rows[:0])
         except Exception as error:
             reason = f"XLA cannot compile it ({str(error).splitlines()[0][:120]})"
-    if reason:
-        warnings.warn(f"model.fit trains this model, more slowly: {reason}", stacklevel=2)
-        part = [None if values is None else tf.gather(values, rows) for values in data]
-        history = model.fit(
-            *part[:2],
-            sample_weight=part[2],
-            validation_data=validation and validation[:2],
-            verbose=verbose,
-            callbacks=list(callbacks),
-            **settings,
-        )
-        return model, history
-    steps = -(-len(rows) // batch_size)
+    if reason is None:
+        order = np.random.default_rng(np.random.randint(2**31) if seed is None else seed)
+        orders = (order.permutation(rows) if shuffle else rows for _ in range(epochs))
+        settings["steps"] = -(-len(rows) // batch_size)
+        return model, _run_epochs(model, programs, data, validation, orders, callbacks, settings)
+    warnings.warn(f"model.fit trains this model, more slowly: {reason}", stacklevel=2)
+    part = [None if values is None else tf.gather(values, rows) for values in data]
+    history = model.fit(
+        *part[:2],
+        sample_weight=part[2],
+        validation_data=validation and validation[:2],
+        callbacks=list(callbacks),
+        batch_size=batch_size,
+        shuffle=shuffle,
+        **settings,
+    )
+    return model, history
+
+
+def _run_epochs(model, programs, data, validation, orders, callbacks, settings):
+    """Run epochs as `model.fit` does, callbacks included, one program call for each."""
+    train, evaluate = programs
     log = keras.callbacks.CallbackList(
         list(callbacks),
         add_history=True,
-        add_progbar=verbose != 0,
+        add_progbar=settings["verbose"] != 0,
         model=model,
-        verbose=verbose,
-        epochs=epochs,
-        steps=steps,
+        **settings,
     )
     model.stop_training = False
     log.on_train_begin()
-    for epoch in range(epochs):
+    for epoch, order in enumerate(orders):
         log.on_epoch_begin(epoch)
-        logs = train(data, order.permutation(rows) if shuffle else rows)
+        logs = train(data, order)
         if validation:
             logs |= {f"val_{name}": value for name, value in evaluate(validation).items()}
         log.on_epoch_end(epoch, logs)
@@ -236,7 +242,7 @@ def train_model(
             break
     model.optimizer.finalize_variable_values(model.trainable_weights)
     log.on_train_end()
-    return model, model.history
+    return model.history
 
 
 def _as_tensors(X, y, sample_weight) -> tuple:
@@ -272,74 +278,84 @@ def _why_not_compiled(model: keras.Model, callbacks: Sequence) -> str | None:
 def _programs(model: keras.Model, data: tuple, batch_size: int) -> tuple:
     """Compile one epoch of training and one evaluation of a model; reuse them while they fit.
 
-    The order of the rows and the number of minibatches are arguments, so that epochs over
-    different parts of the same rows share one compiled program.
+    Returns (train, evaluate): `train(data, order)` and `evaluate(data)` give the epoch's logs.
     """
     X, y, weight = (None if values is None else values[:1] for values in data)
     model.test_step((X, y, weight))  # builds what is not built yet, outside of the programs
-    model.optimizer.build(model.trainable_variables)
-    optimizer, decays = model.optimizer, model.optimizer.weight_decay is not None
+    optimizer = model.optimizer
+    optimizer.build(model.trainable_variables)
+    decays = optimizer.weight_decay is not None
     key = [batch_size, optimizer, decays, *model.metrics[:1]]  # a new loss tracker each compile()
     cached_key, programs = getattr(model, "_epoch_programs", ([], None))
     if len(key) == len(cached_key) and all(a is b for a, b in zip(key, cached_key, strict=True)):
         return programs
-
-    # As a variable, the weight decay can change without compiling anew.
-    weight_decay = tf.Variable(0.0, trainable=False)
-
-    def step(function, data, rows):
-        number, optimizer.weight_decay = optimizer.weight_decay, weight_decay if decays else None
-        try:
-            function(tuple(None if values is None else tf.gather(values, rows) for values in data))
-        finally:
-            optimizer.weight_decay = number
-
-    @tf.function(jit_compile=True, autograph=False)
-    def whole_batches(data, order, batches):
-        def body(i):
-            step(model.train_step, data, tf.slice(order, [i * batch_size], [batch_size]))
-            return (i + 1,)
-
-        tf.while_loop(lambda i: i < batches, body, (tf.constant(0),))
-
-    @tf.function(jit_compile=True, autograph=False)
-    def last_batch(data, order):
-        step(model.train_step, data, order)
-
-    @tf.function(jit_compile=True, autograph=False)
-    def test(data):
-        n = data[0].shape[0]
-        if n >= BLOCK:
-
-            def body(i):
-                step(model.test_step, data, tf.range(BLOCK) + i * BLOCK)
-                return (i + 1,)
-
-            tf.while_loop(lambda i: i < n // BLOCK, body, (tf.constant(0),))
-        if n % BLOCK:
-            step(model.test_step, data, tf.range(n - n % BLOCK, n))
-
-    def results():
-        return {name: float(value) for name, value in model.get_metrics_result().items()}
+    whole_batches, last_batch, test = _compile(model, batch_size, decays)
 
     def train(data, order):
-        model.reset_metrics()
-        weight_decay.assign(optimizer.weight_decay if decays else 0.0)
         batches, rest = divmod(len(order), batch_size)
         padded = np.zeros(max(len(data[0]), batch_size), np.int32)
         padded[: len(order)] = order
-        whole_batches(data, padded, tf.constant(batches))
+        decay = tf.constant(optimizer.weight_decay if decays else 0.0, tf.float32)
+        logs = whole_batches(data, padded, tf.constant(batches), decay)
         if rest:
-            last_batch(data, order[-rest:].astype(np.int32))
-        return results()
+            logs = last_batch(data, padded[len(order) - rest : len(order)], decay)
+        return {name: float(value) for name, value in logs.items()}
 
     def evaluate(data):
-        model.reset_metrics()
-        test(data)
-        return results()
+        return {name: float(value) for name, value in test(data).items()}
 
     model._epoch_programs = key, (train, evaluate)
     return train, evaluate
+
+
+def _compile(model: keras.Model, batch_size: int, decays: bool) -> tuple:
+    """Write the three programs: all whole minibatches, the last short one, an evaluation.
+
+    The order of the rows, the number of minibatches and the weight decay are arguments, so that
+    epochs over other rows or at another strength need no compilation. Metrics are reset and read
+    inside, since every operation outside costs as much as several minibatches.
+    """
+    optimizer = model.optimizer
+
+    def step(function, data, rows):
+        function(tuple(None if values is None else tf.gather(values, rows) for values in data))
+
+    def train_step(data, rows, decay):
+        number, optimizer.weight_decay = optimizer.weight_decay, decay if decays else None
+        try:
+            step(model.train_step, data, rows)
+        finally:
+            optimizer.weight_decay = number
+
+    def repeat(body, times):
+        tf.while_loop(lambda i: i < times, lambda i: [body(i), (i + 1,)][1], (tf.constant(0),))
+
+    @tf.function(jit_compile=True, autograph=False)
+    def whole_batches(data, order, batches, decay):
+        model.reset_metrics()
+
+        def body(i):
+            train_step(data, tf.slice(order, [i * batch_size], [batch_size]), decay)
+
+        repeat(body, batches)
+        return model.get_metrics_result()
+
+    @tf.function(jit_compile=True, autograph=False)
+    def last_batch(data, rows, decay):
+        train_step(data, rows, decay)
+        return model.get_metrics_result()
+
+    @tf.function(autograph=False)  # a forward pass alone is not worth the time of XLA's compiler
+    def test(data):
+        model.reset_metrics()
+        n_rows, block = data[0].shape[0], tf.range(BLOCK)
+        if n_rows >= BLOCK:
+            repeat(lambda i: step(model.test_step, data, block + i * BLOCK), n_rows // BLOCK)
+        if n_rows % BLOCK:
+            step(model.test_step, data, tf.range(n_rows - n_rows % BLOCK, n_rows))
+        return model.get_metrics_result()
+
+    return whole_batches, last_batch, test
 
 
 # --- fitting: regularisation, learning rate, warm start ------------------------------------------

@@ -1,0 +1,67 @@
+"""What the benchmarks share: paths, the name of the machine, alternating timings, tables."""
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+ROOT = Path(__file__).resolve().parents[1]
+DATA = ROOT / "data"
+sys.path[:0] = [str(ROOT), str(DATA)]
+
+PACKAGES = ("tensorflow", "keras", "mlflow", "scikit-learn", "numpy", "pandas")
+
+
+def machine() -> str:
+    """Name the machine and the packages that the figures belong to."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if sys.platform == "linux" else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    load = f"load {os.getloadavg()[0]:.1f} before" if hasattr(os, "getloadavg") else ""
+    packages = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
+    cpu = names[0] if names else "unknown CPU"
+    return f"{cpu}, {os.cpu_count()} cores, {load}; Python {sys.version.split()[0]}, {packages}"
+
+
+def start_tensorflow() -> None:
+    """Import TensorFlow now, without its start-up lines."""
+    import cli
+
+    with cli.quiet_start():
+        import model_utils
+
+        model_utils.wake_device()
+
+
+def alternate(calls: dict[str, Callable[[], object]], repetitions: int) -> dict[str, float]:
+    """Call everything in turn, `repetitions` times; return the median seconds of each.
+
+    In turn, so that a busy minute of the machine falls on all of them alike.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(repetitions):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            seconds[name].append(time.perf_counter() - start)
+    return {name: float(np.median(values)) for name, values in seconds.items()}
+
+
+def print_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Print a Markdown table with aligned columns."""
+    cells = [list(header), *[[str(cell) for cell in row] for row in rows]]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    cells.insert(1, ["-" * width for width in widths])
+    for line in cells:
+        padded = [cell.ljust(width) for cell, width in zip(line, widths, strict=True)]
+        print(f"| {' | '.join(padded)} |", flush=True)
+    print()
+
+
+def verdict(met: bool) -> str:
+    """Write whether a bar was met."""
+    return "met" if met else "MISSED"
