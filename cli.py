@@ -13,6 +13,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 # What TensorFlow, its C++ libraries and Alembic write at every start, whatever happens.
@@ -131,6 +132,14 @@ def quiet_start() -> Iterator[None]:
             for line in held.read().decode(errors="replace").splitlines():
                 if not START_UP_NOISE.match(line):
                     print(line, file=sys.stderr)
+
+
+def background(function: Callable, *arguments) -> Future:
+    """Run a function in a thread; `.result()` waits for it and raises what it raised."""
+    pool = ThreadPoolExecutor(1)
+    future = pool.submit(function, *arguments)
+    pool.shutdown(wait=False)
+    return future
 
 
 class Terminal:

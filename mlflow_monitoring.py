@@ -55,16 +55,18 @@ def train(args: argparse.Namespace) -> int:
     data = read(args)
     for note in data.notes:
         terminal.say(f"note: {note}")
+    building = cli.background(build_model, args, data)  # XLA compiles meanwhile
     client, experiment_id = tracking.connect(args.tracking_uri, args.experiment)
     tags = {"phase": "training", "data_sha256": data.sha256}
     with tracking.tracked_run(experiment_id, f"train {args.model_name}", tags) as run:
         log_inputs(client, run, args, data)
-        trained, fit = fit_model(args, data)
+        trained, X, y = building.result()
+        fit = fit_model(args, data, trained, X, y)
         trained.card["run_id"] = run.info.run_id
         metrics, figures = score(args, data, trained, fit)
         curves = {f"epoch/{name}": values for name, values in fit.curves.items()}
         curves["epoch/final_loss"] = fit.final
-        tracking.log_numbers(client, run.info.run_id, metrics, curves)
+        tracking.log_numbers(client, run.info.run_id, metrics, curves, step=args.epochs)
         tracking.log_figures(figures)
         model_store.save_preprocessor(trained.preprocessor, args.models_dir / "preprocessor.pkl")
         uri = model_store.log_model(trained, MODEL_NAME, step=args.epochs)
@@ -120,11 +122,10 @@ def log_inputs(client, run, args: argparse.Namespace, data: Data) -> None:
         tracking.log_rows(data.part(numbers), data.schema, args.data, context)
 
 
-def fit_model(args: argparse.Namespace, data: Data):
-    """Fit preprocessor and network on the training rows; return (TrainedModel, Fit)."""
+def build_model(args: argparse.Namespace, data: Data):
+    """Fit the preprocessor and create the network; return (TrainedModel, X, y) of training rows."""
     import model_utils
     import tabular
-    from memory import Memory, remember
     from model_store import TrainedModel
 
     train = data.roles.train
@@ -134,8 +135,17 @@ def fit_model(args: argparse.Namespace, data: Data):
     network = model_utils.create_nn_model(
         X.shape[1], scale=scale, learning_rate=args.learning_rate, seed=args.seed
     )
+    model_utils.compile_ahead(network, X, y, args.batch_size)
+    return TrainedModel(network, preprocessor, data.schema, scale), X, y
+
+
+def fit_model(args: argparse.Namespace, data: Data, trained, X, y):
+    """Train the network and give it its memory and card; return how it was fitted."""
+    import model_utils
+    from memory import Memory, remember
+
     fit = model_utils.fit_network(
-        network,
+        trained.network,
         X,
         y,
         epochs=args.epochs,
@@ -143,7 +153,7 @@ def fit_model(args: argparse.Namespace, data: Data):
         learning_rate=args.learning_rate,
         seed=args.seed,
     )
-    memory = remember(
+    trained.memory = remember(
         Memory(),
         data.part(slice(None)),
         data.hashes,
@@ -152,15 +162,14 @@ def fit_model(args: argparse.Namespace, data: Data):
         limit=args.memory_rows,
         seed=args.seed,
     )
-    card = {
+    lineage = {"generation": 0, "data": args.data, "sha256": data.sha256, **data.roles.counts}
+    trained.card = {
         "arguments": {key: str(value) for key, value in vars(args).items()},
         "weight_decay": fit.weight_decay,
         "unit": args.unit,
-        "lineage": [
-            {"generation": 0, "data": args.data, "sha256": data.sha256, **data.roles.counts}
-        ],
+        "lineage": [lineage],
     }
-    return TrainedModel(network, preprocessor, data.schema, scale, memory, card), fit
+    return fit
 
 
 def score(args: argparse.Namespace, data: Data, trained, fit) -> tuple[dict, dict]:
@@ -199,19 +208,22 @@ def score(args: argparse.Namespace, data: Data, trained, fit) -> tuple[dict, dic
 def publish(client, run, args: argparse.Namespace, uri: str, metrics: dict) -> str:
     """Register the model, make it champion when there is none, tell so in the run."""
     import model_store
+    import tracking
     from comparison import format_amount
 
     words = (
         f"Held-out rows: MAE {format_amount(metrics['MAE'], args.unit)}, R² {metrics['R2']:.3f} "
         f"(predicting the mean: MAE {format_amount(metrics['MAE_mean'], args.unit)})."
     )
-    version = model_store.register(client, args.model_name, uri, run.info.run_id, words)
+    version = model_store.register(client, args.model_name, uri, words)
     is_champion = False
     if model_store.champion_version(client, args.model_name) is None:
         is_champion = model_store.promote(client, args.model_name, version, None)
     role = "@champion" if is_champion else "not champion: another version is"
     note = f"**{args.model_name} version {version}**, {role}. {words}"
-    client.set_tag(run.info.run_id, "mlflow.note.content", note)
+    name = f"trained: MAE {format_amount(metrics['MAE'], args.unit)}"
+    tags = {"mlflow.note.content": note, "mlflow.runName": name}
+    tracking.log_numbers(client, run.info.run_id, {}, tags=tags)
     return version
 
 

@@ -58,24 +58,28 @@ def retrain(args: argparse.Namespace) -> int:
     champion = model_store.champion_version(client, args.model_name)
     uri = args.model_uri or f"models:/{args.model_name}@{model_store.CHAMPION}"
     parent = model_store.load_model(uri, args.models_dir / "preprocessor.pkl")
+    if not args.model_uri and parent.model_id:
+        parent.uri = f"models:/{parent.model_id}"  # an alias will point elsewhere one day
     rows = retraining.prepare_rows(
         parent, args.data, test_size=args.test_size, seed=args.seed, replay=args.replay
     )
     announce(terminal, parent, rows)
     if args.dry_run:
         return 0
+    rates = {"learning_rate": args.learning_rate, "batch_size": args.batch_size}
+    preparing = cli.background(lambda: retraining.prepare_child(parent, rows, **rates))
     tags = {"phase": "retraining", "parent_model_uri": parent.uri, "parent_run_id": parent.run_id}
     with tracking.tracked_run(experiment_id, f"retrain {args.model_name}", tags) as run:
         log_inputs(client, run, args, parent, rows)
         result = retraining.retrain(
             parent,
             rows,
+            preparing.result(),
             epochs=args.epochs,
-            batch_size=args.batch_size,
-            learning_rate=args.learning_rate,
             seed=args.seed,
             memory_rows=args.memory_rows,
             controls=args.controls,
+            **rates,
         )
         evidence = retraining.gather_evidence(parent, rows, result, args.max_forgetting)
         log_evidence(client, run, result, evidence, rows, parent)
@@ -144,7 +148,9 @@ def log_evidence(client, run, result: "Retrained", evidence: "Evidence", rows, p
         metrics[f"{part}/MAE_difference_high"] = difference.high
     curves = {f"epoch/{name}": values for name, values in result.fit.curves.items()}
     curves["epoch/final_loss"] = result.fit.final
-    tracking.log_numbers(client, run.info.run_id, metrics, curves)
+    tracking.log_numbers(
+        client, run.info.run_id, metrics, curves, step=len(result.fit.final)
+    )
     y = rows.held_out["new"][parent.schema.target].to_numpy()
     shown = {name: result.predictions["new"][name] for name in ("parent", "retrained")}
     pictures = {
@@ -187,9 +193,10 @@ def judge(client, run, args, champion, parent, evidence, uri: str) -> tuple[str,
     """
     import model_store
     import retraining
+    import tracking
 
     summary = retraining.headline(evidence)
-    version = model_store.register(client, args.model_name, uri, run.info.run_id, summary)
+    version = model_store.register(client, args.model_name, uri, summary)
     wanted = args.promote == "always" or (args.promote == "auto" and evidence.verdict.promoted)
     reason = evidence.verdict.reason
     if wanted and args.promote == "auto" and champion is not None:
@@ -203,11 +210,13 @@ def judge(client, run, args, champion, parent, evidence, uri: str) -> tuple[str,
         reason = f"--promote never; {reason}"
     verdict = f"{'promoted' if wanted else 'kept champion'}: {reason}"
     client.update_model_version(args.model_name, version, f"{verdict}.\n{summary}")
-    note = retraining.note(evidence, verdict)
-    tags = {"mlflow.note.content": note, "verdict": verdict.split(":")[0]}
-    tags["mlflow.runName"] = f"{verdict.split(':')[0]}: {summary}"[:250]
-    for key, value in tags.items():
-        client.set_tag(run.info.run_id, key, value)
+    word = verdict.split(":")[0]
+    tags = {
+        "mlflow.note.content": retraining.note(evidence, verdict),
+        "mlflow.runName": f"{word} {retraining.short_result(evidence)}",
+        "verdict": word,
+    }
+    tracking.log_numbers(client, run.info.run_id, {}, tags=tags)
     return verdict, version
 
 

@@ -65,11 +65,17 @@ class TrainedModel:
 # --- saving ------------------------------------------------------------------------------------
 
 
-def save_model(path: str, trained: TrainedModel, mlflow_model: Model | None = None) -> None:
+def save_model(
+    path: str,
+    trained: TrainedModel,
+    mlflow_model: Model | None = None,
+    validate_serving_input: bool = False,
+) -> None:
     """Save a model as an MLflow model folder with three flavors: python_function, keras, sklearn.
 
-    MLflow calls this through `Model.log`. Requirements are written, not inferred: inferring takes
-    seconds in another process, and guesses wrong.
+    `Model.log` calls this, and reads `validate_serving_input`: whether to load the model once more
+    and score the example. Requirements are written, not inferred: inferring takes seconds in
+    another process, and guesses wrong.
     """
     mlflow_model = mlflow_model or Model()
     with tempfile.TemporaryDirectory() as folder:
@@ -147,6 +153,7 @@ def log_model(trained: TrainedModel, name: str, step: int = 0) -> str:
         name=name,
         flavor=sys.modules[__name__],
         trained=trained,
+        validate_serving_input=False,
         step=step,
         model_type="regressor",
     )
@@ -305,13 +312,12 @@ def champion_version(client: MlflowClient, name: str, alias: str = CHAMPION) -> 
         raise
 
 
-def register(client: MlflowClient, name: str, uri: str, run_id: str, description: str) -> str:
+def register(client: MlflowClient, name: str, uri: str, description: str) -> str:
     """Register a logged model as the next version of `name`; return the version, as text."""
     with contextlib.suppress(MlflowException):
         client.create_registered_model(name)
-    made = client.create_model_version(
-        name, source=uri, run_id=run_id, model_id=uri.split("/")[-1], description=description
-    )
+    made = mlflow.register_model(uri, name, await_registration_for=0)
+    client.update_model_version(name, made.version, description)
     return str(made.version)
 
 
@@ -385,3 +391,7 @@ def _log_change(client: MlflowClient, name: str, version: str, how: str) -> None
     when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     lines = [*history(client, name), f"{when} version {version} {how}"][-50:]
     client.set_registered_model_tag(name, "champion_history", "\n".join(lines))
+    listed = "\n".join(f"- {line}" for line in reversed(lines))
+    client.update_registered_model(
+        name, f"**Champion: version {version}** ({how}).\n\nWho was champion when:\n\n{listed}"
+    )

@@ -220,6 +220,16 @@ def train_model(
     return model, history
 
 
+def compile_ahead(model: keras.Model, X, y, batch_size: int) -> None:
+    """Compile the epoch program of a model for X and y without training a single row.
+
+    Calling this from a thread lets XLA compile while Python does something else.
+    """
+    data = _as_tensors(X, y, None)
+    with contextlib.suppress(Exception):  # train_model will say why
+        _programs(model, data, batch_size)[0](data, np.array([], np.int32))
+
+
 def _run_epochs(model, programs, data, validation, orders, callbacks, settings):
     """Run epochs as `model.fit` does, callbacks included, one program call for each."""
     train, evaluate = programs

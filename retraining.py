@@ -4,7 +4,6 @@ Belongs here: what retraining does to rows and networks. Not here: MLflow, files
 terminal; statistics are in `comparison.py`.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import keras
@@ -72,6 +71,17 @@ def prepare_rows(parent: TrainedModel, data: str, *, test_size: float, seed: int
 
 
 @dataclass(frozen=True)
+class Start:
+    """Hold a copy of the parent ready to be trained: the child, its rows as numbers, what is new."""
+
+    child: TrainedModel
+    X: np.ndarray
+    y: np.ndarray
+    new_categories: dict[str, list[str]]
+    predictions: dict[str, dict[str, np.ndarray]]
+
+
+@dataclass(frozen=True)
 class Retrained:
     """Hold the retrained model, how it was fitted, and every model's held-out predictions."""
 
@@ -81,9 +91,25 @@ class Retrained:
     new_categories: dict[str, list[str]]
 
 
+def prepare_child(
+    parent: TrainedModel, rows: Rows, *, learning_rate: float, batch_size: int
+) -> Start:
+    """Copy the parent, wide enough for new categories, and compile its training.
+
+    The parent's own predictions are taken first: a foreign network is not copied but trained on.
+    """
+    predictions = {part: {PARENT: _predict(parent, table)} for part, table in rows.held_out.items()}
+    together = pd.concat([rows.replay, rows.new], ignore_index=True)
+    child, new_categories = _copy_of(parent, together, learning_rate)
+    X, y = tabular.encode(together, child.preprocessor), together[parent.schema.target].to_numpy()
+    model_utils.compile_ahead(child.network, X, y, batch_size)
+    return Start(child, X, y, new_categories, predictions)
+
+
 def retrain(
     parent: TrainedModel,
     rows: Rows,
+    start: Start,
     *,
     epochs: int,
     batch_size: int,
@@ -91,33 +117,25 @@ def retrain(
     seed: int,
     memory_rows: int,
     controls: bool = True,
-    callbacks: Sequence[keras.callbacks.Callback] = (),
 ) -> Retrained:
-    """Train a copy of the parent on new rows and replayed old ones, and the controls beside it.
+    """Train the child on new rows and replayed old ones, and the controls beside it.
 
     The controls answer what else could have brought the gain: `control` is the parent trained for
     as many updates on old rows only, `scratch` a fresh network on all rows. All of them share one
     network object, and with it one compiled program; only their weights differ.
     """
-    target = parent.schema.target
-    predictions = {part: {PARENT: _predict(parent, table)} for part, table in rows.held_out.items()}
-    together = pd.concat([rows.replay, rows.new], ignore_index=True)
-    y = together[target].to_numpy()
-    child, new_categories = _copy_of(parent, together, learning_rate)
-    X = tabular.encode(together, child.preprocessor)
+    child, X, y, predictions = start.child, start.X, start.y, start.predictions
     network, n_replayed = child.network, len(rows.replay)
     old = np.concatenate([np.arange(n_replayed), n_replayed + np.flatnonzero(rows.again)])
-    start = model_utils.model_state(network)
+    beginning = model_utils.model_state(network)
     options = {"batch_size": batch_size, "learning_rate": learning_rate, "seed": seed}
-    strengths = model_utils.STRENGTHS if parent.scale else (network.optimizer.weight_decay or 0.0,)
     fit = model_utils.fit_network(
         network,
         X,
         y,
         epochs=epochs,
-        strengths=strengths,
+        strengths=_strengths(parent),
         validate_on=np.arange(n_replayed, len(X)),
-        callbacks=callbacks,
         **options,
     )
     end = model_utils.model_state(network)
@@ -125,7 +143,7 @@ def retrain(
     if controls and len(old) >= batch_size:
         updates = epochs * -(-len(X) // batch_size)
         as_many = max(1, round(updates / -(-len(old) // batch_size)))
-        model_utils.restore_state(network, start)
+        model_utils.restore_state(network, beginning)
         model_utils.train_at(network, X, y, epochs=as_many, rows=old, **options)
         _add_predictions(predictions, CONTROL, child, rows)
     if controls and parent.scale:
@@ -137,7 +155,13 @@ def retrain(
         predictions[part][MEAN] = np.full(len(table), y.mean())
     model_utils.restore_state(network, end)
     child.memory, child.card = _remember(parent, rows, seed, memory_rows)
-    return Retrained(child, fit, predictions, new_categories)
+    return Retrained(child, fit, predictions, start.new_categories)
+
+
+def _strengths(parent: TrainedModel) -> tuple[float, ...]:
+    """Try the weight decay that suited the parent and its neighbours; a foreign one as it is."""
+    present = parent.network.optimizer.weight_decay if parent.network.compiled else None
+    return (present / 3, present, present * 3) if parent.scale and present else (present or 0.0,)
 
 
 def _copy_of(parent: TrainedModel, rows: pd.DataFrame, learning_rate: float):
@@ -296,6 +320,15 @@ def headline(evidence: comparison.Evidence) -> str:
             change = comparison.format_interval(evidence.held_out[part].difference, evidence.unit)
             parts.append(f"MAE on {part} rows {change}")
     return "; ".join(parts)
+
+
+def short_result(evidence: comparison.Evidence) -> str:
+    """Say the change in MAE in few signs, for the name of a run."""
+    changes = {part: held_out.difference.estimate for part, held_out in evidence.held_out.items()}
+    new = comparison.format_amount(changes["new"], evidence.unit, signed=True)
+    if "old" not in changes:
+        return new
+    return f"{new} (old {comparison.format_amount(changes['old'], evidence.unit, signed=True)})"
 
 
 def score_table(evidence: comparison.Evidence) -> tuple[list[str], list[list[str]]]:

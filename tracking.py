@@ -201,10 +201,14 @@ def log_numbers(
     metrics: dict[str, float],
     curves: dict[str, list[float]] | None = None,
     tags: dict[str, str] | None = None,
+    step: int = 0,
 ) -> None:
-    """Log metrics, per-epoch curves and tags in one request for every thousand points."""
+    """Log metrics, per-epoch curves and tags in one request for every thousand points.
+
+    Metrics at the `step` that a model is logged at show on the model's page.
+    """
     now = int(time.time() * 1000)
-    points = [Metric(key, float(value), now, 0) for key, value in metrics.items()]
+    points = [Metric(key, float(value), now, step) for key, value in metrics.items()]
     for key, values in (curves or {}).items():
         points += [Metric(key, float(v), now, epoch) for epoch, v in enumerate(values, 1)]
     tag_list = [RunTag(key, str(value)) for key, value in (tags or {}).items()]

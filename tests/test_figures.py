@@ -1,0 +1,243 @@
+"""Claims about figures.py: what is drawn, with which words, and that it can be saved."""
+
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from matplotlib.image import imread
+
+import comparison
+import figures
+
+RNG = np.random.default_rng
+FORMULA = "prix_$x^"  # a formula for matplotlib, and a broken one
+
+
+def held_out(n_rows=50, **errors):
+    y = RNG(0).uniform(500, 40_000, n_rows)
+    models = {name: y + error for name, error in errors.items()}
+    return comparison.evaluate(y, models)
+
+
+def groups_table(n_categories=3, before=True, names="catégorie {}", n_columns=1):
+    labels = np.array([names.format(k) for k in range(n_categories)])
+    y = RNG(0).uniform(500, 40_000, 40 * n_categories)
+    rows = pd.DataFrame({f"colonne {k}": np.repeat(labels, 40) for k in range(n_columns)})
+    parent = y + RNG(1).normal(0, 2000, len(y))
+    child = y + RNG(2).normal(0, 1000, len(y))
+    return comparison.groups(rows, rows.columns, y, parent if before else None, child)
+
+
+def drift_table(**distances):
+    table = pd.DataFrame({"column": distances.keys(), "distance": distances.values()})
+    return table.assign(drifted=table["distance"] > 0.1)
+
+
+def words(figure):
+    """Collect all text that a saved figure shows."""
+    figure.draw_without_rendering()
+    shown = [text.get_text() for text in figure.findobj(lambda item: hasattr(item, "get_text"))]
+    return "\n".join(shown)
+
+
+def every_figure():
+    y = RNG(0).uniform(500, 40_000, 50)
+    both = held_out(parent=4000, retrained=3000, control=3500)
+    return {
+        "learning_curve": figures.learning_curve({"loss": [3, 2, 1], "val_loss": [3, 2.5, 2]}),
+        "predicted": figures.predicted_against_actual(y, {"parent": y + 9, "retrained": y}, "€"),
+        "groups": figures.error_per_group(groups_table(), "€"),
+        "before_after": figures.before_after({"new": both, "old": both}, "€"),
+        "drift": figures.drift_figure(drift_table(age=0.4, taille=0.04)),
+    }
+
+
+@pytest.mark.parametrize("name", every_figure())
+def test_each_function_returns_a_figure_that_saves_as_a_png_with_something_on_it(name, tmp_path):
+    figure = every_figure()[name]
+    assert type(figure) is Figure
+    path = tmp_path / f"{name}.png"
+    figure.savefig(path)
+    pixels = imread(path)
+    assert path.stat().st_size > 5_000
+    assert 800 <= pixels.shape[1] <= 1000
+    assert pixels.std() > 0.05
+
+
+def test_pyplot_is_never_imported():
+    program = "import figures, sys; sys.exit('matplotlib.pyplot' in sys.modules)"
+    root = Path(figures.__file__).parent
+    assert subprocess.run([sys.executable, "-c", program], cwd=root, check=False).returncode == 0
+
+
+def test_learning_curve_draws_both_losses_from_epoch_one():
+    axes = figures.learning_curve({"loss": [3.0, 2.0], "val_loss": [4.0, 5.0], "lr": [1, 1]}).axes[
+        0
+    ]
+    drawn = {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
+    assert drawn == {"training": [[1, 3], [2, 2]], "validation": [[1, 4], [2, 5]]}
+    assert axes.get_yscale() == "linear"
+    assert len(figures.learning_curve({"loss": [3.0]}).axes[0].lines) == 1
+
+
+@pytest.mark.parametrize(
+    ("losses", "scale"),
+    [
+        ([21.0, 1.0], "log"),
+        ([19.0, 1.0], "linear"),
+        ([100.0, 0.0], "linear"),
+        ([100.0, math.nan, 1.0], "log"),
+        ([math.nan], "linear"),
+        ([], "linear"),
+    ],
+)
+def test_learning_curve_is_logarithmic_where_the_range_is_wide_and_positive(losses, scale):
+    assert figures.learning_curve({"loss": losses}).axes[0].get_yscale() == scale
+
+
+def test_predictions_are_drawn_in_one_panel_per_model_with_its_error():
+    y = np.array([100.0, 200.0, 300.0])
+    figure = figures.predicted_against_actual(y, {"parent": y + 120, "retrained": y - 20}, "€")
+    titles = [axes.get_title(loc="left") for axes in figure.axes]
+    assert titles == ["parent: MAE 120 €", "retrained: MAE 20.0 €"]
+    points = figure.axes[0].collections[0].get_offsets()
+    assert sorted(points.tolist()) == [[100, 220], [200, 320], [300, 420]]
+    assert len(figures.predicted_against_actual(y, {"model": y}).axes) == 1
+
+
+def test_diagonal_is_where_predicted_equals_actual():
+    y = np.array([100.0, 200.0])
+    line = figures.predicted_against_actual(y, {"model": y}).axes[0].lines[0]
+    assert line.get_slope() == 1
+    assert line.get_xy1() == (100, 100)
+
+
+def test_at_most_two_thousand_points_are_drawn_and_always_the_same():
+    y = RNG(0).normal(size=5000)
+    drawn = [
+        figures.predicted_against_actual(y, {"a": y}).axes[0].collections[0].get_offsets()
+        for _ in range(2)
+    ]
+    assert len(drawn[0]) == 2000
+    assert (drawn[0] == drawn[1]).all()
+
+
+def test_error_of_each_group_is_a_bar_before_and_one_after():
+    table = groups_table(3)
+    axes = figures.error_per_group(table, "€").axes[0]
+    widths = [[bar.get_width() for bar in bars] for bars in axes.containers]
+    assert widths == [table["MAE_before"].tolist(), table["MAE_after"].tolist()]
+    labels = [label.get_text() for label in axes.get_yticklabels()]
+    assert labels == ["colonne 0", *(f"catégorie {k} (40)" for k in range(3))]
+    middle = [bar.get_y() + bar.get_height() for bar in axes.containers[0]]
+    assert middle == pytest.approx([1, 2, 3])
+    assert "MAE (€)" in axes.get_xlabel()
+
+
+def test_first_training_has_one_bar_per_group_and_no_legend():
+    figure = figures.error_per_group(groups_table(before=False))
+    assert len(figure.axes[0].containers) == 1
+    assert not figure.legends
+
+
+def test_group_that_got_worse_carries_a_star():
+    table = groups_table(2)
+    table["worse"] = [True, False]
+    shown = words(figures.error_per_group(table))
+    assert "catégorie 0 (40) *" in shown
+    assert "catégorie 1 (40) *" not in shown
+
+
+def test_many_long_names_neither_overlap_nor_leave_the_picture():
+    name = "une catégorie au nom franchement interminable, numéro {}"
+    figure = figures.error_per_group(groups_table(12, names=name, n_columns=2))
+    figure.draw_without_rendering()
+    boxes = [label.get_window_extent() for label in figure.axes[0].get_yticklabels()]
+    assert len(boxes) == 26
+    assert min(box.x0 for box in boxes) >= 0
+    assert all(upper.y0 >= lower.y1 for upper, lower in zip(boxes, boxes[1:], strict=False))
+
+
+def test_of_very_many_groups_the_largest_are_drawn():
+    table = groups_table(12, n_columns=8)
+    table["rows"] = np.arange(len(table)) + 1
+    shown = words(figures.error_per_group(table))
+    assert len(table) == 96
+    assert "(96)" in shown
+    assert "(17)" in shown
+    assert "(16)" not in shown
+
+
+def test_before_and_after_stand_on_one_line_with_the_difference_in_words():
+    held = held_out(parent=4000, retrained=3000, control=3500, mean=12_000)
+    figure = figures.before_after({"new": held, "old": held}, "€")
+    axes = figure.axes[0]
+    points = {(line.get_label(), *line.get_xydata()[0]) for line in axes.lines}
+    for place in (0, 1):
+        assert ("parent", pytest.approx(4000), place) in points
+        assert ("retrained", pytest.approx(3000), place) in points
+    shown = words(figure)
+    assert "-1,000 € (-1,000 to -1,000)" in shown
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["new (50)", "old (50)"]
+    legend = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert legend == ["control", "95 % interval", "parent", "retrained"]  # mean is off the scale
+
+
+def test_bar_is_the_interval_of_the_difference_set_off_from_the_parent():
+    scores = held_out(parent=4000, retrained=3000).scores
+    held = comparison.HeldOut(50, scores, comparison.Interval(-1000, -1300, -800))
+    bar = figures.before_after({"new": held}).axes[0].collections[0]
+    assert bar.get_segments()[0].tolist() == [
+        pytest.approx([2700, 0]),
+        pytest.approx([3200, 0]),
+    ]
+
+
+def test_difference_without_bounds_or_without_parent_is_drawn_all_the_same():
+    one_row = held_out(1, parent=4000, retrained=3000)
+    figure = figures.before_after({"new": one_row})
+    assert "-infinite to infinite" in words(figure)
+    assert not figure.axes[0].collections
+    alone = figures.before_after({"new": held_out(retrained=3000)})
+    assert "retrained" in words(alone)
+
+
+def test_drift_is_a_bar_per_column_farthest_on_top_with_drifted_ones_coloured():
+    axes = figures.drift_figure(drift_table(taille=0.04, age=0.4), threshold=0.1).axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["age", "taille"]
+    bars = axes.containers[0]
+    assert [bar.get_width() for bar in bars] == [0.4, 0.04]
+    assert [to_hex(bar.get_facecolor()).upper() for bar in bars] == [figures.ORANGE, figures.LIGHT]
+    assert axes.lines[0].get_xdata()[0] == 0.1
+    top, bottom = bars[0].get_y(), bars[1].get_y()
+    assert axes.transData.transform((0, top))[1] > axes.transData.transform((0, bottom))[1]
+
+
+def test_long_bars_are_cut_and_labelled_and_unmeasured_columns_say_so():
+    figure = figures.drift_figure(drift_table(unit_changed=1000.0, empty=math.nan, age=0.2))
+    assert figure.axes[0].containers[0][0].get_width() == figures.MAX_DISTANCE
+    shown = words(figure)
+    assert "1,000" in shown
+    assert "n/a" in shown
+
+
+def test_dollar_signs_line_breaks_and_long_names_are_harmless(tmp_path):
+    y = np.array([1.0, 2.0])
+    held = held_out(parent=2, retrained=1)
+    table = groups_table(2, names=FORMULA + " {}")
+    drawn = [
+        figures.predicted_against_actual(y, {FORMULA: y}, "$"),
+        figures.error_per_group(table, "$"),
+        figures.before_after({FORMULA: held}, "$"),
+        figures.drift_figure(drift_table(**{FORMULA: 1.0, "a\nb" + "x" * 99: 2.0})),
+    ]
+    for number, figure in enumerate(drawn):
+        figure.savefig(tmp_path / f"{number}.png")
+        assert r"prix_\$x^" in words(figure)
+    assert "a b" + "x" * 28 + "…\n" in words(drawn[-1])
