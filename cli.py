@@ -95,15 +95,34 @@ def run(script: Callable[[argparse.Namespace], int], args: argparse.Namespace) -
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _interrupt)
     try:
+        args.models_dir.mkdir(parents=True, exist_ok=True)  # an error now, not after the training
+        tempfile.TemporaryFile(dir=args.models_dir).close()
         return script(args)
     except KeyboardInterrupt:
-        print("interrupted: the run is marked KILLED, no model was registered", file=sys.stderr)
+        words = "interrupted: no model was registered; a run that had begun is marked KILLED"
+        print(words, file=sys.stderr)
         return 130
-    except ValueError as error:
-        if type(error).__name__ != "UserError":
+    except Exception as error:
+        words = explain(error)
+        if words is None:
             raise
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {' '.join(words.split())}", file=sys.stderr)
         return 2
+
+
+def explain(error: Exception) -> str | None:
+    """Put an error that its user can mend into words; None for a programming error."""
+    first_line = (str(error).strip().splitlines() or [""])[0][:300]
+    if type(error).__name__ == "UserError":
+        return str(error)
+    if isinstance(error, FloatingPointError):
+        return f"training diverged: {error}; expected a finite loss: lower --learning-rate"
+    if isinstance(error, OSError):
+        place = f" {error.filename}" if error.filename else ""
+        return f"{error.strerror or first_line}:{place}; check the path, its permissions and disk"
+    if type(error).__module__.split(".")[0] in ("mlflow", "sqlalchemy"):
+        return f"MLflow refused: {first_line}; check --tracking-uri and that its store is writable"
+    return None
 
 
 def _interrupt(signum: int, frame) -> None:

@@ -148,9 +148,7 @@ def log_evidence(client, run, result: "Retrained", evidence: "Evidence", rows, p
         metrics[f"{part}/MAE_difference_high"] = difference.high
     curves = {f"epoch/{name}": values for name, values in result.fit.curves.items()}
     curves["epoch/final_loss"] = result.fit.final
-    tracking.log_numbers(
-        client, run.info.run_id, metrics, curves, step=len(result.fit.final)
-    )
+    tracking.log_numbers(client, run.info.run_id, metrics, curves, step=len(result.fit.final))
     y = rows.held_out["new"][parent.schema.target].to_numpy()
     shown = {name: result.predictions["new"][name] for name in ("parent", "retrained")}
     pictures = {
@@ -212,7 +210,7 @@ def judge(client, run, args, champion, parent, evidence, uri: str) -> tuple[str,
     client.update_model_version(args.model_name, version, f"{verdict}.\n{summary}")
     word = verdict.split(":")[0]
     tags = {
-        "mlflow.note.content": retraining.note(evidence, verdict),
+        "mlflow.note.content": retraining.note(evidence, verdict, tracking.link(client, parent)),
         "mlflow.runName": f"{word} {retraining.short_result(evidence)}",
         "verdict": word,
     }

@@ -6,6 +6,7 @@ Not here: training, statistics, command lines.
 
 import contextlib
 import hashlib
+import io
 import json
 import logging
 import shutil
@@ -24,13 +25,12 @@ import skops.io
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
-from mlflow.types.schema import AnyType, ColSpec, DataType
-from mlflow.types.schema import Schema as MlflowSchema
+from mlflow.types.schema import ColSpec, DataType, Schema
 
 import tabular
 from memory import Memory
 from model_utils import TargetScale
-from tabular import Schema, UserError
+from tabular import UserError
 
 logging.getLogger("mlflow.pyfunc").setLevel(logging.WARNING)  # no word on every validated example
 HERE = Path(__file__).parent
@@ -53,7 +53,7 @@ class TrainedModel:
 
     network: keras.Model
     preprocessor: object
-    schema: Schema
+    schema: tabular.Schema
     scale: TargetScale | None = None
     memory: Memory = field(default_factory=Memory)
     card: dict = field(default_factory=dict)
@@ -102,7 +102,7 @@ def save_model(
             mlflow_model=mlflow_model,
             artifacts=files,
             pip_requirements=[f"{name}=={version(name)}" for name in PACKAGES],
-            signature=_signature(trained.schema),
+            signature=ModelSignature(outputs=Schema([ColSpec(DataType.double)])),
             input_example=_example(trained),
         )
 
@@ -121,13 +121,6 @@ def _write_parts(folder: Path, trained: TrainedModel) -> dict[str, str]:
     }
     files["card"].write_text(json.dumps(card, ensure_ascii=False, indent=1), "utf-8")
     return {part: str(file) for part, file in files.items()}
-
-
-def _signature(schema: Schema) -> ModelSignature:
-    # Any type: `double` would refuse whole numbers and `long` missing ones, before the model's own
-    # checks, which accept both and name the row of a wrong value, get to see them.
-    inputs = [ColSpec(AnyType(), name) for name in schema.features]
-    return ModelSignature(MlflowSchema(inputs), MlflowSchema([ColSpec(DataType.double)]))
 
 
 def _example(trained: TrainedModel) -> pd.DataFrame | None:
@@ -240,7 +233,7 @@ def _load_parts(uri: str, info: Model, folder: Path, card_file: Path) -> Trained
         return TrainedModel(
             network=_load_network(uri, files["network"]),
             preprocessor=skops.io.load(files["preprocessor"], trusted=TRUSTED),
-            schema=Schema(**columns),
+            schema=tabular.Schema(**columns),
             scale=TargetScale(**card["target_scale"]) if card["target_scale"] else None,
             memory=memory,
             card=card,
@@ -272,7 +265,7 @@ def _load_plain_keras(uri: str, info: Model, folder: Path, pickle: Path) -> Trai
     preprocessor = load_preprocessor(pickle, uri)
     network = _load_network(uri, file)
     schema = getattr(preprocessor, "schema_", None)
-    schema = Schema(**schema) if schema else tabular.schema_of(preprocessor)
+    schema = tabular.Schema(**schema) if schema else tabular.schema_of(preprocessor)
     trained = TrainedModel(network, preprocessor, schema, uri=uri, run_id=info.run_id or "")
     width = preprocessor.transform(_example(trained)).shape[1]
     if network.input_shape[-1] != width:
@@ -314,9 +307,8 @@ def champion_version(client: MlflowClient, name: str, alias: str = CHAMPION) -> 
 
 def register(client: MlflowClient, name: str, uri: str, description: str) -> str:
     """Register a logged model as the next version of `name`; return the version, as text."""
-    with contextlib.suppress(MlflowException):
-        client.create_registered_model(name)
-    made = mlflow.register_model(uri, name, await_registration_for=0)
+    with contextlib.redirect_stderr(io.StringIO()):  # MLflow tells of every version it makes
+        made = mlflow.register_model(uri, name, await_registration_for=0)
     client.update_model_version(name, made.version, description)
     return str(made.version)
 

@@ -342,11 +342,12 @@ def score_table(evidence: comparison.Evidence) -> tuple[list[str], list[list[str
     return header, [[model, *cells] for model, cells in lines.items()]
 
 
-def note(evidence: comparison.Evidence, verdict: str) -> str:
+def note(evidence: comparison.Evidence, verdict: str, parent_link: str) -> str:
     """Write the run's description, Markdown: verdict first, since the rest is folded away."""
     header, lines = score_table(evidence)
     table = [header, ["---"] * len(header), *lines]
     rows = ["| " + " | ".join(cells) + " |" for cells in table]
     sentence = evidence.attribution.sentence if evidence.attribution else ""
     text = [f"**{comparison.escape_markdown(verdict)}**", "\n".join(rows), sentence]
-    return "\n\n".join(text + ["The whole proof: `report.md` and `figures/` under Artifacts."])
+    where = f"Continues {parent_link}. The whole proof: `report.md` and `figures/` under Artifacts."
+    return "\n\n".join([*text, where])

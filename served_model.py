@@ -42,7 +42,7 @@ class ServedModel(mlflow.pyfunc.PythonModel):
         Returns float64 predictions of shape (n_rows,).
         Raises MlflowException (HTTP status 400 from a server) for rows that cannot be scored.
         """
-        rows = pd.DataFrame(model_input)
+        rows = _as_frame(model_input)
         try:
             if rows.empty:
                 raise self.tabular.UserError("no rows to score; expected at least one row")
@@ -50,6 +50,13 @@ class ServedModel(mlflow.pyfunc.PythonModel):
         except self.tabular.UserError as error:
             raise MlflowException.invalid_parameter_value(str(error)) from error
         return self.tabular.predict(self.network, X)
+
+
+def _as_frame(model_input: object) -> pd.DataFrame:
+    """Accept what MLflow's clients and server pass: a table, one record, or a list of records."""
+    if isinstance(model_input, dict) and not any(np.ndim(v) for v in model_input.values()):
+        model_input = [model_input]
+    return pd.DataFrame(list(model_input) if isinstance(model_input, np.ndarray) else model_input)
 
 
 def _load_module(path: Path) -> ModuleType:

@@ -265,7 +265,7 @@ def _infer_kind(values: pd.Series) -> tuple[str, str]:
 
 
 def conform(
-    rows: pd.DataFrame, schema: Schema, *, source: str = "the rows", strict: bool = False
+    rows: pd.DataFrame, schema: Schema, *, source: str = "the table", strict: bool = False
 ) -> pd.DataFrame:
     """Bring rows to the schema: its feature columns in its order, float64 or text.
 
@@ -296,7 +296,7 @@ def _check_columns(rows: pd.DataFrame, schema: Schema, source: str) -> None:
         )
 
 
-def _numbers(values: pd.Series, source: str = "the rows") -> np.ndarray:
+def _numbers(values: pd.Series, source: str = "the table") -> np.ndarray:
     """Convert a column to float64; missing stays NaN, a text that is no number is an error."""
     if pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_complex_dtype(values):
         return values.to_numpy(dtype=np.float64, na_value=np.nan)
@@ -306,7 +306,8 @@ def _numbers(values: pd.Series, source: str = "the rows") -> np.ndarray:
     if len(bad):
         raise UserError(
             f"column {values.name!r} of {source} holds {str(values.iloc[bad[0]])[:40]!r} in line "
-            f"{bad[0] + 2}; expected a number: correct it ({len(bad)} such rows)"
+            f"{bad[0] + 2} (the header is line 1); expected a number: correct it ({len(bad)} such "
+            "rows)"
         )
     return numbers
 
@@ -462,7 +463,7 @@ def encode_features(rows: pd.DataFrame, schema: Schema, preprocessor) -> np.ndar
 
     Raises UserError as `encode` and `conform` do.
     """
-    _check_columns(rows, schema, "the rows")
+    _check_columns(rows, schema, "the table")
     return encode(rows, preprocessor)
 
 

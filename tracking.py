@@ -247,6 +247,15 @@ def log_files(files: dict[str, str]) -> None:
         mlflow.log_artifacts(folder)
 
 
+def link(client: MlflowClient, parent) -> str:
+    """Link to a parent's page in the MLflow UI, as Markdown; its plain URI if it has none."""
+    with contextlib.suppress(MlflowException):
+        if parent.model_id:
+            place = client.get_logged_model(parent.model_id).experiment_id
+            return f"[{parent.uri}](#/experiments/{place}/models/{parent.model_id})"
+    return f"`{parent.uri}`"
+
+
 def deep_link(tracking_uri: str, experiment_id: str) -> str:
     """Give the address of the experiment's runs in the MLflow UI."""
     base = tracking_uri if tracking_uri.startswith("http") else "http://127.0.0.1:5000"

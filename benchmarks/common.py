@@ -65,3 +65,29 @@ def print_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None
 def verdict(met: bool) -> str:
     """Write whether a bar was met."""
     return "met" if met else "MISSED"
+
+
+def train(data: str, target: str, seed: int):
+    """Train as `mlflow_monitoring.py` does by default; return (TrainedModel, its Data)."""
+    import mlflow_monitoring as script
+
+    args = script.parse_args(["--data", str(data), "--target", target, "--seed", str(seed)])
+    rows = script.read(args)
+    trained, X, y = script.build_model(args, rows)
+    script.fit_model(args, rows, trained, X, y)
+    return trained, rows
+
+
+def retrain(parent, data: str, seed: int, replay: bool = True):
+    """Retrain as `mlflow_retrain.py` does by default; return (Retrained, Rows)."""
+    import mlflow_retrain
+    import retraining
+
+    args = mlflow_retrain.parse_args(["--seed", str(seed)])
+    rates = {"learning_rate": args.learning_rate, "batch_size": args.batch_size}
+    rows = retraining.prepare_rows(
+        parent, str(data), test_size=args.test_size, seed=seed, replay=replay
+    )
+    start = retraining.prepare_child(parent, rows, **rates)
+    options = {"epochs": args.epochs, "seed": seed, "memory_rows": args.memory_rows}
+    return retraining.retrain(parent, rows, start, controls=False, **options, **rates), rows
