@@ -27,7 +27,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     cli.common_arguments(parser, data="data/df_new.csv")
     add = parser.add_argument
     add("--model-uri", metavar="URI", help="model to continue, any MLflow URI (the champion)")
-    add("--replay", action=argparse.BooleanOptionalAction, default=True, help="old rows too")
+    add("--replay", type=cli.natural, metavar="ROWS", help="remembered rows to train on again (all)")
     add("--controls", action=argparse.BooleanOptionalAction, default=True, help="train controls")
     add("--max-forgetting", type=cli.share, default=0.05, help="worse on old rows (%(default)s)")
     add("--promote", choices=["auto", "always", "never"], default="auto", help="(%(default)s)")

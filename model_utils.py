@@ -10,9 +10,12 @@ printing, command lines, global seeds (callers own them).
 """
 
 import contextlib
+import json
+import time
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -177,6 +180,7 @@ def train_model(
     shuffle: bool = True,
     seed: int | None = None,
     rows=None,
+    initial_epoch: int = 0,
 ):
     """Train a compiled Keras model, each epoch as one compiled program.
 
@@ -186,7 +190,9 @@ def train_model(
 
     X is of shape (n_rows, n_inputs), y of shape (n_rows,) or what the loss takes, `sample_weight`
     of shape (n_rows,). `rows` (row numbers) trains on a part of X without compiling anew. `seed`
-    fixes the order of the rows; without it NumPy's global generator decides.
+    fixes the order of the rows in each epoch, whatever epochs came before, so that a training
+    interrupted and continued at `initial_epoch` sees the same; without it NumPy's global generator
+    decides.
 
     Returns (model, history), the same model and its `keras.callbacks.History`.
     """
@@ -202,9 +208,13 @@ def train_model(
         except Exception as error:
             reason = f"XLA cannot compile it ({str(error).splitlines()[0][:120]})"
     if reason is None:
-        order = np.random.default_rng(np.random.randint(2**31) if seed is None else seed)
-        orders = (order.permutation(rows) if shuffle else rows for _ in range(epochs))
+        seed = np.random.randint(2**31) if seed is None else seed
+
+        def order(epoch):
+            return np.random.default_rng([seed, epoch]).permutation(rows) if shuffle else rows
+
         settings["steps"] = -(-len(rows) // batch_size)
+        orders = ((epoch, order(epoch)) for epoch in range(initial_epoch, epochs))
         return model, _run_epochs(model, programs, data, validation, orders, callbacks, settings)
     warnings.warn(f"model.fit trains this model, more slowly: {reason}", stacklevel=2)
     part = [None if values is None else tf.gather(values, rows) for values in data]
@@ -215,6 +225,7 @@ def train_model(
         callbacks=list(callbacks),
         batch_size=batch_size,
         shuffle=shuffle,
+        initial_epoch=initial_epoch,
         **settings,
     )
     return model, history
@@ -242,7 +253,7 @@ def _run_epochs(model, programs, data, validation, orders, callbacks, settings):
     )
     model.stop_training = False
     log.on_train_begin()
-    for epoch, order in enumerate(orders):
+    for epoch, order in orders:
         log.on_epoch_begin(epoch)
         logs = train(data, order)
         if validation:
@@ -397,7 +408,7 @@ def fit_network(
     seed: int,
     strengths: Sequence[float] = STRENGTHS,
     validate_on: np.ndarray | None = None,
-    callbacks: Sequence[keras.callbacks.Callback] = (),
+    checkpoint: "Checkpoint | None" = None,
 ) -> Fit:
     """Choose the weight decay on validation rows, then train on all rows with it.
 
@@ -414,29 +425,74 @@ def fit_network(
     rest = rng.permutation(np.setdiff1d(np.arange(len(X)), validation))[:SEARCH_ROWS]
     # A multiple of the batch size spares the compilation of a last short batch.
     rest = rest[: max(batch_size, len(rest) // batch_size * batch_size)]
-    options = {
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "learning_rate": learning_rate,
-        "seed": seed,
-        "callbacks": callbacks,
-    }
-    tried = {}
-    for strength in strengths:
+    options = {"epochs": epochs, "batch_size": batch_size, "seed": seed}
+    options["learning_rate"] = learning_rate
+    checkpoint = checkpoint or Checkpoint(None)
+
+    def trained(strength: float, **rows) -> dict[str, list[float]]:
         restore_state(model, start)
         model.optimizer.weight_decay = strength
-        held_out = {"X_val": X[validation], "y_val": y[validation]}
-        tried[strength] = train_at(model, X, y, rows=rest, **held_out, **options).history
+        return checkpoint.continued(
+            model, lambda **left: train_at(model, X, y, **rows, **options, **left)
+        )
+
+    held_out = {"X_val": X[validation], "y_val": y[validation], "rows": rest}
+    tried = {strength: trained(strength, **held_out) for strength in strengths}
     last = {k: h["val_loss"][-1] for k, h in tried.items() if np.isfinite(h["val_loss"][-1])}
-    if not last:
+    best = min(last, key=last.get) if last else strengths[0]
+    final = trained(best)["loss"] if last else [np.nan]
+    if not np.isfinite(final[-1]):
         raise FloatingPointError(f"the loss is not finite at learning rate {learning_rate:g}")
-    best = min(last, key=last.get)
-    restore_state(model, start)
-    model.optimizer.weight_decay = best
-    history = train_at(model, X, y, **options)
-    if not np.isfinite(history.history["loss"][-1]):
-        raise FloatingPointError(f"the loss is not finite at learning rate {learning_rate:g}")
-    return Fit(best, tried[best], history.history["loss"], last)
+    return Fit(best, tried[best], final, last)
+
+
+class Checkpoint(keras.callbacks.Callback):
+    """Save a fit of several trainings every `seconds`, at the end of an epoch, to continue it.
+
+    Without a file it does nothing. An existing file is read: trainings that it calls done are not
+    repeated, the one under way goes on at its last saved epoch. NumPy's `npz` holds numbers and
+    JSON only, so that reading one runs no code.
+    """
+
+    def __init__(self, file: Path | None, seconds: float = 30.0) -> None:
+        super().__init__()
+        self.file, self.seconds, self.saved_at = file, seconds, time.monotonic()
+        self.done, self.repeated = [], 0
+        self.past, self.history, self.state = {}, {}, None
+        if file and file.exists():
+            with np.load(file, allow_pickle=False) as saved:
+                progress = json.loads(str(saved["progress"]))
+                self.state = [saved[f"state_{i}"] for i in range(len(saved.files) - 1)]
+            self.done, self.past = progress["done"], progress["history"]
+
+    def continued(self, model: keras.Model, train) -> dict[str, list[float]]:
+        """Run one training of the fit, or what is left of it; return its whole history."""
+        self.repeated += 1
+        if self.repeated <= len(self.done):
+            return self.done[self.repeated - 1]
+        if self.state is not None:
+            restore_state(model, self.state)
+        self.history = {name: list(values) for name, values in self.past.items()}
+        first = max(map(len, self.past.values()), default=0)
+        self.past, self.state = {}, None
+        train(initial_epoch=first, callbacks=[self])
+        self.done.append(self.history)
+        return self.history
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        for name, value in (logs or {}).items():
+            self.history.setdefault(name, []).append(value)
+        if self.file and time.monotonic() - self.saved_at >= self.seconds:
+            self._save()
+            self.saved_at = time.monotonic()
+
+    def _save(self) -> None:
+        progress = json.dumps({"done": self.done, "history": self.history})
+        state = {f"state_{i}": value for i, value in enumerate(model_state(self.model))}
+        beside = self.file.with_suffix(".part")
+        with beside.open("wb") as stream:
+            np.savez(stream, progress=progress, **state)
+        beside.replace(self.file)
 
 
 def train_at(

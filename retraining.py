@@ -14,7 +14,7 @@ import comparison
 import model_utils
 import tabular
 from comparison import PARENT, RETRAINED
-from memory import GENERATION, HELD_OUT, TRAIN, Memory, Roles, assign_roles, remember
+from memory import GENERATION, HELD_OUT, PRIORITY, TRAIN, Memory, Roles, assign_roles, remember
 from model_store import TrainedModel
 from model_utils import Fit, model_predict
 
@@ -40,8 +40,12 @@ class Rows:
     notes: list[str]
 
 
-def prepare_rows(parent: TrainedModel, data: str, *, test_size: float, seed: int, replay: bool):
+def prepare_rows(
+    parent: TrainedModel, data: str, *, test_size: float, seed: int, replay: int | None = None
+) -> Rows:
     """Read new rows, check them against the parent's columns and give each its role.
+
+    `replay` bounds the remembered training rows that are trained on again (None: all of them).
 
     Raises UserError for rows that the parent cannot be retrained on.
     """
@@ -59,7 +63,10 @@ def prepare_rows(parent: TrainedModel, data: str, *, test_size: float, seed: int
     roles = assign_roles(hashes, parent.memory, test_size=test_size, seed=seed, source=data)
     columns = [*schema.features, schema.target]
     remembered = parent.memory.part(TRAIN)
-    old = remembered[columns] if replay and len(remembered) else table.iloc[:0]
+    old = table.iloc[:0]
+    if len(remembered):  # the smallest priorities are a random sample
+        chosen = remembered[PRIORITY].rank(method="first") <= (np.inf if replay is None else replay)
+        old = remembered.loc[chosen, columns]
     if len(old):  # rows that stand in the new file too must not count twice
         old_hashes = tabular.row_hashes(old[[*schema.features]], old[schema.target])
         old = old[~np.isin(old_hashes, hashes)]

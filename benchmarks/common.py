@@ -1,4 +1,4 @@
-"""What the benchmarks share: paths, the name of the machine, alternating timings, tables."""
+"""What the benchmarks share: the machine's name, timings in turn, tables, both trainings."""
 
 import os
 import sys
@@ -14,27 +14,22 @@ ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT / "data"
 sys.path[:0] = [str(ROOT), str(DATA)]
 
-PACKAGES = ("tensorflow", "keras", "mlflow", "scikit-learn", "numpy", "pandas")
+import cli  # noqa: E402
+
+with cli.quiet_start():  # no start-up lines of TensorFlow between the tables
+    import model_utils
+
+    model_utils.wake_device()
 
 
-def machine() -> str:
+def print_machine() -> None:
     """Name the machine and the packages that the figures belong to."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if sys.platform == "linux" else []
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    load = f"load {os.getloadavg()[0]:.1f} before" if hasattr(os, "getloadavg") else ""
-    packages = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
-    cpu = names[0] if names else "unknown CPU"
-    return f"{cpu}, {os.cpu_count()} cores, {load}; Python {sys.version.split()[0]}, {packages}"
-
-
-def start_tensorflow() -> None:
-    """Import TensorFlow now, without its start-up lines."""
-    import cli
-
-    with cli.quiet_start():
-        import model_utils
-
-        model_utils.wake_device()
+    packages = ("tensorflow", "keras", "mlflow", "scikit-learn", "numpy", "pandas")
+    versions = ", ".join(f"{name} {version(name)}" for name in packages)
+    print(f"{names[0] if names else 'unknown CPU'}, {os.cpu_count()} cores, load", end=" ")
+    print(f"{os.getloadavg()[0]:.1f} before; Python {sys.version.split()[0]}, {versions}\n")
 
 
 def alternate(calls: dict[str, Callable[[], object]], repetitions: int) -> dict[str, float]:
@@ -58,16 +53,11 @@ def print_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None
     cells.insert(1, ["-" * width for width in widths])
     for line in cells:
         padded = [cell.ljust(width) for cell, width in zip(line, widths, strict=True)]
-        print(f"| {' | '.join(padded)} |", flush=True)
-    print()
+        print(f"| {' | '.join(padded)} |")
+    print(flush=True)
 
 
-def verdict(met: bool) -> str:
-    """Write whether a bar was met."""
-    return "met" if met else "MISSED"
-
-
-def train(data: str, target: str, seed: int):
+def train(data: str | Path, target: str, seed: int):
     """Train as `mlflow_monitoring.py` does by default; return (TrainedModel, its Data)."""
     import mlflow_monitoring as script
 
@@ -78,16 +68,15 @@ def train(data: str, target: str, seed: int):
     return trained, rows
 
 
-def retrain(parent, data: str, seed: int, replay: bool = True):
-    """Retrain as `mlflow_retrain.py` does by default; return (Retrained, Rows)."""
+def retrain(parent, data: str | Path, seed: int, replay: bool = True):
+    """Retrain as `mlflow_retrain.py` does by default; return (Retrained, its Rows)."""
     import mlflow_retrain
     import retraining
 
     args = mlflow_retrain.parse_args(["--seed", str(seed)])
     rates = {"learning_rate": args.learning_rate, "batch_size": args.batch_size}
-    rows = retraining.prepare_rows(
-        parent, str(data), test_size=args.test_size, seed=seed, replay=replay
-    )
+    choice = {"test_size": args.test_size, "seed": seed, "replay": replay}
+    rows = retraining.prepare_rows(parent, str(data), **choice)
     start = retraining.prepare_child(parent, rows, **rates)
     options = {"epochs": args.epochs, "seed": seed, "memory_rows": args.memory_rows}
     return retraining.retrain(parent, rows, start, controls=False, **options, **rates), rows

@@ -82,11 +82,8 @@ def test_folder_and_glob_are_read_as_one_table_in_the_order_of_the_names(tmp_pat
     first.to_parquet(tmp_path / "1.parquet")
     write(tmp_path / "notes.txt", "not a table")
     expected = pd.concat([first, second], ignore_index=True)
-    for path in (tmp_path, tmp_path / "*.*[vt]", str(tmp_path)):
-        rows, _ = tabular.read_rows(
-            path if path == tmp_path else str(path).replace("*.*", "[12].*")
-        )
-        pd.testing.assert_frame_equal(rows, expected, check_dtype=False)
+    for path in (tmp_path, str(tmp_path / "[12].*")):
+        pd.testing.assert_frame_equal(tabular.read_rows(path)[0], expected)
 
 
 def test_folder_is_searched_whatever_the_case_of_the_endings(tmp_path):
@@ -171,7 +168,7 @@ def test_target_comes_back_as_float64_with_its_index():
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        (["low", "high"] * 15, "column 'y' of a.csv holds 'low' in line 2; expected a number"),
+        (["low", "high"] * 15, "column 'y' of a.csv holds 'low' in line 2"),
         ([*range(28), "much", "more"], "holds 'much' in line 30"),
         ([*range(28), None, None], "2 of 30 rows in a.csv have no finite 'y' (lines 30, 31)"),
         ([np.inf, *range(28), -np.inf], "2 of 30 rows in a.csv have no finite 'y' (lines 2, 31)"),
@@ -231,7 +228,7 @@ def test_dropped_columns_are_no_features_and_unknown_ones_are_refused():
     ("values", "words"),
     [
         ([None] * 30, "column 'z' is empty in every training row"),
-        ([*range(28), "many", 3], "'many' in line 30; expected a number: correct it (1 such rows)"),
+        ([*range(28), "many", 3], "'many' in line 30"),
     ],
 )
 def test_column_that_cannot_be_used_is_refused(values, words):
@@ -243,7 +240,8 @@ def test_column_that_cannot_be_used_is_refused(values, words):
 def test_at_most_a_thousand_categories_are_taken():
     rows = table(4_000, z=[f"city {i % 1_000}" for i in range(4_000)])
     assert "z" in tabular.infer_schema(rows, "y")[0].categorical
-    message = refusal(tabular.infer_schema, rows.assign(z=rows["z"].where(rows.index, "more")), "y")
+    rows.loc[0, "z"] = "one more"
+    message = refusal(tabular.infer_schema, rows, "y")
     assert message.startswith("column 'z' has 1,001 categories; expected at most 1,000")
     assert "--drop 'z'" in message
 
@@ -266,7 +264,8 @@ def test_conform_refuses_a_missing_column_and_text_among_numbers(strict):
     message = refusal(tabular.conform, table().drop(columns="c"), schema, **options)
     assert "b.csv has no column 'c'; the model needs x, c" in message
     message = refusal(tabular.conform, table(x=["1", "two", "3"] * 10), schema, **options)
-    assert "column 'x' of b.csv holds 'two' in line 3; expected a number" in message
+    assert "column 'x' of b.csv holds 'two' in line 3" in message
+    assert "expected a number" in message
     assert "10 such rows" in message
 
 
@@ -324,7 +323,7 @@ def test_encode_equals_scikit_learns_transform_bit_for_bit(seed):
 
 def test_number_true_and_text_of_the_same_value_are_the_same_category():
     rows = table(c=["1", "True", "k"] * 10)
-    schema, preprocessor = fitted(rows, Schema("y", (), ("c",)))
+    _, preprocessor = fitted(rows, Schema("y", (), ("c",)))
     expected = tabular.encode(rows[:2], preprocessor)
     assert expected.sum() == 2
     for one, true in ((1, True), (1.0, np.True_), (np.int8(1), "True"), ("1", True)):
@@ -351,7 +350,9 @@ def test_other_rows_do_not_change_what_was_fitted():
     assert joblib.hash(preprocessor) == before
 
 
-@pytest.mark.parametrize("value", [1e300, -1e300, 1e30, np.inf, -np.inf, "inf", 10**400])
+@pytest.mark.parametrize(
+    "value", [1e300, -1e300, 1e30, np.inf, -np.inf, "inf", pytest.param(10**400, id="10**400")]
+)
 def test_number_too_large_to_be_real_is_refused_when_scored(value):
     _, preprocessor = fitted(table())
     rows = table(x=[*range(29), value])
@@ -482,25 +483,18 @@ def test_hashes_do_not_depend_on_the_dtype_or_on_other_rows():
 
 
 def test_hashes_differ_as_soon_as_one_value_does():
-    rows = pd.concat([mixed_rows(0)[:1]] * 12, ignore_index=True).assign(y=1.0)
-    rows.loc[0] = [1.0, 2, "a", True, "u", "k", 1.0]
-    rows[1:] = rows[:1].to_numpy()
-    changes = {
-        "float": 2.0,
-        "int": 1,
-        "text": "A",
-        "flag": False,
-        "category": "v",
-        "mixed": "",
-        "y": 2,
-    }
-    for i, (column, value) in enumerate(changes.items()):
-        rows.loc[i + 1, column] = value
-    rows.loc[8, ["float", "int"]] = [2.0, 1]  # the two numbers change places
-    rows.loc[9, ["text", "mixed"]] = ["k", "a"]
-    rows.loc[10, "text"] = None
-    rows.loc[11, "text"] = ""
-    assert len(set(hashes(rows))) == 12
+    plain = dict(zip([*MIXED.features, "y"], [1.0, 2, "a", "True", "u", "k", 1.0], strict=True))
+    others = [
+        *({name: 9} for name in ("float", "int", "y")),
+        *({name: "z"} for name in MIXED.categorical),
+        {"float": 2, "int": 1},  # two columns that change places
+        {"text": "k", "mixed": "a"},
+        {"text": None},
+        {"text": ""},
+        {"float": None},
+    ]
+    rows = pd.DataFrame([plain, *(plain | other for other in others)])
+    assert len(set(hashes(rows))) == 1 + len(others)
 
 
 # --- prediction
