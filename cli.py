@@ -62,6 +62,14 @@ def common_arguments(parser: Parser, data: str) -> None:
         help="rows of each role kept in the model for replay and proof; 0 keeps none (%(default)s)",
     )
 
+    add("--resume", action="store_true", help="continue the same command where it was interrupted")
+    add(
+        "--checkpoint-seconds",
+        type=positive,
+        default=30.0,
+        help="time between two checkpoints of a training (%(default)s)",
+    )
+
 
 def whole(text: str) -> int:
     return _number(text, int, lambda v: v >= 1, "a whole number of at least 1")

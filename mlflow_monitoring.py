@@ -58,19 +58,22 @@ def train(args: argparse.Namespace) -> int:
     building = cli.background(build_model, args, data)  # XLA compiles meanwhile
     client, experiment_id = tracking.connect(args.tracking_uri, args.experiment)
     tags = {"phase": "training", "data_sha256": data.sha256}
-    with tracking.tracked_run(experiment_id, f"train {args.model_name}", tags) as run:
+    checkpoint = model_utils.Checkpoint(
+        tracking.checkpoint_file(args, __file__, data.sha256), args.checkpoint_seconds
+    )
+    name = f"train {args.model_name}"
+    with tracking.tracked_run(experiment_id, name, tags, checkpoint.run_id) as run:
+        checkpoint.run_id = run.info.run_id
         log_inputs(client, run, args, data)
         trained, X, y = building.result()
-        fit = fit_model(args, data, trained, X, y)
-        trained.card["run_id"] = run.info.run_id
-        metrics, figures = score(args, data, trained, fit)
-        curves = {f"epoch/{name}": values for name, values in fit.curves.items()}
-        curves["epoch/final_loss"] = fit.final
-        tracking.log_numbers(client, run.info.run_id, metrics, curves, step=args.epochs)
-        tracking.log_figures(figures)
+        fit = fit_model(args, data, trained, X, y, checkpoint)
         model_store.save_preprocessor(trained.preprocessor, args.models_dir / "preprocessor.pkl")
-        uri = model_store.log_model(trained, MODEL_NAME, step=args.epochs)
-        version = publish(client, run, args, uri, metrics)
+        folder = args.models_dir / MODEL_NAME
+        with tracking.kept_if_logging_fails(lambda: model_store.save_folder(trained, folder)):
+            metrics = log_results(client, run, args, data, trained, fit)
+            uri = model_store.log_model(trained, MODEL_NAME, step=args.epochs)
+            version = publish(client, run, args, uri, metrics)
+        checkpoint.file.unlink(missing_ok=True)
     conclude(terminal, args, experiment_id, metrics, uri, version)
     return 0
 
@@ -139,7 +142,7 @@ def build_model(args: argparse.Namespace, data: Data):
     return TrainedModel(network, preprocessor, data.schema, scale), X, y
 
 
-def fit_model(args: argparse.Namespace, data: Data, trained, X, y):
+def fit_model(args: argparse.Namespace, data: Data, trained, X, y, checkpoint):
     """Train the network and give it its memory and card; return how it was fitted."""
     import model_utils
     from memory import Memory, remember
@@ -152,6 +155,7 @@ def fit_model(args: argparse.Namespace, data: Data, trained, X, y):
         batch_size=args.batch_size,
         learning_rate=args.learning_rate,
         seed=args.seed,
+        checkpoint=checkpoint,
     )
     trained.memory = remember(
         Memory(),
@@ -164,6 +168,7 @@ def fit_model(args: argparse.Namespace, data: Data, trained, X, y):
     )
     lineage = {"generation": 0, "data": args.data, "sha256": data.sha256, **data.roles.counts}
     trained.card = {
+        "run_id": checkpoint.run_id,
         "arguments": {key: str(value) for key, value in vars(args).items()},
         "weight_decay": fit.weight_decay,
         "unit": args.unit,
@@ -174,10 +179,10 @@ def fit_model(args: argparse.Namespace, data: Data, trained, X, y):
 
 def score(args: argparse.Namespace, data: Data, trained, fit) -> tuple[dict, dict]:
     """Score the model on the held-out rows; return (metrics, figures)."""
-    import figures
     import numpy as np
 
     import comparison
+    import figures
     import tabular
     from model_utils import evaluate_performance, model_predict
 
@@ -203,6 +208,18 @@ def score(args: argparse.Namespace, data: Data, trained, fit) -> tuple[dict, dic
     if len(groups):
         pictures["error_per_group"] = figures.error_per_group(groups, args.unit)
     return metrics, pictures
+
+
+def log_results(client, run, args: argparse.Namespace, data: Data, trained, fit) -> dict:
+    """Log scores, curves and figures; return the metrics."""
+    import tracking
+
+    metrics, figures = score(args, data, trained, fit)
+    curves = {f"epoch/{name}": values for name, values in fit.curves.items()}
+    curves["epoch/final_loss"] = fit.final
+    tracking.log_numbers(client, run.info.run_id, metrics, curves, step=args.epochs)
+    tracking.log_figures(figures)
+    return metrics
 
 
 def publish(client, run, args: argparse.Namespace, uri: str, metrics: dict) -> str:

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 import cli
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from comparison import Evidence
     from model_store import TrainedModel
     from retraining import Retrained, Rows
@@ -27,7 +29,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     cli.common_arguments(parser, data="data/df_new.csv")
     add = parser.add_argument
     add("--model-uri", metavar="URI", help="model to continue, any MLflow URI (the champion)")
-    add("--replay", type=cli.natural, metavar="ROWS", help="remembered rows to train on again (all)")
+    add(
+        "--replay", type=cli.natural, metavar="ROWS", help="remembered rows to train on again (all)"
+    )
     add("--controls", action=argparse.BooleanOptionalAction, default=True, help="train controls")
     add("--max-forgetting", type=cli.share, default=0.05, help="worse on old rows (%(default)s)")
     add("--promote", choices=["auto", "always", "never"], default="auto", help="(%(default)s)")
@@ -69,7 +73,13 @@ def retrain(args: argparse.Namespace) -> int:
     rates = {"learning_rate": args.learning_rate, "batch_size": args.batch_size}
     preparing = cli.background(lambda: retraining.prepare_child(parent, rows, **rates))
     tags = {"phase": "retraining", "parent_model_uri": parent.uri, "parent_run_id": parent.run_id}
-    with tracking.tracked_run(experiment_id, f"retrain {args.model_name}", tags) as run:
+    inputs = (parent.model_id or parent.uri, tracking.content_hash(rows.hashes))
+    checkpoint = model_utils.Checkpoint(
+        tracking.checkpoint_file(args, __file__, *inputs), args.checkpoint_seconds
+    )
+    name = f"retrain {args.model_name}"
+    with tracking.tracked_run(experiment_id, name, tags, checkpoint.run_id) as run:
+        checkpoint.run_id = run.info.run_id
         log_inputs(client, run, args, parent, rows)
         result = retraining.retrain(
             parent,
@@ -79,12 +89,16 @@ def retrain(args: argparse.Namespace) -> int:
             seed=args.seed,
             memory_rows=args.memory_rows,
             controls=args.controls,
+            checkpoint=checkpoint,
             **rates,
         )
         evidence = retraining.gather_evidence(parent, rows, result, args.max_forgetting)
-        log_evidence(client, run, result, evidence, rows, parent)
-        child_uri = log_child(run, args, parent, result)
-        verdict, version = judge(client, run, args, champion, parent, evidence, child_uri)
+        folder = save_child(run, args, parent, result)
+        with tracking.kept_if_logging_fails(lambda: folder):
+            log_evidence(client, run, result, evidence, rows, parent)
+            child_uri = model_store.log_model(result.model, MODEL_NAME, step=args.epochs)
+            verdict, version = judge(client, run, args, champion, parent, evidence, child_uri)
+        checkpoint.file.unlink(missing_ok=True)
     conclude(terminal, args, experiment_id, evidence, verdict, child_uri, version)
     return 0
 
@@ -130,9 +144,8 @@ def log_inputs(client, run, args, parent: "TrainedModel", rows: "Rows") -> None:
 
 def log_evidence(client, run, result: "Retrained", evidence: "Evidence", rows, parent) -> None:
     """Log metrics, curves, figures, tables and the report."""
-    import figures
-
     import comparison
+    import figures
     import tracking
     from comparison import RETRAINED
 
@@ -167,8 +180,8 @@ def log_evidence(client, run, result: "Retrained", evidence: "Evidence", rows, p
     tracking.log_files(files)
 
 
-def log_child(run, args, parent: "TrainedModel", result: "Retrained") -> str:
-    """Save the child's folder under `models/` and log it; return its URI."""
+def save_child(run, args, parent: "TrainedModel", result: "Retrained") -> "Path":
+    """Give the child its card and save its folder under `models/`; return the folder."""
     import model_store
 
     child = result.model
@@ -180,8 +193,7 @@ def log_child(run, args, parent: "TrainedModel", result: "Retrained") -> str:
         "weight_decay": result.fit.weight_decay,
     }
     child.card["lineage"][-1] |= {"run_id": run.info.run_id, "data": args.data}
-    model_store.save_folder(child, args.models_dir / MODEL_NAME)
-    return model_store.log_model(child, MODEL_NAME, step=args.epochs)
+    return model_store.save_folder(child, args.models_dir / MODEL_NAME)
 
 
 def judge(client, run, args, champion, parent, evidence, uri: str) -> tuple[str, str]:

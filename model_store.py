@@ -153,8 +153,11 @@ def log_model(trained: TrainedModel, name: str, step: int = 0) -> str:
     return f"models:/{info.model_id}"
 
 
-def save_folder(trained: TrainedModel, folder: Path) -> None:
-    """Save a model folder on disk; an older one of that name goes only once the new is complete."""
+def save_folder(trained: TrainedModel, folder: Path) -> Path:
+    """Save a model folder on disk; an older one of that name goes only once the new is complete.
+
+    Returns the folder.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
     for leftover in folder.parent.glob(f".{folder.name}-*"):
         shutil.rmtree(leftover, ignore_errors=True)
@@ -166,6 +169,7 @@ def save_folder(trained: TrainedModel, folder: Path) -> None:
         (beside / "new").rename(folder)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+    return folder
 
 
 def save_preprocessor(preprocessor, path: Path) -> None:

@@ -441,6 +441,7 @@ def fit_network(
     last = {k: h["val_loss"][-1] for k, h in tried.items() if np.isfinite(h["val_loss"][-1])}
     best = min(last, key=last.get) if last else strengths[0]
     final = trained(best)["loss"] if last else [np.nan]
+    checkpoint.save(model)
     if not np.isfinite(final[-1]):
         raise FloatingPointError(f"the loss is not finite at learning rate {learning_rate:g}")
     return Fit(best, tried[best], final, last)
@@ -457,38 +458,46 @@ class Checkpoint(keras.callbacks.Callback):
     def __init__(self, file: Path | None, seconds: float = 30.0) -> None:
         super().__init__()
         self.file, self.seconds, self.saved_at = file, seconds, time.monotonic()
-        self.done, self.repeated = [], 0
+        self.done, self.repeated, self.run_id = [], 0, None
         self.past, self.history, self.state = {}, {}, None
         if file and file.exists():
             with np.load(file, allow_pickle=False) as saved:
                 progress = json.loads(str(saved["progress"]))
                 self.state = [saved[f"state_{i}"] for i in range(len(saved.files) - 1)]
             self.done, self.past = progress["done"], progress["history"]
+            self.run_id = progress["run_id"]
 
     def continued(self, model: keras.Model, train) -> dict[str, list[float]]:
         """Run one training of the fit, or what is left of it; return its whole history."""
         self.repeated += 1
         if self.repeated <= len(self.done):
+            if not self.past and self.state is not None:  # saved after the last one was done
+                restore_state(model, self.state)
             return self.done[self.repeated - 1]
-        if self.state is not None:
+        if self.past:
             restore_state(model, self.state)
         self.history = {name: list(values) for name, values in self.past.items()}
         first = max(map(len, self.past.values()), default=0)
         self.past, self.state = {}, None
         train(initial_epoch=first, callbacks=[self])
         self.done.append(self.history)
-        return self.history
+        history, self.history = self.history, {}
+        return history
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         for name, value in (logs or {}).items():
             self.history.setdefault(name, []).append(value)
         if self.file and time.monotonic() - self.saved_at >= self.seconds:
-            self._save()
-            self.saved_at = time.monotonic()
+            self.save(self.model)
 
-    def _save(self) -> None:
-        progress = json.dumps({"done": self.done, "history": self.history})
-        state = {f"state_{i}": value for i, value in enumerate(model_state(self.model))}
+    def save(self, model: keras.Model) -> None:
+        """Save now, whatever the time; the file is replaced only once the new one is complete."""
+        if self.file is None:
+            return
+        self.saved_at = time.monotonic()
+        progress = {"run_id": self.run_id, "done": self.done, "history": self.history}
+        progress = json.dumps(progress)
+        state = {f"state_{i}": value for i, value in enumerate(model_state(model))}
         beside = self.file.with_suffix(".part")
         with beside.open("wb") as stream:
             np.savez(stream, progress=progress, **state)

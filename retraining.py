@@ -16,7 +16,7 @@ import tabular
 from comparison import PARENT, RETRAINED
 from memory import GENERATION, HELD_OUT, PRIORITY, TRAIN, Memory, Roles, assign_roles, remember
 from model_store import TrainedModel
-from model_utils import Fit, model_predict
+from model_utils import Checkpoint, Fit, model_predict
 
 CONTROL, SCRATCH, MEAN = "control", "scratch", "mean"
 
@@ -79,7 +79,7 @@ def prepare_rows(
 
 @dataclass(frozen=True)
 class Start:
-    """Hold a copy of the parent ready to be trained: the child, its rows as numbers, what is new."""
+    """Hold a copy of the parent ready to be trained: the child and its rows as numbers."""
 
     child: TrainedModel
     X: np.ndarray
@@ -124,6 +124,7 @@ def retrain(
     seed: int,
     memory_rows: int,
     controls: bool = True,
+    checkpoint: Checkpoint | None = None,
 ) -> Retrained:
     """Train the child on new rows and replayed old ones, and the controls beside it.
 
@@ -143,6 +144,7 @@ def retrain(
         epochs=epochs,
         strengths=_strengths(parent),
         validate_on=np.arange(n_replayed, len(X)),
+        checkpoint=checkpoint,
         **options,
     )
     end = model_utils.model_state(network)

@@ -4,16 +4,19 @@ Belongs here: how a run is recorded. Not here: the model artifact and the regist
 (`model_store.py`), or what the numbers mean.
 """
 
+import argparse
 import contextlib
 import hashlib
 import os
 import platform
+import shlex
 import subprocess
+import sys
 import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import mlflow
@@ -25,7 +28,8 @@ from mlflow.exceptions import MlflowException
 import cli
 from tabular import Schema, UserError, row_hashes
 
-HOST_TAG, PROCESS_TAG, NOTE_TAG = "host", "process", "mlflow.note.content"
+NOT_PART_OF_A_TRAINING = {"resume", "quiet", "checkpoint_seconds", "tracking_uri", "experiment"}
+HOST_TAG, PROCESS_TAG = "host", "process"
 
 
 # --- store -------------------------------------------------------------------------------------
@@ -155,12 +159,35 @@ def _sweep(client: MlflowClient, experiment_id: str) -> None:
             client.set_terminated(run.info.run_id, "KILLED")
 
 
+def checkpoint_file(arguments: argparse.Namespace, script: str, *inputs: str) -> Path:
+    """Name the checkpoint of a command: equal for equal arguments and inputs, and only for those.
+
+    Without `--resume` an old one is removed; with it, its absence is a UserError.
+    """
+    same = {k: str(v) for k, v in vars(arguments).items() if k not in NOT_PART_OF_A_TRAINING}
+    key = hashlib.sha256(repr((script, sorted(same.items()), inputs)).encode()).hexdigest()[:16]
+    file = arguments.models_dir / f"checkpoint-{key}.npz"
+    if not arguments.resume:
+        file.unlink(missing_ok=True)
+    elif not file.is_file():
+        raise UserError(
+            f"--resume found no checkpoint of this command in {arguments.models_dir}; expected one "
+            "of the same arguments and data: repeat them exactly, or start without --resume"
+        )
+    return file
+
+
 @contextlib.contextmanager
-def tracked_run(experiment_id: str, name: str, tags: dict[str, str]) -> Iterator[mlflow.ActiveRun]:
-    """Start a run and end it as FINISHED, KILLED (interrupted) or FAILED (any other exception)."""
+def tracked_run(
+    experiment_id: str, name: str, tags: dict[str, str], run_id: str | None = None
+) -> Iterator[mlflow.ActiveRun]:
+    """Start a run and end it as FINISHED, KILLED (interrupted) or FAILED (any other exception).
+
+    With `run_id` that run goes on.
+    """
     tags = tags | {HOST_TAG: platform.node(), PROCESS_TAG: _process_tag(os.getpid()) or ""}
     tags |= _git_commit()
-    run = mlflow.start_run(experiment_id=experiment_id, run_name=name, tags=tags)
+    run = mlflow.start_run(run_id, experiment_id=experiment_id, run_name=name, tags=tags)
     status = "FAILED"
     try:
         yield run
@@ -189,9 +216,24 @@ def _git_commit() -> dict[str, str]:
     return {}
 
 
+@contextlib.contextmanager
+def kept_if_logging_fails(save: Callable[[], Path]) -> Iterator[None]:
+    """Save a trained model on disk when it cannot be logged, and say how to log it later."""
+    try:
+        yield
+    except (MlflowException, OSError) as error:
+        reason = (str(error).strip().splitlines() or [""])[0][:200]
+        command = shlex.join(["python", *sys.argv, "--resume"])
+        raise UserError(
+            f"the training is done but could not be logged ({reason}); the model is in {save()}: "
+            f"once the store works again, log it with: {command}"
+        ) from error
+
+
 def log_arguments(client: MlflowClient, run_id: str, arguments: dict) -> None:
     """Log all arguments of a run as parameters, in one request."""
-    params = [Param(key, str(value)[:6000]) for key, value in arguments.items()]
+    names = [name for name in arguments if name not in ("resume", "quiet")]
+    params = [Param(name, str(arguments[name])[:6000]) for name in names]
     client.log_batch(run_id, params=params)
 
 

@@ -68,7 +68,7 @@ def train(data: str | Path, target: str, seed: int):
     return trained, rows
 
 
-def retrain(parent, data: str | Path, seed: int, replay: bool = True):
+def retrain(parent, data: str | Path, seed: int, replay: int | None = None):
     """Retrain as `mlflow_retrain.py` does by default; return (Retrained, its Rows)."""
     import mlflow_retrain
     import retraining

@@ -4,7 +4,7 @@ python benchmarks/forgetting.py
 python benchmarks/forgetting.py --splits 5 --rows 2000
 
 Each file shows one part of the population only. One chain replays remembered rows, as
-`mlflow_retrain.py` does by default; the other trains on the new rows alone (`--no-replay`).
+`mlflow_retrain.py` does by default; the other trains on the new rows alone (`--replay 0`).
 """
 
 import argparse
@@ -37,7 +37,7 @@ def write_files(folder: Path, rows: int) -> dict[str, Path]:
     return files
 
 
-def chain(files: dict[str, Path], seed: int, replay: bool) -> list[tuple[float, float]]:
+def chain(files: dict[str, Path], seed: int, replay: int | None) -> list[tuple[float, float]]:
     """Train, then retrain on each file; return (R² of first rows, R² of this file's) per step."""
     model, _ = common.train(common.DATA / "df_old.csv", make_data.TARGET, seed)
     scores: list[tuple[float, float]] = []
@@ -65,7 +65,7 @@ def main() -> None:
         files = write_files(Path(folder), args.rows)
         means = [
             np.mean([chain(files, seed, replay) for seed in range(args.splits)], axis=0)
-            for replay in (True, False)
+            for replay in (None, 0)
         ]
     lines = []
     for step, name in enumerate(["first training (old rows)", *files]):

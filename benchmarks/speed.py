@@ -168,15 +168,13 @@ def million(repetitions: int, folder: Path) -> list[Row]:
         start = time.perf_counter()
         raw = tabular.read_rows(file)[0][[*inner.schema.features]]
         reading = seconds(time.perf_counter() - start)
-        ways = {"pyfunc": model.predict, "`PythonModel`": lambda raw: inner.predict(None, raw)}
-        for way, predict in ways.items():
-            predict(raw.iloc[:10_000])
-            calls = {way: lambda predict=predict, raw=raw: predict(raw)}
-            took = common.alternate(calls, repetitions)[way]
-            measure = f"{SCORED_ROWS:,} raw rows of {suffix} (read in {reading}) by the {way}"
-            rate = SCORED_ROWS / took / 1e6
-            bar = mark("≥ 0.5 M rows/s", rate >= 0.5)
-            rows.append((measure, seconds(took), "", f"{rate:.2f} M rows/s", bar))
+        model.predict(raw.iloc[:10_000])
+        calls = {"ours": lambda raw=raw: model.predict(raw)}
+        took = common.alternate(calls, repetitions)["ours"]
+        rate = SCORED_ROWS / took / 1e6
+        measure = f"{SCORED_ROWS:,} raw rows of {suffix} (read in {reading}) through the pyfunc"
+        cells = seconds(took), "", f"{rate:.2f} M rows/s"
+        rows.append((measure, *cells, mark("≥ 0.5 M rows/s", rate >= 0.5)))
     return rows
 
 

@@ -1,10 +1,29 @@
-"""What all tests share: the project's folder on the path, seeds, an MLflow store of their own."""
+"""What all tests share: the project's folder on the path, seeds, and MLflow stores of their own.
 
+A `Place` is a folder with its own store, in which the two scripts run. The expensive ones are made
+once for all tests, which only look at them: `trained` (one first training) and `retrained` (the
+same, continued once). A test that changes something works in a copy: `workshop`.
+"""
+
+import contextlib
+import importlib
+import io
 import os
+import shutil
+import signal
+import socket
+import subprocess
 import sys
+import time
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
+for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_RUN_ID"):
+    os.environ.pop(name, None)
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
@@ -18,3 +37,260 @@ def _seeds():
     np.random.seed(0)
     if "keras" in sys.modules:
         sys.modules["keras"].utils.set_random_seed(0)
+
+
+class Place:
+    """A folder with an MLflow store of its own, and the scripts running in it.
+
+    After `train` or `retrain`: out and err are what was printed, fits the (X, y) of every call of
+    `train_model`, in order.
+    """
+
+    def __init__(self, folder: Path, store: str | None = None, experiment: str = "loans") -> None:
+        self.folder, self.experiment = folder, experiment
+        self.store = store or f"sqlite:///{folder}/mlflow.db"
+        self.out = self.err = ""
+        self.fits = []
+
+    def train(self, *flags) -> int:
+        return self._run("mlflow_monitoring", flags)
+
+    def retrain(self, *flags) -> int:
+        return self._run("mlflow_retrain", flags)
+
+    def _run(self, script: str, flags: tuple) -> int:
+        import numpy as np
+
+        import model_utils
+
+        original, self.fits = model_utils.train_model, []
+
+        def recorded(model, X, y, *args, rows=None, **options):
+            chosen = slice(None) if rows is None else rows
+            self.fits.append((np.asarray(X)[chosen], np.asarray(y)[chosen]))
+            return original(model, X, y, *args, rows=rows, **options)
+
+        out, err = io.StringIO(), io.StringIO()
+        with contextlib.ExitStack() as stack:
+            patch = stack.enter_context(pytest.MonkeyPatch.context())
+            patch.setattr(model_utils, "train_model", recorded)
+            patch.setenv("MLFLOW_TRACKING_URI", self.store)
+            patch.setenv("MLFLOW_EXPERIMENT_NAME", self.experiment)
+            stack.enter_context(contextlib.chdir(self.folder))
+            stack.enter_context(contextlib.redirect_stdout(out))
+            stack.enter_context(contextlib.redirect_stderr(err))
+            stack.callback(lambda: setattr(self, "out", out.getvalue()))
+            stack.callback(lambda: setattr(self, "err", err.getvalue()))
+            return importlib.import_module(script).main([str(flag) for flag in flags])
+
+    @property
+    def client(self):
+        from mlflow import MlflowClient
+
+        return MlflowClient(self.store)
+
+    def runs(self, status: str | None = None) -> list:
+        """List the runs of all experiments, the latest first."""
+        client = self.client
+        ids = [experiment.experiment_id for experiment in client.search_experiments()]
+        chosen = f"attributes.status = '{status}'" if status else ""
+        return list(client.search_runs(ids, chosen, order_by=["attributes.start_time DESC"]))
+
+    @property
+    def run(self):
+        """The latest run."""
+        return self.runs()[0]
+
+    def champion(self, alias: str = "champion") -> str | None:
+        import model_store
+
+        return model_store.champion_version(self.client, "loan-amount", alias)
+
+    def use(self) -> None:
+        """Point MLflow's own functions at this store."""
+        import mlflow
+
+        mlflow.set_tracking_uri(self.store)
+
+    def load(self, uri: str):
+        """Load a model as retraining does."""
+        import model_store
+
+        self.use()
+        return model_store.load_model(uri, self.folder / "models" / "preprocessor.pkl")
+
+    def predict(self, uri: str, rows):
+        """Score raw rows as MLflow does."""
+        import mlflow
+
+        self.use()
+        return mlflow.pyfunc.load_model(uri).predict(rows)
+
+    def artifact(self, uri: str) -> Path:
+        """Find the folder of a logged model in a local store."""
+        return Path(self.client.get_logged_model(uri.split("/")[-1]).artifact_location[7:])
+
+    def copy(self, folder: Path) -> "Place":
+        """Copy store and models; what is logged from then on lies in the new folder."""
+        shutil.copytree(self.folder, folder, ignore=lambda *_: ["mlruns"], dirs_exist_ok=True)
+        return Place(folder, experiment=f"{self.experiment} of {folder.name}")
+
+
+@pytest.fixture(scope="session")
+def files(tmp_path_factory) -> Path:
+    """Make small loan files: old.csv, and new.csv in which 60 old rows come back."""
+    import pandas as pd
+
+    folder = tmp_path_factory.mktemp("files")
+    old, new = (pd.read_csv(ROOT / "data" / f"df_{name}.csv") for name in ("old", "new"))
+    old.head(400).to_csv(folder / "old.csv", index=False)
+    pd.concat([new.head(340), old.head(60)]).to_csv(folder / "new.csv", index=False)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory) -> Path:
+    """Make an MLflow database once; a copy of it spares its creation, which takes seconds."""
+    import tracking
+
+    file = tmp_path_factory.mktemp("empty") / "mlflow.db"
+    tracking.connect(f"sqlite:///{file}", "empty")
+    return file
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory, files, empty_store) -> Place:
+    """Train one model on old.csv. Look, don't touch: all tests share it."""
+    place = Place(tmp_path_factory.mktemp("trained"))
+    shutil.copy(empty_store, place.folder / "mlflow.db")
+    assert place.train("--data", files / "old.csv", "--epochs", 20) == 0, place.err
+    place.uri = place.client.get_model_version("loan-amount", "1").source
+    place.before = hashes_of(place.folder)
+    return place
+
+
+@pytest.fixture(scope="session")
+def retrained(tmp_path_factory, files, trained) -> Place:
+    """Continue the trained model on new.csv. Look, don't touch: all tests share it."""
+    place = trained.copy(tmp_path_factory.mktemp("retrained"))
+    flags = ["--model-uri", trained.uri, "--data", files / "new.csv", "--epochs", 20]
+    assert place.retrain(*flags) == 0, place.err
+    place.uri = place.client.get_model_version("loan-amount", "2").source
+    return place
+
+
+@pytest.fixture
+def fresh_place(tmp_path, empty_store) -> Place:
+    """Give a test a folder with an empty store."""
+    shutil.copy(empty_store, tmp_path / "mlflow.db")
+    return Place(tmp_path)
+
+
+@pytest.fixture
+def workshop(tmp_path, trained) -> Place:
+    """Give a test a copy of the store with the trained model, to change at will."""
+    return trained.copy(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def hashes():
+    """Give the function that tells whether a folder changed."""
+    return hashes_of
+
+
+def hashes_of(folder: Path) -> dict[str, str]:
+    """Hash every file below a folder."""
+    import hashlib
+
+    found = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(f.relative_to(folder)): hashlib.sha256(f.read_bytes()).hexdigest() for f in found}
+
+
+@pytest.fixture
+def no_figures(monkeypatch):
+    """Draw no figure, in a test that makes no claim about them: saves half a second a run."""
+    import tracking
+
+    monkeypatch.setattr(tracking, "log_figures", lambda figures: None)
+
+
+# --- other processes ---------------------------------------------------------------------------
+
+
+class Process:
+    """A process of its own process group, with what it wrote in files; `url` if it is a server."""
+
+    def __init__(self, command: list, folder: Path, env: dict[str, str], url: str = "") -> None:
+        self.url, self.files = url, [folder / f"{time.time_ns()}.{n}" for n in ("out", "err")]
+        paths = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        with self.files[0].open("wb") as out, self.files[1].open("wb") as err:
+            self.process = subprocess.Popen(
+                [sys.executable, *map(str, command)],
+                cwd=folder,
+                env=os.environ | {"PATH": paths} | env,
+                stdout=out,
+                stderr=err,
+                start_new_session=True,
+            )
+
+    @property
+    def out(self) -> str:
+        return self.files[0].read_text("utf-8")
+
+    @property
+    def err(self) -> str:
+        return self.files[1].read_text("utf-8")
+
+    def wait(self, seconds: float = 90) -> int:
+        """Wait until the process has ended; return its exit code."""
+        return self.process.wait(seconds)
+
+    def ready(self, path: str, seconds: float = 90) -> "Process":
+        """Wait until the server answers."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline and self.process.poll() is None:
+            with contextlib.suppress(OSError), urllib.request.urlopen(self.url + path, timeout=5):
+                return self
+            time.sleep(0.1)
+        raise AssertionError(f"the server did not start: {self.err[-2000:]}")
+
+    def post(self, path: str, body: str, kind: str = "application/json") -> tuple[int, str]:
+        """Send a body; return (status, answer)."""
+        request = urllib.request.Request(self.url + path, body.encode(), {"Content-Type": kind})
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
+
+    def stop(self) -> None:
+        """End the process and its children, which form a group of their own."""
+        for signum in (signal.SIGTERM, signal.SIGKILL):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signum)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(5)
+
+
+@pytest.fixture(scope="session")
+def launch(tmp_path_factory):
+    """Give the function that starts `python …`, or a server when `{port}` is in the command.
+
+    The processes run in a folder outside of the project, unless one is passed, and are ended with
+    the tests.
+    """
+    started = []
+
+    def start(*command, folder: Path | None = None, **env: str) -> Process:
+        folder = folder or tmp_path_factory.mktemp("elsewhere")
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        url = f"http://127.0.0.1:{port}"
+        command = [str(part).replace("{port}", port) for part in command]
+        started.append(Process(command, folder, env, url))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.stop()

@@ -109,7 +109,13 @@ def test_predictions_are_drawn_in_one_panel_per_model_with_its_error():
     assert titles == ["parent: MAE 120 €", "retrained: MAE 20.0 €"]
     points = figure.axes[0].collections[0].get_offsets()
     assert sorted(points.tolist()) == [[100, 220], [200, 320], [300, 420]]
-    assert len(figures.predicted_against_actual(y, {"model": y}).axes) == 1
+    colours = [to_hex(axes.collections[0].get_facecolor()[0]).upper() for axes in figure.axes]
+    assert colours == [figures.BLUE, figures.ORANGE]
+    assert figure.axes[0].get_xlim() == figure.axes[1].get_xlim()
+    assert figure.axes[0].get_ylim() == figure.axes[1].get_ylim()
+    alone = figures.predicted_against_actual(y, {"model": y}).axes
+    assert len(alone) == 1
+    assert to_hex(alone[0].collections[0].get_facecolor()[0]).upper() == figures.ORANGE
 
 
 def test_diagonal_is_where_predicted_equals_actual():
@@ -176,7 +182,7 @@ def test_of_very_many_groups_the_largest_are_drawn():
 
 
 def test_before_and_after_stand_on_one_line_with_the_difference_in_words():
-    held = held_out(parent=4000, retrained=3000, control=3500, mean=12_000)
+    held = held_out(parent=4000, retrained=3000, control=3500, mean=9_000)
     figure = figures.before_after({"new": held, "old": held}, "€")
     axes = figure.axes[0]
     points = {(line.get_label(), *line.get_xydata()[0].round(6)) for line in axes.lines}
@@ -221,7 +227,7 @@ def test_drift_is_a_bar_per_column_farthest_on_top_with_drifted_ones_coloured():
 
 def test_long_bars_are_cut_and_labelled_and_unmeasured_columns_say_so():
     figure = figures.drift_figure(drift_table(unit_changed=1000.0, empty=math.nan, age=0.2))
-    assert figure.axes[0].containers[0][0].get_width() == figures.MAX_DISTANCE
+    assert figure.axes[0].containers[0][0].get_width() == 2
     shown = words(figure)
     assert "1,000" in shown
     assert "n/a" in shown
