@@ -5,6 +5,7 @@ file travels inside every model artifact, so it imports no other file of the pro
 Keras, no MLflow.
 """
 
+import contextlib
 import csv
 import glob
 import io
@@ -21,11 +22,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 TARGET = "montant_pret"
+SUFFIXES = (".csv", ".parquet")
 MIN_ROWS = 20
 MAX_CATEGORIES = 1_000
 # A standardised value beyond this is a typing error, not a borrower; it would also overflow
 # float32 inside the network and come back as NaN.
 MAX_STANDARDISED = 1e6
+MAX_NUMBER = 1e100
 BLOCK = 8_192  # rows scored at once: large enough to be fast, small enough to stay in cache
 LANE = 256  # smaller blocks are filled up to a multiple of this many rows
 
@@ -68,7 +71,7 @@ def read_rows(path: str | Path) -> tuple[pd.DataFrame, list[str]]:
     """
     tables, notes = [], []
     for file in data_files(path):
-        is_parquet = file.suffix == ".parquet" or _head(file)[:4] == b"PAR1"
+        is_parquet = file.suffix.lower() == ".parquet" or _head(file)[:4] == b"PAR1"
         rows, note = _read_parquet(file) if is_parquet else _read_csv(file)
         _check_header(file, [str(name) for name in rows.columns])
         tables.append(rows)
@@ -89,15 +92,15 @@ def data_files(path: str | Path) -> list[Path]:
 
     Raises UserError when there is none.
     """
-    path = Path(path)
-    if path.is_file():
-        return [path]
-    if path.is_dir():
-        found = [f for f in sorted(path.iterdir()) if f.suffix in (".csv", ".parquet")]
-        problem = f"the folder {path} holds no .csv or .parquet file"
-    else:
-        found = [Path(f) for f in sorted(glob.glob(str(path))) if Path(f).is_file()]
-        problem = f"no file at {path}"
+    path, found, problem = Path(path), [], f"no file at {path}"
+    with contextlib.suppress(OSError):  # a name too long for a file, say
+        if path.is_file():
+            return [path]
+        if path.is_dir():
+            found = [f for f in sorted(path.iterdir()) if f.suffix.lower() in SUFFIXES]
+            problem = f"the folder {path} holds no .csv or .parquet file"
+        else:
+            found = [Path(f) for f in sorted(glob.glob(str(path))) if Path(f).is_file()]
     if not found:
         raise UserError(f"{problem}; expected a CSV or Parquet file: check the path after --data")
     return found
@@ -125,14 +128,14 @@ def _read_parquet(file: Path) -> tuple[pd.DataFrame, list[str]]:
 
 def _read_csv(file: Path) -> tuple[pd.DataFrame, list[str]]:
     head = _head(file)
-    if not head.strip():
+    if not head.removeprefix(b"\xef\xbb\xbf").strip():
         raise UserError(f"{file} is empty; expected a CSV file with a header line and rows")
     if b"\0" in head:
         raise UserError(
             f"{file} is a binary file; expected CSV text or Parquet (from a spreadsheet: "
             "'Save as', 'CSV UTF-8')"
         )
-    lines = head.decode("utf-8-sig", errors="replace").splitlines()
+    lines = head.decode("utf-8-sig", errors="replace").strip().splitlines()
     separator = max(",;\t", key=lines[0].count)
     french = separator == ";" and re.search(r"(^|;)\s*-?\d+,\d+\s*(;|$)", "\n".join(lines), re.M)
     _check_header(file, next(csv.reader(io.StringIO(lines[0]), delimiter=separator)))
@@ -158,10 +161,23 @@ def _read_csv(file: Path) -> tuple[pd.DataFrame, list[str]]:
             f"{file} is not a regular table ({reason}); give every line as many fields as the "
             "header"
         ) from error
+    if rows.iloc[:, -1].isna().any():
+        _check_width(file, separator, rows.shape[1])
     if separator == ",":
         return rows, []
     marks = f"'{separator}' between columns" + (" and a decimal comma" if french else "")
     return rows, [f"{file.name} was read with {marks}"]
+
+
+def _check_width(file: Path, separator: str, width: int) -> None:
+    """Refuse a line with too few fields, such as a file cut off, which pandas would fill up."""
+    with file.open(encoding="utf-8-sig", newline="") as stream:
+        for number, fields in enumerate(csv.reader(stream, delimiter=separator), 1):
+            if fields and len(fields) != width:
+                raise UserError(
+                    f"{file} is not a regular table (line {number} has {len(fields)} fields instead "
+                    f"of {width}); give every line as many fields as the header"
+                )
 
 
 def _check_header(file: Path, names: list[str]) -> None:
@@ -252,7 +268,7 @@ def _infer_kind(values: pd.Series) -> tuple[str, str]:
     distinct = pc.count_distinct(text).as_py()
     numbers = pd.to_numeric(text.to_pandas(), errors="coerce").notna().mean()
     if numbers > 0.5:
-        _numbers(values, f"column {name!r}")
+        _numbers(values, "the training rows")
         return "numeric", ""
     if distinct > max(10, len(known) / 2):
         return "dropped", f"{distinct:,} different texts in {len(known):,} rows identify the rows"
@@ -280,7 +296,7 @@ def conform(
             f"{source} has the column {sorted(map(str, extra))[0]!r}, which the model was not "
             "trained on; remove it, or train a new model with mlflow_monitoring.py"
         )
-    columns = {name: _numbers(rows[name], source) for name in schema.numeric}
+    columns = {name: _finite(_numbers(rows[name], source), name) for name in schema.numeric}
     for name in schema.categorical:
         columns[name] = pd.Series(_text(rows[name]).to_pandas(), dtype="str").to_numpy(object)
     frame = pd.DataFrame(columns, index=rows.index)
@@ -300,7 +316,10 @@ def _numbers(values: pd.Series, source: str = "the table") -> np.ndarray:
     """Convert a column to float64; missing stays NaN, a text that is no number is an error."""
     if pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_complex_dtype(values):
         return values.to_numpy(dtype=np.float64, na_value=np.nan)
-    numbers = pd.to_numeric(values.astype(object), errors="coerce").to_numpy(np.float64)
+    try:
+        numbers = pd.to_numeric(values.astype(object), errors="coerce").to_numpy(np.float64)
+    except OverflowError:  # a whole number beyond float64
+        numbers = pd.to_numeric(values.astype(str), errors="coerce").to_numpy(np.float64)
     dates = pd.api.types.is_datetime64_any_dtype(values)
     bad = np.flatnonzero(values.notna() & (np.isnan(numbers) | dates))
     if len(bad):
@@ -310,6 +329,17 @@ def _numbers(values: pd.Series, source: str = "the table") -> np.ndarray:
             "rows)"
         )
     return numbers
+
+
+def _finite(values: np.ndarray, name: str) -> np.ndarray:
+    """Refuse numbers whose square float64 cannot hold: no mean and variance come of them."""
+    bad = np.flatnonzero(np.abs(values) > MAX_NUMBER)
+    if len(bad):
+        raise UserError(
+            f"column {name!r} holds {values[bad[0]]:g} in line {bad[0] + 2} (the header is line 1); "
+            f"expected a number below {MAX_NUMBER:g}: correct it ({len(bad)} such rows)"
+        )
+    return values
 
 
 def _text(values: pd.Series) -> pa.Array:

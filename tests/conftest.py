@@ -22,7 +22,8 @@ from pathlib import Path
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
-for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_RUN_ID"):
+STORE_VARIABLES = ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_RUN_ID")
+for name in STORE_VARIABLES:
     os.environ.pop(name, None)
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -98,8 +99,8 @@ class Place:
 
     @property
     def run(self):
-        """The latest run."""
-        return self.runs()[0]
+        """The latest run, with all its inputs."""
+        return self.client.get_run(self.runs()[0].info.run_id)
 
     def champion(self, alias: str = "champion") -> str | None:
         import model_store
@@ -199,10 +200,11 @@ def hashes():
 
 
 def hashes_of(folder: Path) -> dict[str, str]:
-    """Hash every file below a folder."""
+    """Hash every file below a folder, but for the note that MLflow's own loader puts there."""
     import hashlib
 
-    found = sorted(path for path in folder.rglob("*") if path.is_file())
+    found = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    found = [path for path in found if path.name != "registered_model_meta"]
     return {str(f.relative_to(folder)): hashlib.sha256(f.read_bytes()).hexdigest() for f in found}
 
 
@@ -222,12 +224,14 @@ class Process:
 
     def __init__(self, command: list, folder: Path, env: dict[str, str], url: str = "") -> None:
         self.url, self.files = url, [folder / f"{time.time_ns()}.{n}" for n in ("out", "err")]
-        paths = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        # MLflow writes the store in use into the environment of the tests.
+        clean = {k: v for k, v in os.environ.items() if k not in STORE_VARIABLES}
+        clean["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{clean['PATH']}"
         with self.files[0].open("wb") as out, self.files[1].open("wb") as err:
             self.process = subprocess.Popen(
                 [sys.executable, *map(str, command)],
                 cwd=folder,
-                env=os.environ | {"PATH": paths} | env,
+                env=clean | env,
                 stdout=out,
                 stderr=err,
                 start_new_session=True,

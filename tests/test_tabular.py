@@ -215,6 +215,12 @@ def test_columns_are_told_apart_by_what_they_hold():
     assert "column 'day' is left out: dates are not supported" in notes[1]
 
 
+@pytest.mark.parametrize(("n", "distinct", "kept"), [(12, 10, True), (12, 11, False)])
+def test_few_rows_may_all_differ_in_ten_texts_before_they_count_as_names(n, distinct, kept):
+    rows = table(n, z=[f"text {i % distinct}" for i in range(n)])
+    assert ("z" in tabular.infer_schema(rows, "y")[0].categorical) is kept
+
+
 def test_dropped_columns_are_no_features_and_unknown_ones_are_refused():
     schema, _ = tabular.infer_schema(table(), "y", ["c"])
     assert schema == Schema("y", ("x",), (), ("c",))
