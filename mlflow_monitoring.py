@@ -7,7 +7,6 @@ mlflow ui
 
 import argparse
 import shlex
-import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -270,4 +269,4 @@ def conclude(
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.leave(main())

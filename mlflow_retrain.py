@@ -8,7 +8,6 @@ python mlflow_retrain.py --rollback
 
 import argparse
 import shlex
-import sys
 from typing import TYPE_CHECKING
 
 import cli
@@ -265,4 +264,4 @@ def roll_back(args: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.leave(main())

@@ -57,6 +57,14 @@ def print_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None
     print(flush=True)
 
 
+def print_bar(measure: str, value: float, sign: str, bar: float) -> None:
+    """Print a figure with its bar and whether it is met; `sign` is ≤ or ≥."""
+    met = value <= bar if sign == "≤" else value >= bar
+    print(
+        f"{measure}: {value:.3f} (bar {sign} {bar:g}: {'met' if met else 'MISSED'})\n", flush=True
+    )
+
+
 def train(data: str | Path, target: str, seed: int):
     """Train as `mlflow_monitoring.py` does by default; return (TrainedModel, its Data)."""
     import mlflow_monitoring as script
@@ -64,7 +72,7 @@ def train(data: str | Path, target: str, seed: int):
     args = script.parse_args(["--data", str(data), "--target", target, "--seed", str(seed)])
     rows = script.read(args)
     trained, X, y = script.build_model(args, rows)
-    script.fit_model(args, rows, trained, X, y)
+    script.fit_model(args, rows, trained, X, y, model_utils.Checkpoint(None))
     return trained, rows
 
 

@@ -60,6 +60,14 @@ def faster(measure: str, ours: float, other: float, bar: float) -> Row:
     )
 
 
+def training(what: str, took: dict[str, float], fit_bar: float, sklearn_bar: float) -> list[Row]:
+    """Lay out the two rows of a training against Keras and scikit-learn."""
+    return [
+        faster(f"{what}, against `model.fit`", took["ours"], took["fit"], fit_bar),
+        faster(f"{what}, against `MLPRegressor`", took["ours"], took["sklearn"], sklearn_bar),
+    ]
+
+
 def epoch(repetitions: int, folder: Path) -> list[Row]:
     """Time one epoch of many rows; compilation and first use happen in a warm-up epoch."""
     X, y = sample(ROWS)
@@ -71,12 +79,8 @@ def epoch(repetitions: int, folder: Path) -> list[Row]:
         "sklearn": lambda: sklearn.partial_fit(X, y),
     }
     common.alternate(calls, 1)
-    took = common.alternate(calls, repetitions)
-    what = f"epoch of {ROWS:,} × {FEATURES}, batch {BATCH}, against"
-    return [
-        faster(f"{what} `model.fit`", took["ours"], took["fit"], 30),
-        faster(f"{what} `MLPRegressor`", took["ours"], took["sklearn"], 8),
-    ]
+    what = f"epoch of {ROWS:,} × {FEATURES}, batch {BATCH}"
+    return training(what, common.alternate(calls, repetitions), 30, 8)
 
 
 def short(repetitions: int, folder: Path) -> list[Row]:
@@ -90,12 +94,8 @@ def short(repetitions: int, folder: Path) -> list[Row]:
         "sklearn": lambda: MLPRegressor(**sklearn).fit(X, y),
     }
     common.alternate({"ours": calls["ours"]}, 1)  # TensorFlow's own first use
-    took = common.alternate(calls, repetitions)
-    what = f"{SHORT_ROWS:,} rows × {SHORT_EPOCHS} epochs, compiled anew, against"
-    return [
-        faster(f"{what} `model.fit`", took["ours"], took["fit"], 6),
-        faster(f"{what} `MLPRegressor`", took["ours"], took["sklearn"], 1),
-    ]
+    what = f"{SHORT_ROWS:,} rows × {SHORT_EPOCHS} epochs, compiled anew"
+    return training(what, common.alternate(calls, repetitions), 6, 1)
 
 
 def script(name: str, data: str, folder: Path, *arguments: str) -> None:

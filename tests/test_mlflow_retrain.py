@@ -2,6 +2,7 @@
 
 import contextlib
 import threading
+from itertools import pairwise
 from pathlib import Path
 
 import mlflow
@@ -464,10 +465,10 @@ def test_lock_is_released_when_a_promotion_fails(planted, tmp_path, monkeypatch)
 def bare(tmp_path_factory, trained, files):
     """Retrain with everything left out that can be."""
     place = trained.copy(tmp_path_factory.mktemp("bare"))
-    flags = "--no-controls --replay 0 --memory-rows 0 --promote always --epochs 2".split()
+    flags = ["--no-controls", "--replay", 0, "--memory-rows", 0, "--promote", "always"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tracking.log_figures", lambda figures: None)
-        assert place.retrain("--data", files / "new.csv", *flags) == 0, place.err
+        assert place.retrain("--data", files / "new.csv", "--epochs", 2, *flags) == 0, place.err
     return place
 
 
@@ -564,7 +565,7 @@ def test_every_row_of_every_file_has_one_role_and_keeps_it(chain):
     everything = set().union(*map(keys_of, chain.files))
     parts = [{r: set(keys_of(m.memory.part(r))) for r in ("train", "held_out")} for m in models]
     assert parts[-1]["train"] | parts[-1]["held_out"] == everything
-    for before, after in zip(parts, parts[1:], strict=False):
+    for before, after in pairwise(parts):
         assert before["train"] < after["train"]
         assert before["held_out"] < after["held_out"]
 
@@ -629,7 +630,7 @@ def test_new_category_becomes_known_and_the_parent_stays_as_it_was(chain):
         (lambda rows: rows.head(10), "10 rows; expected at least 20"),
         (lambda rows: rows.assign(**{TARGET: np.nan}), f"no finite '{TARGET}'"),
     ],
-    ids="missing extra target text empty none few nan".split(),
+    ids=["missing", "extra", "target", "text", "empty", "none", "few", "nan"],
 )
 def test_wrong_file_is_one_line_and_exit_code_2_and_leaves_all_as_it_was(workshop, change, words):
     rows = loans("new", 0, 60)

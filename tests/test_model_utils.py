@@ -283,7 +283,8 @@ def test_compiling_the_model_anew_is_noticed():
     _, history = train_model(ours, X, Y, **options)
     expected = theirs.fit(X, Y, verbose=0, **options)
     assert_same_weights(ours, theirs)
-    assert history.history["mse"] == pytest.approx(expected.history["mse"], rel=1e-5)
+    for name in ("loss", "mse"):
+        assert history.history[name] == pytest.approx(expected.history[name], rel=1e-5)
 
 
 def test_weight_decay_and_learning_rate_may_change_between_calls():
@@ -329,6 +330,8 @@ def test_early_stopping_stops_and_restores_the_best_weights():
     assert len(history.history["loss"]) == 3
     train_model(best, X, Y, epochs=1, shuffle=False)
     assert_same_weights(ours, best)
+    _, history = train_model(ours, X, Y, epochs=2)  # a model that was stopped trains again
+    assert len(history.history["loss"]) == 2
 
 
 def test_training_stops_when_the_loss_is_not_finite():

@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 import sys
+from pathlib import Path
 
 import mlflow
 import numpy as np
@@ -149,7 +150,7 @@ def test_categorical_columns_are_scored_as_text(served, rows, expected):
         (lambda rows: rows.assign(revenu_estime_mois=1e300), "far outside anything seen"),
         (lambda rows: rows.assign(age=np.inf), "far outside anything seen"),
     ],
-    ids="missing text empty huge infinite".split(),
+    ids=["missing", "text", "empty", "huge", "infinite"],
 )
 def test_rows_that_cannot_be_scored_are_refused_with_the_reason(served, rows, change, words):
     with pytest.raises(MlflowException, match=words):
@@ -161,7 +162,7 @@ def test_two_versions_with_different_code_run_their_own_in_one_process(
 ):
     code = tmp_path / "tabular.py"
     changed = "    return 1000 + predictions\n"
-    original = open(tabular.__file__, encoding="utf-8").read()
+    original = Path(tabular.__file__).read_text("utf-8")
     code.write_text(original.replace("    return predictions\n", changed), "utf-8")
     assert changed in code.read_text("utf-8")
     monkeypatch.setattr(tabular, "__file__", str(code))
@@ -259,7 +260,7 @@ def test_server_scores_the_example_that_lies_in_the_artifact(server, trained):
         (lambda rows: rows.assign(age="old"), "expected a number"),
         (lambda rows: rows.head(0), "at least one row"),
     ],
-    ids="missing text empty".split(),
+    ids=["missing", "text", "empty"],
 )
 def test_server_refuses_wrong_rows_with_status_400_and_the_reason(
     server, rows, form, change, words

@@ -1,0 +1,254 @@
+"""Claims about tracking.py: the store, the end of every run, curves, datasets."""
+
+import os
+import platform
+import shutil
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+from argparse import Namespace
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+
+import tracking
+from tabular import Schema, UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+SCHEMA = Schema("y", ("x",), ("c",))
+
+
+@pytest.fixture
+def store(tmp_path, empty_store):
+    """Open a store of its own: (client, experiment id)."""
+    shutil.copy(empty_store, tmp_path / "mlflow.db")
+    return tracking.connect(f"sqlite:///{tmp_path}/mlflow.db", "test")
+
+
+@pytest.fixture(scope="module")
+def at_once(launch, tmp_path_factory):
+    """Let three processes open a store at once that does not exist yet."""
+    folder = tmp_path_factory.mktemp("together")
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import tracking; go = sys.stdin.read()"
+    code += "; client, number = tracking.connect('sqlite:///mlflow.db', 'shared')"
+    code += "; client.log_param(client.create_run(number).info.run_id, 'a', 1); print(number)"
+    return [launch("-c", code, folder=folder) for _ in range(3)], folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _start_early(at_once):
+    """Let the processes work while the first tests run."""
+
+
+# --- store
+
+
+@pytest.mark.parametrize("uri", ["http://127.0.0.1:{port}", "http://127.0.0.1:{port}/"])
+def test_server_that_does_not_answer_is_told_within_seconds(uri):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        uri = uri.format(port=free.getsockname()[1])
+    start = time.monotonic()
+    with pytest.raises(UserError, match="does not answer"):
+        tracking.connect(uri, "any")
+    assert time.monotonic() - start < 8
+
+
+def test_server_that_accepts_but_keeps_silent_is_told_within_seconds(monkeypatch):
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        start = time.monotonic()
+        with pytest.raises(UserError, match="does not answer"):
+            tracking.connect(f"http://127.0.0.1:{silent.getsockname()[1]}", "any")
+        assert time.monotonic() - start < 12
+
+
+@pytest.mark.parametrize("uri", ["./mlruns", "file:///tmp/mlruns", "mlflow.db", "nonsense://x"])
+def test_uri_of_no_store_that_can_be_written_is_refused(uri):
+    with pytest.raises(UserError, match=r"expected sqlite:///FILE\.db or http://HOST:PORT"):
+        tracking.connect(uri, "any")
+
+
+def test_file_that_is_no_database_is_refused_and_left_alone(tmp_path):
+    file = tmp_path / "mlflow.db"
+    file.write_text("my diary, chapter one")
+    with pytest.raises(UserError, match="is no SQLite database"):
+        tracking.connect(f"sqlite:///{file}", "any")
+    assert file.read_text() == "my diary, chapter one"
+
+
+def test_database_in_a_folder_that_does_not_exist_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"no folder .*missing for the database"):
+        tracking.connect(f"sqlite:///{tmp_path}/missing/mlflow.db", "any")
+
+
+def test_database_of_another_program_is_one_line_and_exit_code_2(fresh_place, files):
+    file = fresh_place.folder / "mlflow.db"
+    file.unlink()
+    with sqlite3.connect(file) as database:
+        database.execute("create table experiments (mine integer)")
+    assert fresh_place.train("--data", files / "old.csv") == 2
+    assert fresh_place.err.startswith("error: ")
+    assert fresh_place.err.count("\n") == 1
+
+
+def test_artifacts_lie_beside_the_database_wherever_the_process_runs(store, tmp_path, monkeypatch):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    with tracking.tracked_run(store[1], "a", {}):
+        tracking.log_files({"note.txt": "hello"})
+    (note,) = tmp_path.rglob("note.txt")
+    assert note.relative_to(tmp_path).parts[0] == "mlruns"
+    assert not list(elsewhere.iterdir())
+
+
+def test_experiments_of_like_names_do_not_share_a_folder(tmp_path, store):
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    names = ["a/b", "a_b", "a b", "../a"]
+    places = set()
+    for name in names:
+        client, experiment_id = tracking.connect(uri, name)
+        assert tracking.connect(uri, name)[1] == experiment_id
+        places.add(client.get_experiment(experiment_id).artifact_location)
+    assert len(places) == len(names)
+    assert all(Path(place[7:]).parent == tmp_path / "mlruns" for place in places)
+
+
+def test_deleted_experiment_is_exit_code_2_with_the_command_that_brings_it_back(workshop, files):
+    workshop.experiment = "gone"
+    number = workshop.client.create_experiment("gone")
+    workshop.client.delete_experiment(number)
+    for script in (workshop.train, workshop.retrain):
+        assert script("--data", files / "old.csv") == 2
+        assert workshop.err.count("\n") == 1
+        assert f"mlflow experiments restore -x {number}" in workshop.err
+
+
+def test_first_runs_at_once_all_work_and_share_one_store(at_once):
+    processes, folder = at_once
+    numbers = set()
+    for process in processes:
+        assert process.wait() == 0, process.err
+        numbers.add(process.out.strip())
+        assert process.err == ""
+    assert len(numbers) == 1
+    client = mlflow.MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    assert len(client.search_runs([*numbers])) == 3
+    left = {path.name for path in folder.iterdir() if path.suffix not in (".out", ".err")}
+    assert left == {"mlflow.db"}
+
+
+# --- life of a run
+
+
+def start_run(client, experiment_id, host, process):
+    tags = {tracking.HOST_TAG: host, tracking.PROCESS_TAG: process}
+    return client.create_run(experiment_id, tags=tags).info.run_id
+
+
+def test_runs_of_dead_processes_are_marked_killed_and_others_left_alone(store, tmp_path):
+    client, experiment_id = store
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    alive = subprocess.Popen(["sleep", "60"])
+    try:
+        names = {"dead": dead.pid, "alive": alive.pid, "mine": os.getpid()}
+        tags = {name: tracking._process_tag(pid) for name, pid in names.items()}
+        dead.wait()
+        tags["number reused"] = f"{alive.pid}:1"
+        here = platform.node()
+        runs = {name: start_run(client, experiment_id, here, tag) for name, tag in tags.items()}
+        runs["elsewhere"] = start_run(client, experiment_id, "another host", tags["dead"])
+        runs["not ours"] = client.create_run(experiment_id).info.run_id
+        tracking.connect(f"sqlite:///{tmp_path}/mlflow.db", "test")
+    finally:
+        alive.kill()
+        alive.wait()
+    found = {name: client.get_run(run).info.status for name, run in runs.items()}
+    killed = {"dead", "number reused"}
+    assert found == {name: "KILLED" if name in killed else "RUNNING" for name in runs}
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(None, "FINISHED"), (KeyboardInterrupt, "KILLED"), (UserError, "FAILED"), (OSError, "FAILED")],
+)
+def test_run_ends_with_the_status_of_what_happened_in_it(store, error, status):
+    client, experiment_id = store
+    caught = None
+    try:
+        with tracking.tracked_run(experiment_id, "a", {"colour": "red"}) as run:
+            if error:
+                raise error("planted")
+    except (KeyboardInterrupt, UserError, OSError) as raised:
+        caught = type(raised)
+    assert caught is error
+    ended = client.get_run(run.info.run_id)
+    assert ended.info.status == status
+    assert ended.data.tags["colour"] == "red"
+    assert ended.data.tags[tracking.HOST_TAG] == platform.node()
+    assert ended.data.tags[tracking.PROCESS_TAG].startswith(f"{os.getpid()}:")
+    assert mlflow.active_run() is None
+
+
+# --- numbers and rows
+
+
+def test_long_curves_and_metrics_are_logged_completely(store):
+    client, experiment_id = store
+    curve = np.linspace(1, 0, 1700).tolist()
+    with tracking.tracked_run(experiment_id, "a", {}) as run:
+        numbers = {"MAE": 3.5, "R2": 0.25}
+        tags = {"verdict": "kept"}
+        tracking.log_numbers(client, run.info.run_id, numbers, {"epoch/loss": curve}, tags)
+    logged = client.get_metric_history(run.info.run_id, "epoch/loss")
+    assert [(m.step, m.value) for m in logged] == list(enumerate(curve, 1))
+    data = client.get_run(run.info.run_id).data
+    assert (data.metrics["MAE"], data.metrics["R2"]) == (3.5, 0.25)
+    assert data.tags["verdict"] == "kept"
+
+
+def test_arguments_of_any_length_and_kind_are_logged(store):
+    client, experiment_id = store
+    arguments = vars(Namespace(a=1, b=None, c=["x", "y z"], d="long " * 5000, e=Path("p")))
+    with tracking.tracked_run(experiment_id, "a", {}) as run:
+        tracking.log_arguments(client, run.info.run_id, arguments)
+    params = client.get_run(run.info.run_id).data.params
+    assert {k: params[k] for k in "abce"} == {"a": "1", "b": "None", "c": "['x', 'y z']", "e": "p"}
+    assert params["d"].startswith("long long ")
+
+
+def test_dataset_hash_changes_with_one_value_and_not_with_the_index(store):
+    client, experiment_id = store
+    rows = pd.DataFrame({"x": [1.0, 2.0, 3.0], "c": ["a", "b", "a"], "y": [1.0, 2.0, 4.0]})
+    tables = {
+        "same": rows,
+        "same again": rows.set_index(pd.Index([7, 8, 9])),
+        "x": rows.assign(x=[1.0, 2.0, 3.5]),
+        "c": rows.assign(c=["a", "b", "b"]),
+        "y": rows.assign(y=[1.0, 2.0, 5.0]),
+    }
+    with tracking.tracked_run(experiment_id, "a", {}) as run:
+        for context, table in tables.items():
+            tracking.log_rows(table, SCHEMA, "folder/rows.csv", context)
+    inputs = client.get_run(run.info.run_id).inputs.dataset_inputs
+    tags = [{tag.key: tag.value for tag in one.tags} for one in inputs]
+    found = {t["mlflow.data.context"]: t["sha256"] for t in tags}
+    # MLflow keeps equal content under one entry, with the context it was logged for first.
+    assert set(tables) - set(found) <= {"same", "same again"}
+    assert len(set(found.values())) == len(inputs) == 4
+    assert all(len(value) == 64 for value in found.values())
+    assert {one.dataset.name for one in inputs} == {"rows.csv"}
+
+
+def test_link_leads_to_the_runs_of_the_experiment():
+    local = tracking.deep_link("sqlite:///mlflow.db", "3")
+    assert local.startswith("http://127.0.0.1:5000/#/experiments/3/runs?")
+    remote = tracking.deep_link("https://mlflow.example.org/", "3")
+    assert remote.startswith("https://mlflow.example.org/#/experiments/3/runs?")
