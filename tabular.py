@@ -175,8 +175,8 @@ def _check_width(file: Path, separator: str, width: int) -> None:
         for number, fields in enumerate(csv.reader(stream, delimiter=separator), 1):
             if fields and len(fields) != width:
                 raise UserError(
-                    f"{file} is not a regular table (line {number} has {len(fields)} fields instead "
-                    f"of {width}); give every line as many fields as the header"
+                    f"{file} is not a regular table (line {number} has {len(fields)} fields, not "
+                    f"{width}); give every line as many fields as the header"
                 )
 
 
@@ -336,8 +336,8 @@ def _finite(values: np.ndarray, name: str) -> np.ndarray:
     bad = np.flatnonzero(np.abs(values) > MAX_NUMBER)
     if len(bad):
         raise UserError(
-            f"column {name!r} holds {values[bad[0]]:g} in line {bad[0] + 2} (the header is line 1); "
-            f"expected a number below {MAX_NUMBER:g}: correct it ({len(bad)} such rows)"
+            f"column {name!r} holds {values[bad[0]]:g} in line {bad[0] + 2} (the header is line 1);"
+            f" expected a number below {MAX_NUMBER:g}: correct it ({len(bad)} such rows)"
         )
     return values
 
