@@ -189,7 +189,9 @@ class Terminal:
     def __init__(self, quiet: bool) -> None:
         from rich.console import Console
 
-        self.console = Console(quiet=quiet, highlight=False, markup=False, soft_wrap=True)
+        self.console = Console(
+            quiet=quiet, highlight=False, markup=False, emoji=False, soft_wrap=True
+        )
 
     def say(self, text: str = "") -> None:
         self.console.print(text)

@@ -166,7 +166,11 @@ def save_folder(trained: TrainedModel, folder: Path) -> Path:
         save_model(str(beside / "new"), trained)
         if folder.exists():
             folder.rename(beside / "old")
-        (beside / "new").rename(folder)
+        try:
+            (beside / "new").rename(folder)
+        except OSError:
+            (beside / "old").rename(folder)
+            raise
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     return folder
@@ -321,19 +325,20 @@ def register(client: MlflowClient, name: str, uri: str, description: str) -> str
 def registry_lock(client: MlflowClient, name: str, wait: float = 20.0):
     """Hold a lock that every client of the registry respects, whatever machine it runs on.
 
-    Registered model names are unique in every MLflow store, so creating one is the atomic step;
-    the lock of a process that died is taken over after `wait` seconds.
+    Registered model names are unique in every MLflow store, so creating one is the atomic step. A
+    lock older than `wait` seconds belongs to a process that died, and is removed.
     """
-    lock, deadline = f"{name}.promotion-lock", time.monotonic() + wait
+    lock, deadline = f"{name}.promotion-lock", time.monotonic() + 3 * wait
     while True:
         try:
             client.create_registered_model(lock)
             break
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+        except MlflowException:  # held by another process, or the database is busy
+            if time.monotonic() > deadline:
                 raise
-        if time.monotonic() > deadline:
-            break
+        with contextlib.suppress(MlflowException):
+            if time.time() - client.get_registered_model(lock).creation_timestamp / 1000 > wait:
+                client.delete_registered_model(lock)
         time.sleep(0.1)
     try:
         yield

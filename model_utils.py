@@ -11,6 +11,7 @@ printing, command lines, global seeds (callers own them).
 
 import contextlib
 import json
+import operator
 import time
 import warnings
 from collections.abc import Iterable, Sequence
@@ -207,28 +208,44 @@ def train_model(
             programs[0](data, rows[:0])
         except Exception as error:
             reason = f"XLA cannot compile it ({str(error).splitlines()[0][:120]})"
+    seed = np.random.randint(2**31) if seed is None else seed
+
+    def order(epoch):
+        return np.random.default_rng([seed, epoch]).permutation(rows) if shuffle else rows
+
     if reason is None:
-        seed = np.random.randint(2**31) if seed is None else seed
-
-        def order(epoch):
-            return np.random.default_rng([seed, epoch]).permutation(rows) if shuffle else rows
-
         settings["steps"] = -(-len(rows) // batch_size)
         orders = ((epoch, order(epoch)) for epoch in range(initial_epoch, epochs))
         return model, _run_epochs(model, programs, data, validation, orders, callbacks, settings)
     warnings.warn(f"model.fit trains this model, more slowly: {reason}", stacklevel=2)
-    part = [None if values is None else tf.gather(values, rows) for values in data]
+    minibatches = _Minibatches(data, rows, batch_size)
+    reorder = keras.callbacks.LambdaCallback(
+        on_epoch_begin=lambda epoch, logs: setattr(minibatches, "rows", order(epoch))
+    )
     history = model.fit(
-        *part[:2],
-        sample_weight=part[2],
+        minibatches,
         validation_data=validation and validation[:2],
-        callbacks=list(callbacks),
-        batch_size=batch_size,
-        shuffle=shuffle,
+        callbacks=[reorder, *callbacks],
+        shuffle=False,  # the minibatches; their rows are in the order of the seed
         initial_epoch=initial_epoch,
         **settings,
     )
     return model, history
+
+
+class _Minibatches(keras.utils.PyDataset):
+    """Give `model.fit` the minibatches that the compiled epochs would take."""
+
+    def __init__(self, data: tuple, rows: np.ndarray, batch_size: int) -> None:
+        super().__init__()
+        self.data, self.rows, self.batch_size = data, rows, batch_size
+
+    def __len__(self) -> int:
+        return -(-len(self.rows) // self.batch_size)
+
+    def __getitem__(self, i: int) -> tuple:
+        rows = self.rows[i * self.batch_size : (i + 1) * self.batch_size]
+        return tuple(tf.gather(values, rows) for values in self.data if values is not None)
 
 
 def compile_ahead(model: keras.Model, X, y, batch_size: int) -> None:
@@ -306,9 +323,9 @@ def _programs(model: keras.Model, data: tuple, batch_size: int) -> tuple:
     optimizer = model.optimizer
     optimizer.build(model.trainable_variables)
     decays = optimizer.weight_decay is not None
-    key = [batch_size, optimizer, decays, *model.metrics[:1]]  # a new loss tracker each compile()
+    key = [batch_size, decays, optimizer, *model.metrics[:1]]  # a new loss tracker each compile()
     cached_key, programs = getattr(model, "_epoch_programs", ([], None))
-    if len(key) == len(cached_key) and all(a is b for a, b in zip(key, cached_key, strict=True)):
+    if key[:2] == cached_key[:2] and all(map(operator.is_, key[2:], cached_key[2:])):
         return programs
     whole_batches, last_batch, test = _compile(model, batch_size, decays)
 
@@ -325,7 +342,8 @@ def _programs(model: keras.Model, data: tuple, batch_size: int) -> tuple:
     def evaluate(data):
         return {name: float(value) for name, value in test(data).items()}
 
-    model._epoch_programs = key, (train, evaluate)
+    # Not as an attribute: Keras would count the loss tracker in it as one more metric.
+    vars(model)["_epoch_programs"] = key, (train, evaluate)
     return train, evaluate
 
 
@@ -421,7 +439,7 @@ def fit_network(
     start = model_state(model)
     rng = np.random.default_rng(seed)
     pool = rng.permutation(np.arange(len(X)) if validate_on is None else validate_on)
-    validation = np.sort(pool[: min(len(pool), SEARCH_ROWS) // 5])
+    validation = np.sort(pool[: max(1, min(len(pool), SEARCH_ROWS) // 5)])
     rest = rng.permutation(np.setdiff1d(np.arange(len(X)), validation))[:SEARCH_ROWS]
     # A multiple of the batch size spares the compilation of a last short batch.
     rest = rest[: max(batch_size, len(rest) // batch_size * batch_size)]

@@ -7,6 +7,7 @@ Belongs here: how a run is recorded. Not here: the model artifact and the regist
 import argparse
 import contextlib
 import hashlib
+import logging
 import os
 import platform
 import shlex
@@ -28,6 +29,8 @@ from mlflow.exceptions import MlflowException
 import cli
 from tabular import Schema, UserError, row_hashes
 
+# The exception says all that this logger prints over a hundred lines.
+logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
 NOT_PART_OF_A_TRAINING = {"resume", "quiet", "checkpoint_seconds", "tracking_uri", "experiment"}
 HOST_TAG, PROCESS_TAG = "host", "process"
 

@@ -6,6 +6,7 @@ import warnings
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import chi2_contingency
 from sklearn.metrics import mean_absolute_error, mean_squared_error, r2_score
 
 import comparison
@@ -140,6 +141,7 @@ def test_single_row_is_scored_without_r2():
     table = comparison.compare([3.0], {"parent": [5.0]})
     assert table.loc["parent", "MAE"] == 2
     assert math.isnan(table.loc["parent", "R²"])
+    assert comparison.compare([1, 3], {"parent": [1, 2]}).loc["parent", "R²"] == 0.5
 
 
 def test_evaluate_adds_the_difference_only_where_both_models_are_there():
@@ -210,9 +212,10 @@ def test_reason_tells_both_numbers_that_carry_the_verdict():
 
 def test_without_memory_new_rows_decide_and_the_missing_proof_is_named():
     for high, promoted in ((-300, True), (10, False)):
-        verdict = comparison.decide(Interval(-420, -540, high), None, None)
-        assert verdict.promoted is promoted
-        assert "forgetting could not be checked" in verdict.reason
+        for old, mae in ((None, None), (None, 100.0), (Interval(1, 0, 2), None)):
+            verdict = comparison.decide(Interval(-420, -540, high), old, mae)
+            assert verdict.promoted is promoted
+            assert "forgetting could not be checked" in verdict.reason
 
 
 # --- attribution
@@ -344,6 +347,23 @@ def test_new_category_drifts_when_frequent_even_in_few_rows():
     assert constant["drifted"]
 
 
+def test_rare_categories_are_pooled_until_the_chi_square_test_may_be_trusted():
+    # The pool of c to f, 4 of 200 rows, joins a, the rarer of the others.
+    old = ["a"] * 50 + ["b"] * 48 + ["c", "d"]
+    new = ["a"] * 40 + ["b"] * 58 + ["e", "f"]
+    expected = chi2_contingency([[48, 52], [58, 42]]).pvalue
+    assert column_drift(old, new, "categorical")["p_value"] == pytest.approx(expected)
+    # Twelve of 200 rows are enough, six expected in each file, for a cell of their own.
+    old = ["a"] * 50 + ["b"] * 40 + list("cdefghijkl")
+    new = ["a"] * 40 + ["b"] * 58 + ["m", "n"]
+    expected = chi2_contingency([[50, 40, 10], [40, 58, 2]]).pvalue
+    assert column_drift(old, new, "categorical")["p_value"] == pytest.approx(expected)
+    # Five are expected of c in each file, just enough; d joins it.
+    old, new = ["a"] * 50 + ["b"] * 42 + ["c"] * 7 + ["d"], ["a"] * 50 + ["b"] * 47 + ["c"] * 3
+    expected = chi2_contingency([[50, 42, 8], [50, 47, 3]]).pvalue
+    assert column_drift(old, new, "categorical")["p_value"] == pytest.approx(expected)
+
+
 def test_new_categories_are_listed_but_absent_values_and_number_types_are_not():
     found = column_drift(["a", "b"], ["a", "c", None, "d"], "categorical")
     assert found["new_categories"] == "c, d"
@@ -352,6 +372,7 @@ def test_new_categories_are_listed_but_absent_values_and_number_types_are_not():
     assert (same["new_categories"], same["distance"]) == ("", 0)
     many = column_drift(["a"], [f"z{k}" for k in range(1000)], "categorical")
     assert many["new_categories"] == "z0, z1, z2, z3, z4 and 995 more"
+    assert column_drift(["a"], list("bcdef"), "categorical")["new_categories"] == "b, c, d, e, f"
 
 
 def test_values_that_go_missing_are_drift_of_either_kind():
@@ -427,6 +448,14 @@ def test_retraining_looks_worthwhile_after_drift_or_clearly_higher_errors_only()
     moved = comparison.drift(*two_populations(800, 800, 0, shift=0.5))
     errors = np.abs(RNG(0).normal(0, 3000, 400))
     assert comparison.worthwhile(moved)[0]
+    assert comparison.worthwhile(moved, errors, errors)[0]
+    one = still.assign(drifted=still["column"] == "n0")
+    assert comparison.worthwhile(one)[1] == "a retraining looks worthwhile: 1 of 10 columns drifted"
+    assert comparison.worthwhile(one)[0]
+    # Variance 1 in 200 rows each: the means are apart by more than 1.96 times 0.1, or by less.
+    even = np.tile([1.0, 3.0], 100)
+    for apart, expected in ((0.195, False), (0.197, True)):
+        assert comparison.worthwhile(still, even, even + apart)[0] is expected
     looks, sentence = comparison.worthwhile(still, errors, RNG(1).permutation(errors), "€")
     assert not looks
     assert sentence.startswith("a retraining promises little: 0 of 10 columns drifted, the parent")
@@ -483,6 +512,22 @@ def test_group_that_got_worse_is_named_and_the_spared_one_is_not():
     assert sum(worse["spared"] for worse in named) <= 2
 
 
+def test_group_is_worse_from_the_end_of_its_interval_on():
+    # 25 changes, mean 1: t(0.975, 24) = 2.06390, standard deviation s, so the width is 0.41278 s.
+    rows, y = pd.DataFrame({"g": ["a"] * 25}), np.zeros(25)
+    unit = np.array([0.0] + [1.0, -1.0] * 12)  # standard deviation 1
+    for spread, expected in ((2.420, True), (2.428, False)):
+        change = 1 + unit * spread
+        table = comparison.groups(rows, ["g"], y, np.full(25, 9.0), 9 + change)
+        assert table["MAE_change"].item() == pytest.approx(1)
+        assert table["worse"].item() is expected
+
+
+def test_group_whose_predictions_did_not_move_is_not_worse():
+    y, rows = np.full(30, 500.0), pd.DataFrame({"g": ["floor"] * 30})
+    assert not comparison.groups(rows, ["g"], y, y + 7, y + 7)["worse"].item()
+
+
 def test_tiny_group_cannot_be_called_worse():
     y, rows = np.zeros(39), pd.DataFrame({"g": ["large"] * 20 + ["tiny"] * 19})
     table = comparison.groups(rows, ["g"], y, y + 1, y + 2).set_index("category")
@@ -514,6 +559,8 @@ def test_largest_gap_is_told_in_words_and_ignores_small_and_pooled_groups():
             ("nationalité", "non", 80, 9_600.0, 9_500.0),
             ("nationalité", "oui", 120, 18_500.0, 18_200.0),
             ("nationalité", "?", 19, 0.0, 0.0),
+            ("région", "Corse", 20, 5_000.0, 5_100.0),
+            ("région", "Bretagne", 20, 9_000.0, 9_100.0),
             ("nationalité", "(other)", 90, 0.0, 0.0),
             ("alone", "x", 500, 0.0, 90_000.0),
         ],
@@ -524,6 +571,7 @@ def test_largest_gap_is_told_in_words_and_ignores_small_and_pooled_groups():
         "a gap of 8,700 € (actual gap: 8,900 €)"
     )
     assert comparison.largest_gap(table[table["column"] == "alone"]) is None
+    assert "a gap of 4,000 " in comparison.largest_gap(table[table["column"] == "région"])
 
 
 # --- words

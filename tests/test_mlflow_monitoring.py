@@ -201,7 +201,7 @@ def contents(folder):
 # --- what it prints
 
 
-def test_output_ends_with_commands_that_work_as_they_stand(trained, workshop, files):
+def test_output_ends_with_commands_that_work_as_they_stand(trained, files):
     lines = trained.out.splitlines()
     start = lines.index("Next:")
     table = "\n".join(lines[:start])
@@ -213,7 +213,9 @@ def test_output_ends_with_commands_that_work_as_they_stand(trained, workshop, fi
     assert (python, script) == ("python", "mlflow_retrain.py")
     assert mlflow_retrain.parse_args(flags).model_uri == trained.uri
     assert mlflow_retrain.parse_args(flags).tracking_uri == trained.store
-    assert workshop.retrain(*flags, "--data", files / "new.csv", "--dry-run") == 0
+    user = type(trained)(trained.folder)
+    assert user.retrain(*flags, "--data", files / "new.csv", "--dry-run") == 0
+    assert trained.uri in user.out
 
 
 def test_first_run_in_an_empty_folder_keeps_quiet_and_all_its_files_there(again):

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import cli
 import tracking
 from tabular import Schema, UserError
 
@@ -40,9 +41,25 @@ def at_once(launch, tmp_path_factory):
     return [launch("-c", code, folder=folder) for _ in range(3)], folder
 
 
+@pytest.fixture(scope="module")
+def silent_server():
+    """Connect, in a thread, to a server that never answers: (error, seconds)."""
+
+    def connect(port):
+        start = time.monotonic()
+        with pytest.raises(UserError) as caught:
+            tracking.connect(f"http://127.0.0.1:{port}", "any")
+        return caught.value, time.monotonic() - start
+
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        yield cli.background(connect, silent.getsockname()[1])
+
+
 @pytest.fixture(scope="module", autouse=True)
-def _start_early(at_once):
-    """Let the processes work while the first tests run."""
+def _start_early(at_once, silent_server):
+    """Let processes and thread work while the first tests run."""
 
 
 # --- store
@@ -57,16 +74,6 @@ def test_server_that_does_not_answer_is_told_within_seconds(uri):
     with pytest.raises(UserError, match="does not answer"):
         tracking.connect(uri, "any")
     assert time.monotonic() - start < 8
-
-
-def test_server_that_accepts_but_keeps_silent_is_told_within_seconds(monkeypatch):
-    with socket.socket() as silent:
-        silent.bind(("127.0.0.1", 0))
-        silent.listen()
-        start = time.monotonic()
-        with pytest.raises(UserError, match="does not answer"):
-            tracking.connect(f"http://127.0.0.1:{silent.getsockname()[1]}", "any")
-        assert time.monotonic() - start < 12
 
 
 @pytest.mark.parametrize("uri", ["./mlruns", "file:///tmp/mlruns", "mlflow.db", "nonsense://x"])
@@ -88,14 +95,16 @@ def test_database_in_a_folder_that_does_not_exist_is_refused(tmp_path):
         tracking.connect(f"sqlite:///{tmp_path}/missing/mlflow.db", "any")
 
 
-def test_database_of_another_program_is_one_line_and_exit_code_2(fresh_place, files):
+def test_database_of_another_program_is_refused_in_one_line_and_left_alone(fresh_place, files):
     file = fresh_place.folder / "mlflow.db"
     file.unlink()
     with sqlite3.connect(file) as database:
         database.execute("create table experiments (mine integer)")
+    before = file.read_bytes()
     assert fresh_place.train("--data", files / "old.csv") == 2
     assert fresh_place.err.startswith("error: ")
     assert fresh_place.err.count("\n") == 1
+    assert file.read_bytes() == before
 
 
 def test_artifacts_lie_beside_the_database_wherever_the_process_runs(store, tmp_path, monkeypatch):
@@ -143,6 +152,12 @@ def test_first_runs_at_once_all_work_and_share_one_store(at_once):
     assert len(client.search_runs([*numbers])) == 3
     left = {path.name for path in folder.iterdir() if path.suffix not in (".out", ".err")}
     assert left == {"mlflow.db"}
+
+
+def test_server_that_accepts_but_keeps_silent_is_told_within_seconds(silent_server):
+    error, seconds = silent_server.result()
+    assert "does not answer" in str(error)
+    assert seconds < 12
 
 
 # --- life of a run
