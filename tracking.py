@@ -11,6 +11,7 @@ import logging
 import os
 import platform
 import shlex
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -86,9 +87,15 @@ def _check_server(uri: str) -> None:
 
 def _check_sqlite(file: Path) -> None:
     if file.exists():
-        with file.open("rb") as stream:
-            if stream.read(15) not in (b"SQLite format 3", b""):
-                raise UserError(f"{file} is no SQLite database; pass another --tracking-uri")
+        try:
+            with contextlib.closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True)) as database:
+                tables = database.execute("select name from sqlite_master").fetchall()
+        except sqlite3.Error as error:
+            raise UserError(
+                f"{file} is no SQLite database ({error}); pass another --tracking-uri"
+            ) from error
+        if tables and ("alembic_version",) not in tables:
+            raise UserError(f"{file} belongs to another program; pass another --tracking-uri")
         if not os.access(file, os.W_OK):
             raise UserError(f"the database {file} is read-only; make it writable")
         return

@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import shlex
+import signal
 import sqlite3
 import subprocess
 import zipfile
@@ -13,11 +14,13 @@ import joblib
 import numpy as np
 import pandas as pd
 import pytest
+from mlflow.exceptions import MlflowException
 from sklearn.datasets import load_diabetes
 from sklearn.metrics import mean_absolute_error, mean_squared_error, r2_score
 
 import mlflow_monitoring
 import mlflow_retrain
+import model_store
 import model_utils
 import tabular
 
@@ -257,6 +260,62 @@ def test_another_seed_gives_another_model_and_the_champion_stays(trained, worksh
     assert changed.mean() > 0.5  # some rows are at a bound with either seed
     assert workshop.champion() == "1"
     assert workshop.out == ""
+
+
+# --- interrupted
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_interrupted_training_goes_on_in_its_run_to_the_same_bits(
+    fresh_place, trained, files, monkeypatch
+):
+    flags = ["--data", files / "old.csv", "--epochs", 20, "--checkpoint-seconds", "1e-9"]
+    epochs = []
+
+    def interrupt(*args):
+        epochs.append(1)
+        if len(epochs) == 50:  # in the third of six trainings
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(model_utils.CosineLearningRate, "on_epoch_end", interrupt)
+        assert fresh_place.train(*flags) == 130
+    assert fresh_place.run.info.status == "KILLED"
+    first, begun = fresh_place.run.info.run_id, len(fresh_place.fits)
+    assert fresh_place.train(*flags, "--resume") == 0, fresh_place.err
+    assert len(fresh_place.fits) == 6 - begun + 1
+    run = fresh_place.run
+    assert (run.info.run_id, run.info.status) == (first, "FINISHED")
+    assert len(fresh_place.runs()) == 1
+    assert run.data.metrics == trained.run.data.metrics
+    for key in ("epoch/loss", "epoch/val_loss", "epoch/final_loss"):
+        assert points(fresh_place, run, key) == points(trained, trained.run, key)
+    assert not list((fresh_place.folder / "models").glob("checkpoint*"))
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_model_that_cannot_be_logged_is_kept_and_logged_later_without_training(
+    fresh_place, trained, files, monkeypatch
+):
+    def fail(*args, **options):
+        raise MlflowException("the store is full")
+
+    flags = ["--data", files / "old.csv", "--epochs", 20]
+    with monkeypatch.context() as patch:
+        patch.setattr(model_store, "log_model", fail)
+        assert fresh_place.train(*flags) == 2
+    assert fresh_place.err.count("\n") == 1
+    assert "the store is full" in fresh_place.err
+    kept = fresh_place.folder / "models" / "mlflow_model"
+    rows = pd.read_csv(files / "new.csv")
+    expected = trained.predict(trained.uri, rows)
+    np.testing.assert_array_equal(fresh_place.predict(str(kept), rows), expected)
+    assert fresh_place.run.info.status == "FAILED"
+    assert fresh_place.train(*flags, "--resume") == 0, fresh_place.err
+    assert fresh_place.fits == []
+    assert len(fresh_place.runs("FINISHED")) == len(fresh_place.runs()) == 1
+    logged = fresh_place.predict("models:/loan-amount@champion", rows)
+    np.testing.assert_array_equal(logged, expected)
 
 
 # --- own data
