@@ -9,6 +9,8 @@ import difflib
 import gc
 import os
 import re
+import shlex
+import shutil
 import signal
 import sys
 import tempfile
@@ -25,6 +27,8 @@ START_UP_NOISE = re.compile(
 )
 
 
+HERE = Path(__file__).parent
+SCRIPTS = ("mlflow_monitoring.py", "mlflow_retrain.py")
 STORE = "sqlite:///mlflow.db"  # where 'mlflow ui' looks without a flag
 
 
@@ -181,6 +185,15 @@ def background(function: Callable, *arguments) -> Future:
     future = pool.submit(function, *arguments)
     pool.shutdown(wait=False)
     return future
+
+
+def command(program: str, *arguments: str) -> str:
+    """Write a command of this Python environment, ready to be pasted in this folder."""
+    own = Path(sys.executable).with_name(program)
+    words = [program if shutil.which(program) == str(own) else own, *arguments]
+    words = [HERE / w if w in SCRIPTS and not Path(w).exists() else w for w in words]
+    here = f"{Path.cwd()}/"
+    return shlex.join(str(word).removeprefix(here) for word in words)
 
 
 class Terminal:

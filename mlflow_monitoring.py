@@ -6,7 +6,6 @@ mlflow ui
 """
 
 import argparse
-import shlex
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -260,11 +259,11 @@ def conclude(
         ],
     )
     store = ["--tracking-uri", args.tracking_uri] if args.tracking_uri != cli.STORE else []
-    retrain = ["python", "mlflow_retrain.py", "--model-uri", uri, *store]
+    retrain = cli.command("python", "mlflow_retrain.py", "--model-uri", uri, *store)
     ui = [] if args.tracking_uri == cli.STORE else ["--backend-store-uri", args.tracking_uri]
     terminal.say(f"\n{args.model_name} version {version} is {uri}\n\nNext:")
-    terminal.say(f"  {shlex.join(retrain)}")
-    terminal.say(f"  {shlex.join(['mlflow', 'ui', *ui])}")
+    terminal.say(f"  {retrain}")
+    terminal.say(f"  {cli.command('mlflow', 'ui', *ui)}")
     terminal.say(f"  then open {deep_link(args.tracking_uri, experiment_id)}")
 
 

@@ -7,7 +7,6 @@ python mlflow_retrain.py --rollback
 """
 
 import argparse
-import shlex
 from typing import TYPE_CHECKING
 
 import cli
@@ -243,10 +242,10 @@ def conclude(terminal, args, experiment_id, evidence, verdict, uri, version) -> 
     terminal.say(f"{args.model_name} version {version} is {uri}\n\nNext:")
     store = ["--tracking-uri", args.tracking_uri] if args.tracking_uri != cli.STORE else []
     ui = [] if args.tracking_uri == cli.STORE else ["--backend-store-uri", args.tracking_uri]
-    terminal.say(f"  {shlex.join(['mlflow', 'ui', *ui])}")
+    terminal.say(f"  {cli.command('mlflow', 'ui', *ui)}")
     terminal.say(f"  then open {deep_link(args.tracking_uri, experiment_id)}")
     if verdict.startswith("promoted"):
-        terminal.say(f"  {shlex.join(['python', 'mlflow_retrain.py', '--rollback', *store])}")
+        terminal.say(f"  {cli.command('python', 'mlflow_retrain.py', '--rollback', *store)}")
 
 
 def roll_back(args: argparse.Namespace) -> int:

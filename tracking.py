@@ -10,7 +10,6 @@ import hashlib
 import logging
 import os
 import platform
-import shlex
 import sqlite3
 import subprocess
 import sys
@@ -233,7 +232,7 @@ def kept_if_logging_fails(save: Callable[[], Path]) -> Iterator[None]:
         yield
     except (MlflowException, OSError) as error:
         reason = (str(error).strip().splitlines() or [""])[0][:200]
-        command = shlex.join(["python", *sys.argv, "--resume"])
+        command = cli.command("python", *sys.argv, "--resume")
         raise UserError(
             f"the training is done but could not be logged ({reason}); the model is in {save()}: "
             f"once the store works again, log it with: {command}"
