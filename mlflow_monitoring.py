@@ -126,12 +126,11 @@ def log_inputs(client, run, args: argparse.Namespace, data: Data) -> None:
 def build_model(args: argparse.Namespace, data: Data):
     """Fit the preprocessor and create the network; return (TrainedModel, X, y) of training rows."""
     import model_utils
-    import tabular
     from model_store import TrainedModel
 
-    train = data.roles.train
-    preprocessor = tabular.fit_preprocessor(data.table.iloc[train], data.schema)
-    X, y = tabular.encode(data.table.iloc[train], preprocessor), data.y.iloc[train].to_numpy()
+    rows = data.part(data.roles.train)
+    X, y, preprocessor = model_utils.preprocessing(rows, target=args.target)
+    y = y.to_numpy()
     scale = model_utils.target_scale(y)
     network = model_utils.create_nn_model(
         X.shape[1], scale=scale, learning_rate=args.learning_rate, seed=args.seed
