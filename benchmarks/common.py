@@ -32,7 +32,7 @@ def print_machine() -> None:
     print(f"{os.getloadavg()[0]:.1f} before; Python {sys.version.split()[0]}, {versions}\n")
 
 
-def alternate(calls: dict[str, Callable[[], object]], repetitions: int) -> dict[str, float]:
+def take_turns(calls: dict[str, Callable[[], object]], repetitions: int) -> dict[str, float]:
     """Call everything in turn, `repetitions` times; return the median seconds of each.
 
     In turn, so that a busy minute of the machine falls on all of them alike.

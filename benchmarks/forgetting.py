@@ -69,7 +69,7 @@ def main() -> None:
         ]
     lines = []
     for step, name in enumerate(["first training (old rows)", *files]):
-        cells = [f"{score:.3f}" for table in means for score in table[step]]
+        cells = [f"{r2:.3f}".replace("nan", "") for table in means for r2 in table[step]]
         lines.append([f"{step}: {name}", cells[0], cells[2], cells[1], cells[3]])
     parts = ("first rows", "this file's rows")
     header = [f"R² of {part}, {way}" for part in parts for way in ("replay", "new rows only")]

@@ -40,6 +40,16 @@ def _seeds():
         sys.modules["keras"].utils.set_random_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def _signals():
+    """Let SIGINT interrupt, as in a terminal: processes in the background are born ignoring it."""
+    before = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    for signum, handler in before.items():
+        signal.signal(signum, handler)
+
+
 class Place:
     """A folder with an MLflow store of its own, and the scripts running in it.
 

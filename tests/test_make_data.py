@@ -96,7 +96,8 @@ def test_old_rows_have_the_shares_of_the_old_population(files):
         "sport_licence": {"oui": 0.81},
         "smoker": {"non": 0.8},
         "nationalité_francaise": {"oui": 0.8},
-        "niveau_etude": dict(aucun=0.05, bac=0.05, master=0.31, doctorat=0.34) | {"bac+2": 0.24},
+        "niveau_etude": {"aucun": 0.05, "bac": 0.05, "master": 0.31, "doctorat": 0.34}
+        | {"bac+2": 0.24},
     }
     for column, expected in shares.items():
         found = old[column].value_counts(normalize=True)
