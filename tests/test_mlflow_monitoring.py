@@ -4,9 +4,11 @@ import hashlib
 import io
 import json
 import shlex
+import shutil
 import signal
 import sqlite3
 import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -210,10 +212,13 @@ def test_output_ends_with_commands_that_work_as_they_stand(trained, files):
     table = "\n".join(lines[:start])
     assert all(word in table for word in ("MAE", "RMSE", "R²", "mean predictor", trained.uri))
     retrain, ui, address = (line.strip() for line in lines[start + 1 :])
-    assert shlex.split(ui) == ["mlflow", "ui", "--backend-store-uri", trained.store]
+    mlflow, *rest = shlex.split(ui)
+    assert rest == ["ui", "--backend-store-uri", trained.store]
     assert f"/#/experiments/{trained.run.info.experiment_id}/" in address
     python, script, *flags = shlex.split(retrain)
-    assert (python, script) == ("python", "mlflow_retrain.py")
+    assert (trained.folder / script).resolve() == ROOT / "mlflow_retrain.py"
+    for program, name in ((python, "python"), (mlflow, "mlflow")):
+        assert Path(shutil.which(program)) == Path(sys.executable).with_name(name)
     assert mlflow_retrain.parse_args(flags).model_uri == trained.uri
     assert mlflow_retrain.parse_args(flags).tracking_uri == trained.store
     user = type(trained)(trained.folder)
