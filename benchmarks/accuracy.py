@@ -36,6 +36,7 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 import model_utils
 import tabular
+from comparison import format_amount
 
 OURS, BOOSTING, BEST = "ours", "gradient boosting, tuned", "best reachable"
 GRID = {
@@ -82,7 +83,14 @@ class Table:
         for model in sorted(means, key=lambda model: means[model][0]):
             (mae, r2), (mae_sd, r2_sd) = means[model], np.std(self.scores[model], axis=0)
             ours = "" if model == OURS else f"{means[OURS][0] / mae - 1:+.1%}"
-            lines.append([model, f"{mae:,.4g} ± {mae_sd:,.2g}", f"{r2:.3f} ± {r2_sd:.3f}", ours])
+            lines.append(
+                [
+                    model,
+                    f"{format_amount(mae)} ± {format_amount(mae_sd)}",
+                    f"{r2:.3f} ± {r2_sd:.3f}",
+                    ours,
+                ]
+            )
         print(f"{self.title} (held out; mean ± standard deviation of {splits} splits)\n")
         common.print_table(["model", "MAE", "R²", "our MAE against it"], lines)
         if BOOSTING in means:

@@ -31,14 +31,25 @@ def store(tmp_path, empty_store):
     return tracking.connect(f"sqlite:///{tmp_path}/mlflow.db", "test")
 
 
+AT_ONCE = """
+import os, sys
+sys.path.insert(0, sys.argv[1])
+import tracking  # once, then three processes that have nothing left to do but to connect
+children = []
+for number in range(3):
+    children.append(os.fork())
+    if not children[-1]:
+        client, experiment_id = tracking.connect("sqlite:///mlflow.db", "shared")
+        client.log_param(client.create_run(experiment_id).info.run_id, "number", number)
+        os._exit(0)
+sys.exit(sum(os.waitpid(child, 0)[1] != 0 for child in children))
+"""
+
+
 @pytest.fixture(scope="module")
 def at_once(launch, tmp_path_factory):
     """Let three processes open a store at once that does not exist yet."""
-    folder = tmp_path_factory.mktemp("together")
-    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import tracking; go = sys.stdin.read()"
-    code += "; client, number = tracking.connect('sqlite:///mlflow.db', 'shared')"
-    code += "; client.log_param(client.create_run(number).info.run_id, 'a', 1); print(number)"
-    return [launch("-c", code, folder=folder) for _ in range(3)], folder
+    return launch("-c", AT_ONCE, ROOT, folder=tmp_path_factory.mktemp("together"))
 
 
 @pytest.fixture(scope="module")
@@ -141,17 +152,13 @@ def test_deleted_experiment_is_exit_code_2_with_the_command_that_brings_it_back(
 
 
 def test_first_runs_at_once_all_work_and_share_one_store(at_once):
-    processes, folder = at_once
-    numbers = set()
-    for process in processes:
-        assert process.wait() == 0, process.err
-        numbers.add(process.out.strip())
-        assert process.err == ""
-    assert len(numbers) == 1
+    assert at_once.wait() == 0, at_once.err
+    assert at_once.err == ""
+    folder = at_once.files[0].parent
     client = mlflow.MlflowClient(f"sqlite:///{folder}/mlflow.db")
-    assert len(client.search_runs([*numbers])) == 3
-    left = {path.name for path in folder.iterdir() if path.suffix not in (".out", ".err")}
-    assert left == {"mlflow.db"}
+    runs = client.search_runs([client.get_experiment_by_name("shared").experiment_id])
+    assert {run.data.params["number"] for run in runs} == {"0", "1", "2"}
+    assert {path.name for path in folder.iterdir() if path not in at_once.files} == {"mlflow.db"}
 
 
 def test_server_that_accepts_but_keeps_silent_is_told_within_seconds(silent_server):
