@@ -404,7 +404,7 @@ def _compile(model: keras.Model, batch_size: int, decays: bool) -> tuple:
 class Fit:
     """Hold how a network was fitted.
 
-    curves: loss and val_loss per epoch of the chosen strength, trained without the validation
+    curves: loss and val_loss per epoch of the best strength tried, trained without the validation
     rows; final: loss per epoch of the final training on all rows; strengths: validation loss of
     each weight decay tried.
     """
@@ -457,12 +457,30 @@ def fit_network(
     held_out = {"X_val": X[validation], "y_val": y[validation], "rows": rest}
     tried = {strength: trained(strength, **held_out) for strength in strengths}
     last = {k: h["val_loss"][-1] for k, h in tried.items() if np.isfinite(h["val_loss"][-1])}
-    best = min(last, key=last.get) if last else strengths[0]
+    best = lowest(last) if last else strengths[0]
     final = trained(best)["loss"] if last else [np.nan]
     checkpoint.save(model)
     if not np.isfinite(final[-1]):
         raise FloatingPointError(f"the loss is not finite at learning rate {learning_rate:g}")
-    return Fit(best, tried[best], final, last)
+    return Fit(best, tried[min(last, key=last.get)], final, last)
+
+
+def lowest(losses: dict[float, float]) -> float:
+    """Estimate the strength of the lowest validation loss from a few strengths tried.
+
+    The vertex of the parabola, over the logarithm of the strength, through the best one and its
+    neighbours: on few validation rows less a matter of luck than the best one itself, which is
+    the answer where it has no two neighbours or no logarithm.
+    """
+    strengths = sorted(losses)
+    i = strengths.index(min(losses, key=losses.get))
+    if not 0 < i < len(strengths) - 1 or strengths[i - 1] <= 0:
+        return strengths[i]
+    near = strengths[i - 1 : i + 2]
+    square, slope, _ = np.polyfit(np.log(near), [losses[s] for s in near], 2)
+    if square <= 0:
+        return strengths[i]
+    return float(np.exp(np.clip(-slope / (2 * square), np.log(near[0]), np.log(near[2]))))
 
 
 class Checkpoint(keras.callbacks.Callback):

@@ -5,6 +5,7 @@ import threading
 from itertools import pairwise
 from pathlib import Path
 
+import keras
 import mlflow
 import numpy as np
 import pandas as pd
@@ -285,11 +286,10 @@ def test_aliases_move_on_a_server_as_in_a_local_store(remote):
 
 def test_plain_keras_model_that_another_program_logged_is_continued(workshop, files, no_figures):
     model = workshop.load(workshop.client.get_model_version("loan-amount", "1").source)
-    import keras
-
     width = model.network.input_shape[-1]
     theirs = keras.Sequential([keras.Input((width,)), keras.layers.Dense(8), keras.layers.Dense(1)])
     theirs.compile("adam", "mse")
+    theirs.optimizer.build(theirs.trainable_variables)
     experiment = workshop.client.create_experiment("theirs", (workshop.folder / "theirs").as_uri())
     with mlflow.start_run(experiment_id=experiment) as run:
         mlflow.keras.log_model(theirs, name="theirs", pip_requirements=["keras"])

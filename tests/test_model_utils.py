@@ -590,3 +590,15 @@ def test_network_is_about_as_good_as_a_linear_model_where_that_is_hard_to_beat()
     linear = LinearRegression().fit(inputs, y)
     reached = r2_score(y_test, model_predict(model, unseen))
     assert reached >= r2_score(y_test, linear.predict(unseen)) - 0.03
+
+
+def test_lowest_loss_is_read_off_the_parabola_through_three_strengths():
+    def parabola(strength):
+        return (np.log(strength) - np.log(2)) ** 2
+
+    losses = {strength: parabola(strength) for strength in (0.1, 1.0, 3.0, 10.0)}
+    assert model_utils.lowest(losses) == pytest.approx(2)
+    assert model_utils.lowest({0.1: 1.0, 1.0: 2.0, 10.0: 3.0}) == 0.1
+    assert model_utils.lowest({0.0: 2.0, 1.0: 1.0, 10.0: 3.0}) == 1.0
+    assert model_utils.lowest({1.0: 5.0, 2.0: 5.0, 4.0: 5.0}) in (1.0, 2.0)
+    assert model_utils.lowest({3.0: 5.0}) == 3.0
