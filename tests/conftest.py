@@ -279,11 +279,14 @@ class Process:
 
     def stop(self) -> None:
         """End the process and its children, which form a group of their own."""
-        for signum in (signal.SIGTERM, signal.SIGKILL):
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.process.pid, signum)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(5)
+        if self.process.returncode is not None:
+            return  # it ended before: its number may be another process's by now
+        os.killpg(self.process.pid, signal.SIGTERM)
+        ended, deadline = os.WEXITED | os.WNOHANG | os.WNOWAIT, time.monotonic() + 5
+        while not os.waitid(os.P_PID, self.process.pid, ended) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        os.killpg(self.process.pid, signal.SIGKILL)  # the number is kept until `wait`
+        self.process.wait()
 
 
 @pytest.fixture(scope="session")

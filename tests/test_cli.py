@@ -190,7 +190,7 @@ def test_terminated_process_ends_its_run_and_says_so_in_one_line(endless, traine
         assert endless.process.poll() is None, endless.err
         time.sleep(0.2)
     time.sleep(1)  # into the training
-    os.kill(endless.process.pid, signal.SIGTERM)
+    endless.process.send_signal(signal.SIGTERM)
     assert endless.wait(30) == 130
     assert endless.err.count("\n") == 1
     assert endless.err.startswith("interrupted")
