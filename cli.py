@@ -61,6 +61,11 @@ def common_arguments(parser: Parser, data: str) -> None:
     add("--models-dir", type=Path, default=Path("models"), help="local copies (%(default)s)")
     add("--quiet", action="store_true", help="print nothing but errors")
     add(
+        "--stream",
+        action=argparse.BooleanOptionalAction,
+        help="keep rows on disk, not in memory (when they are many)",
+    )
+    add(
         "--memory-rows",
         type=natural,
         default=20_000,

@@ -6,16 +6,20 @@ mlflow ui
 """
 
 import argparse
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import cli
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import numpy as np
     import pandas as pd
 
     from memory import Roles
+    from streaming import Source
     from tabular import Schema
 
 MODEL_NAME = "mlflow_model"
@@ -44,15 +48,26 @@ def train(args: argparse.Namespace) -> int:
     with cli.quiet_start():
         import skops.io  # noqa: F401  (before TensorFlow: a second faster)
 
-        import model_store
+        import model_store  # noqa: F401
         import model_utils
-        import tracking
+        import streaming
+        import tracking  # noqa: F401
 
         model_utils.wake_device()
     terminal = cli.Terminal(args.quiet)
-    data = read(args)
-    for note in data.notes:
-        terminal.say(f"note: {note}")
+    with streaming.workspace(args.models_dir) as folder:
+        data = read(args, folder)
+        for note in data.notes:
+            terminal.say(f"note: {note}")
+        return track(args, data, terminal)
+
+
+def track(args: argparse.Namespace, data: "Data", terminal: cli.Terminal) -> int:
+    """Train, score, log and register in one MLflow run."""
+    import model_store
+    import model_utils
+    import tracking
+
     building = cli.background(build_model, args, data)  # XLA compiles meanwhile
     client, experiment_id = tracking.connect(args.tracking_uri, args.experiment)
     tags = {"phase": "training", "data_sha256": data.sha256}
@@ -78,49 +93,93 @@ def train(args: argparse.Namespace) -> int:
 
 @dataclass
 class Data:
-    """Hold the rows of a first training: features of float64 and text, target, roles."""
+    """Hold the rows of a first training, with their target: features of float64 and text.
+
+    table: all rows, or a sample of both roles where `source` has them all. sample: the numbers of
+    the rows to train and to score on that are in the table.
+    """
 
     schema: "Schema"
     table: "pd.DataFrame"
-    y: "pd.Series"
     hashes: "np.ndarray"
     roles: "Roles"
-    sha256: str
+    sample: dict[str, "np.ndarray"]
     notes: list[str]
+    source: "Source | None" = None
+    folder: "Path | None" = None
 
-    def part(self, numbers: "np.ndarray") -> "pd.DataFrame":
-        """Return some rows with their target, as the memory and MLflow see them."""
-        return self.table.iloc[numbers].assign(**{self.schema.target: self.y.iloc[numbers]})
+    @property
+    def sha256(self) -> str:
+        from tracking import content_hash
+
+        return content_hash(self.hashes)
 
 
-def read(args: argparse.Namespace) -> Data:
+def read(args: argparse.Namespace, folder: "Path") -> Data:
     """Read and check the rows, and split them before anything is measured on them."""
-    import numpy as np
-
+    import streaming
     import tabular
-    from memory import Memory, assign_roles
-    from model_utils import split
-    from tracking import content_hash
+    from memory import HELD_OUT, TRAIN, Memory, assign_roles
 
+    options = {"test_size": args.test_size, "seed": args.seed, "source": args.data}
+    if streaming.is_large(args.data) if args.stream is None else args.stream:
+        return read_stream(args, folder, options)
     rows, notes = tabular.read_rows(args.data)
     y = tabular.check_target(rows, args.target, args.data)
-    train_numbers, *_ = split(np.arange(len(y)), y, args.test_size, args.seed)
-    schema, remarks = tabular.infer_schema(rows.iloc[train_numbers], args.target, args.drop)
+    schema, remarks = infer_schema(args, rows, len(rows))
     table = tabular.conform(rows, schema, source=args.data)
     hashes = tabular.row_hashes(table, y)
-    roles = assign_roles(
-        hashes, Memory(), test_size=args.test_size, seed=args.seed, source=args.data
-    )
-    return Data(schema, table, y, hashes, roles, content_hash(hashes), notes + remarks)
+    roles = assign_roles(hashes, Memory(), **options)
+    sample = {TRAIN: roles.train, HELD_OUT: roles.held_out}
+    return Data(schema, table.assign(**{args.target: y}), hashes, roles, sample, notes + remarks)
+
+
+def read_stream(args: argparse.Namespace, folder: "Path", options: dict) -> Data:
+    """Do as `read` for rows that do not fit in memory; only a sample of them comes along."""
+    import numpy as np
+
+    import streaming
+    from memory import HELD_OUT, TRAIN, Memory, assign_roles, draw
+
+    source = streaming.Source(args.data, folder)
+    schema, remarks = infer_schema(args, next(source.chunks()), source.n_rows)
+    hashes = source.hashes(schema, folder)
+    roles = assign_roles(hashes, Memory(), **options)
+    limit = max(args.memory_rows, streaming.SAMPLE_ROWS)
+    drawn = draw(hashes, roles, Memory(), generation=0, limit=limit, seed=args.seed)
+    sample = {role: drawn[role][0] for role in (TRAIN, HELD_OUT)}
+    table = source.rows(schema, np.sort(np.concatenate([*sample.values()])))
+    notes = [*source.notes, *remarks, f"{source.n_rows:,} rows are read in chunks, kept on disk"]
+    if len(sample[HELD_OUT]) < len(roles.held_out):
+        notes.append(f"scores are of {limit:,} of {len(roles.held_out):,} held-out rows, at random")
+    return Data(schema, table, hashes, roles, sample, notes, source, folder)
+
+
+def infer_schema(args: argparse.Namespace, rows: "pd.DataFrame", n_rows: int) -> tuple:
+    """Tell the kinds of columns by those of the first rows that train."""
+    import tabular
+    from memory import split_order
+
+    n_held_out = math.ceil(args.test_size * n_rows)
+    held_out = split_order(n_rows, args.seed)[:n_held_out]
+    train = rows.drop(index=held_out[held_out < len(rows)])
+    return tabular.infer_schema(train, args.target, args.drop)
 
 
 def log_inputs(client, run, args: argparse.Namespace, data: Data) -> None:
     """Log the arguments and the two datasets, before training starts."""
     import tracking
+    from memory import HELD_OUT, TRAIN
 
     tracking.log_arguments(client, run.info.run_id, vars(args) | data.roles.counts)
-    for context, numbers in (("training", data.roles.train), ("held-out", data.roles.held_out)):
-        tracking.log_rows(data.part(numbers), data.schema, args.data, context)
+    for context, role, numbers in (
+        ("training", TRAIN, data.roles.train),
+        ("held-out", HELD_OUT, data.roles.held_out),
+    ):
+        sha256 = tracking.content_hash(data.hashes[numbers])
+        tracking.log_rows(
+            data.table.loc[data.sample[role]], args.target, args.data, context, sha256
+        )
 
 
 def build_model(args: argparse.Namespace, data: Data):
@@ -128,15 +187,35 @@ def build_model(args: argparse.Namespace, data: Data):
     import model_utils
     from model_store import TrainedModel
 
-    rows = data.part(data.roles.train)
-    X, y, preprocessor = model_utils.preprocessing(rows, target=args.target)
-    y = y.to_numpy()
-    scale = model_utils.target_scale(y)
+    if data.source:
+        X, y, preprocessor, scale = encode_stream(args, data)
+    else:
+        rows = data.table.loc[data.roles.train]
+        X, y, preprocessor = model_utils.preprocessing(rows, target=args.target)
+        y = y.to_numpy()
+        scale = model_utils.target_scale(y)
     network = model_utils.create_nn_model(
         X.shape[1], scale=scale, learning_rate=args.learning_rate, seed=args.seed
     )
     model_utils.compile_ahead(network, X, y, args.batch_size)
     return TrainedModel(network, preprocessor, data.schema, scale), X, y
+
+
+def encode_stream(args: argparse.Namespace, data: Data) -> tuple:
+    """Fit the preprocessor out of core, and put the network's input on disk."""
+    import numpy as np
+
+    import streaming
+    from model_utils import scale_of
+
+    is_train = np.zeros(data.source.n_rows, bool)
+    is_train[data.roles.train] = True
+    totals = data.source.totals(data.schema, is_train)
+    preprocessor = totals.preprocessor()
+    X = streaming.encode(
+        data.source, data.schema, preprocessor, is_train, data.folder, args.batch_size, args.seed
+    )
+    return X, None, preprocessor, scale_of(totals)
 
 
 def fit_model(args: argparse.Namespace, data: Data, trained, X, y, checkpoint):
@@ -156,7 +235,7 @@ def fit_model(args: argparse.Namespace, data: Data, trained, X, y, checkpoint):
     )
     trained.memory = remember(
         Memory(),
-        data.part(slice(None)),
+        data.table,
         data.hashes,
         data.roles,
         generation=0,
@@ -181,18 +260,18 @@ def score(args: argparse.Namespace, data: Data, trained, fit) -> tuple[dict, dic
     import comparison
     import figures
     import tabular
+    from memory import HELD_OUT
     from model_utils import evaluate_performance, model_predict
 
-    held_out = data.table.iloc[data.roles.held_out]
-    y = data.y.iloc[data.roles.held_out].to_numpy()
+    held_out = data.table.loc[data.sample[HELD_OUT]]
+    y = held_out[args.target].to_numpy()
     prediction = model_predict(trained.network, tabular.encode(held_out, trained.preprocessor))
     scores = evaluate_performance(y, prediction)
-    mean = data.y.iloc[data.roles.train].mean()
     metrics = {
         "MAE": scores["MAE"],
         "MSE": scores["MSE"],
         "R2": scores["R²"],
-        "MAE_mean": float(np.abs(y - mean).mean()),
+        "MAE_mean": float(np.abs(y - trained.scale.mean).mean()),
         "weight_decay": fit.weight_decay,
     }
     groups = comparison.groups(held_out, data.schema.categorical, y, None, prediction)

@@ -52,6 +52,7 @@ def retrain(args: argparse.Namespace) -> int:
         import model_store
         import model_utils
         import retraining
+        import streaming
         import tracking
 
         model_utils.wake_device()
@@ -62,14 +63,34 @@ def retrain(args: argparse.Namespace) -> int:
     parent = model_store.load_model(uri, args.models_dir / "preprocessor.pkl")
     if not args.model_uri and parent.model_id:
         parent.uri = f"models:/{parent.model_id}"  # an alias will point elsewhere one day
-    rows = retraining.prepare_rows(
-        parent, args.data, test_size=args.test_size, seed=args.seed, replay=args.replay
-    )
-    announce(terminal, parent, rows)
-    if args.dry_run:
-        return 0
+    with streaming.workspace(args.models_dir) as folder:
+        large = streaming.is_large(args.data) if args.stream is None else args.stream
+        rows = retraining.prepare_rows(
+            parent,
+            args.data,
+            test_size=args.test_size,
+            seed=args.seed,
+            replay=args.replay,
+            memory_rows=args.memory_rows,
+            folder=folder if large else None,
+        )
+        announce(terminal, parent, rows)
+        if args.dry_run:
+            return 0
+        return track(args, terminal, client, experiment_id, champion, parent, rows)
+
+
+def track(args, terminal, client, experiment_id, champion, parent, rows: "Rows") -> int:
+    """Retrain, compare, log, register and judge in one MLflow run."""
+    import model_store
+    import model_utils
+    import retraining
+    import tracking
+
     rates = {"learning_rate": args.learning_rate, "batch_size": args.batch_size}
-    preparing = cli.background(lambda: retraining.prepare_child(parent, rows, **rates))
+    preparing = cli.background(
+        lambda: retraining.prepare_child(parent, rows, seed=args.seed, **rates)
+    )
     tags = {"phase": "retraining", "parent_model_uri": parent.uri, "parent_run_id": parent.run_id}
     inputs = (parent.model_id or parent.uri, tracking.content_hash(rows.hashes))
     checkpoint = model_utils.Checkpoint(
@@ -108,10 +129,11 @@ def announce(terminal: cli.Terminal, parent: "TrainedModel", rows: "Rows") -> No
 
     for note in rows.notes:
         terminal.say(f"note: {note}")
+    counts = {name: len(table) for name, table in rows.held_out.items()}
     terminal.say(
-        f"parent {parent.uri}: {len(rows.new)} new rows and {len(rows.replay)} remembered ones to "
-        f"train on, {len(rows.held_out['new'])} new and {len(rows.held_out.get('old', ()))} old "
-        "ones to score on"
+        f"parent {parent.uri}: {len(rows.roles.train):,} new rows and {len(rows.replay):,} "
+        f"remembered ones to train on, {counts['new']:,} new and {counts.get('old', 0):,} old ones "
+        "to score on"
     )
     drift, bounds = retraining.measure_drift(parent, rows)
     if drift is None:
@@ -134,10 +156,10 @@ def log_inputs(client, run, args, parent: "TrainedModel", rows: "Rows") -> None:
         client.log_inputs(run_id, models=[LoggedModelInput(parent.model_id)])
     parts = {"training": rows.new, "replay": rows.replay}
     parts |= {f"held-out {name}": table for name, table in rows.held_out.items()}
-    columns = [*parent.schema.features, parent.schema.target]
+    target, features = parent.schema.target, [*parent.schema.features]
     for context, table in parts.items():
         if len(table):
-            tracking.log_rows(table[columns], parent.schema, args.data, context)
+            tracking.log_rows(table[[*features, target]], target, args.data, context)
 
 
 def log_evidence(client, run, result: "Retrained", evidence: "Evidence", rows, parent) -> None:

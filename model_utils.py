@@ -26,6 +26,7 @@ from sklearn.metrics import mean_absolute_error, mean_squared_error, r2_score
 from sklearn.model_selection import train_test_split
 
 import tabular
+from streaming import DiskRows
 from tabular import TARGET
 
 BLOCK = tabular.BLOCK
@@ -98,6 +99,17 @@ def target_scale(y: Sequence[float], share: float = 0.005) -> TargetScale:
         scale=float(y.std()) or 1.0,
         low=float(low) if np.sum(y == low) >= needed else None,
         high=float(high) if np.sum(y == high) >= needed else None,
+    )
+
+
+def scale_of(totals: tabular.Totals, share: float = 0.005) -> TargetScale:
+    """Measure what `target_scale` does, of targets added up chunk by chunk."""
+    needed = max(5, share * totals.n_rows)
+    return TargetScale(
+        mean=float(totals.target.mean_[0]),
+        scale=float(np.sqrt(totals.target.var_[0])) or 1.0,
+        low=float(totals.low) if totals.at_low >= needed else None,
+        high=float(totals.high) if totals.at_high >= needed else None,
     )
 
 
@@ -190,16 +202,19 @@ def train_model(
     wants to see batches, `model.fit` does the work after one warning.
 
     X is of shape (n_rows, n_inputs), y of shape (n_rows,) or what the loss takes, `sample_weight`
-    of shape (n_rows,). `rows` (row numbers) trains on a part of X without compiling anew. `seed`
+    of shape (n_rows,). Rows that do not fit in memory come as X of `DiskRows`, y None; they pass
+    through the same program part by part, the parts and the rows of each in random order.
+    `rows` (row numbers) trains on a part of X without compiling anew. `seed`
     fixes the order of the rows in each epoch, whatever epochs came before, so that a training
     interrupted and continued at `initial_epoch` sees the same; without it NumPy's global generator
     decides.
 
     Returns (model, history), the same model and its `keras.callbacks.History`.
     """
-    data = _as_tensors(X, y, sample_weight)
+    on_disk = isinstance(X, DiskRows)
+    data = _as_tensors(*X.part(0)) if on_disk else _as_tensors(X, y, sample_weight)
     validation = None if X_val is None else _as_tensors(X_val, y_val, None)
-    rows = np.arange(len(data[0])) if rows is None else np.asarray(rows)
+    rows = np.arange(len(X)) if rows is None else np.asarray(rows)
     settings = {"epochs": epochs, "verbose": verbose}
     reason = _why_not_compiled(model, callbacks)
     if reason is None:
@@ -213,10 +228,18 @@ def train_model(
     def order(epoch):
         return np.random.default_rng([seed, epoch]).permutation(rows) if shuffle else rows
 
+    def parts(epoch):
+        if on_disk:
+            rng = np.random.default_rng([seed, epoch])
+            return ((_as_tensors(*part), chosen) for *part, chosen in X.parts(rng))
+        return [(data, order(epoch))]
+
     if reason is None:
         settings["steps"] = -(-len(rows) // batch_size)
-        orders = ((epoch, order(epoch)) for epoch in range(initial_epoch, epochs))
-        return model, _run_epochs(model, programs, data, validation, orders, callbacks, settings)
+        passes = ((epoch, parts(epoch)) for epoch in range(initial_epoch, epochs))
+        return model, _run_epochs(model, programs, validation, passes, callbacks, settings)
+    if on_disk:
+        raise ValueError(f"rows on disk need a model that XLA can compile, but {reason}")
     warnings.warn(f"model.fit trains this model, more slowly: {reason}", stacklevel=2)
     minibatches = _Minibatches(data, rows, batch_size)
     reorder = keras.callbacks.LambdaCallback(
@@ -253,13 +276,13 @@ def compile_ahead(model: keras.Model, X, y, batch_size: int) -> None:
 
     Calling this from a thread lets XLA compile while Python does something else.
     """
-    data = _as_tensors(X, y, None)
+    data = _as_tensors(*X.part(0)) if isinstance(X, DiskRows) else _as_tensors(X, y)
     with contextlib.suppress(Exception):  # train_model will say why
         _programs(model, data, batch_size)[0](data, np.array([], np.int32))
 
 
-def _run_epochs(model, programs, data, validation, orders, callbacks, settings):
-    """Run epochs as `model.fit` does, callbacks included, one program call for each."""
+def _run_epochs(model, programs, validation, passes, callbacks, settings):
+    """Run epochs as `model.fit` does, callbacks included, one program call for each part."""
     train, evaluate = programs
     log = keras.callbacks.CallbackList(
         list(callbacks),
@@ -270,9 +293,11 @@ def _run_epochs(model, programs, data, validation, orders, callbacks, settings):
     )
     model.stop_training = False
     log.on_train_begin()
-    for epoch, order in orders:
+    for epoch, parts in passes:
         log.on_epoch_begin(epoch)
-        logs = train(data, order)
+        model.reset_metrics()
+        for data, order in parts:
+            logs = train(data, order)
         if validation:
             logs |= {f"val_{name}": value for name, value in evaluate(validation).items()}
         log.on_epoch_end(epoch, logs)
@@ -283,7 +308,7 @@ def _run_epochs(model, programs, data, validation, orders, callbacks, settings):
     return model.history
 
 
-def _as_tensors(X, y, sample_weight) -> tuple:
+def _as_tensors(X, y, sample_weight=None) -> tuple:
     """Put rows into device memory; floats in Keras' float type, integer labels as they are."""
 
     def tensor(values):
@@ -351,18 +376,25 @@ def _compile(model: keras.Model, batch_size: int, decays: bool) -> tuple:
     """Write the three programs: all whole minibatches, the last short one, an evaluation.
 
     The order of the rows, the number of minibatches and the weight decay are arguments, so that
-    epochs over other rows or at another strength need no compilation. Metrics are reset and read
-    inside, since every operation outside costs as much as several minibatches.
+    epochs over other rows or at another strength need no compilation. All rows are put in order
+    at once, before the loop: a slice costs less than a gather in every minibatch.
     """
     optimizer = model.optimizer
 
-    def step(function, data, rows):
-        function(tuple(None if values is None else tf.gather(values, rows) for values in data))
+    def gather(data, rows):
+        return tuple(None if values is None else tf.gather(values, rows) for values in data)
 
-    def train_step(data, rows, decay):
+    def minibatch(data, start, size):
+        def cut(values):
+            others = values.shape[1:]
+            return tf.slice(values, [start, *[0] * len(others)], [size, *others])
+
+        return tuple(None if values is None else cut(values) for values in data)
+
+    def train_step(data, decay):
         number, optimizer.weight_decay = optimizer.weight_decay, decay if decays else None
         try:
-            step(model.train_step, data, rows)
+            model.train_step(data)
         finally:
             optimizer.weight_decay = number
 
@@ -371,27 +403,23 @@ def _compile(model: keras.Model, batch_size: int, decays: bool) -> tuple:
 
     @tf.function(jit_compile=True, autograph=False)
     def whole_batches(data, order, batches, decay):
-        model.reset_metrics()
-
-        def body(i):
-            train_step(data, tf.slice(order, [i * batch_size], [batch_size]), decay)
-
-        repeat(body, batches)
+        data = gather(data, order)
+        repeat(lambda i: train_step(minibatch(data, i * batch_size, batch_size), decay), batches)
         return model.get_metrics_result()
 
     @tf.function(jit_compile=True, autograph=False)
     def last_batch(data, rows, decay):
-        train_step(data, rows, decay)
+        train_step(gather(data, rows), decay)
         return model.get_metrics_result()
 
     @tf.function(autograph=False)  # a forward pass alone is not worth the time of XLA's compiler
     def test(data):
         model.reset_metrics()
-        n_rows, block = data[0].shape[0], tf.range(BLOCK)
-        if n_rows >= BLOCK:
-            repeat(lambda i: step(model.test_step, data, block + i * BLOCK), n_rows // BLOCK)
-        if n_rows % BLOCK:
-            step(model.test_step, data, tf.range(n_rows - n_rows % BLOCK, n_rows))
+        whole, rest = divmod(data[0].shape[0], BLOCK)
+        if whole:
+            repeat(lambda i: model.test_step(minibatch(data, i * BLOCK, BLOCK)), whole)
+        if rest:
+            model.test_step(minibatch(data, whole * BLOCK, rest))
         return model.get_metrics_result()
 
     return whole_batches, last_batch, test
@@ -417,52 +445,66 @@ class Fit:
 
 def fit_network(
     model: keras.Model,
-    X: np.ndarray,
-    y: np.ndarray,
+    X: np.ndarray | DiskRows,
+    y: np.ndarray | None,
     *,
     epochs: int,
     batch_size: int,
     learning_rate: float,
     seed: int,
     strengths: Sequence[float] = STRENGTHS,
-    validate_on: np.ndarray | None = None,
+    validate_on: Sequence[int] | None = None,
     checkpoint: "Checkpoint | None" = None,
 ) -> Fit:
     """Choose the weight decay on validation rows, then train on all rows with it.
 
     Every candidate starts from the model's present weights and optimizer state. A fifth of
     `validate_on` (row numbers; default all rows, at most `SEARCH_ROWS`) serves as validation rows.
+    X and y as in `train_model`; of many rows, at most `SEARCH_ROWS` are trained on in the search.
     The model ends trained on all rows, its learning rate back at `learning_rate`.
 
     Raises FloatingPointError when the loss is not finite whatever the strength.
     """
-    start = model_state(model)
+    start, checkpoint = model_state(model), checkpoint or Checkpoint(None)
     rng = np.random.default_rng(seed)
-    pool = rng.permutation(np.arange(len(X)) if validate_on is None else validate_on)
-    validation = np.sort(pool[: max(1, min(len(pool), SEARCH_ROWS) // 5)])
-    rest = rng.permutation(np.setdiff1d(np.arange(len(X)), validation))[:SEARCH_ROWS]
-    # A multiple of the batch size spares the compilation of a last short batch.
-    rest = rest[: max(batch_size, len(rest) // batch_size * batch_size)]
+    train, validation = _search_rows(len(X), validate_on or range(len(X)), batch_size, rng)
     options = {"epochs": epochs, "batch_size": batch_size, "seed": seed}
     options["learning_rate"] = learning_rate
-    checkpoint = checkpoint or Checkpoint(None)
 
-    def trained(strength: float, **rows) -> dict[str, list[float]]:
+    def trained(strength: float, X, y, **held_out) -> dict[str, list[float]]:
         restore_state(model, start)
         model.optimizer.weight_decay = strength
         return checkpoint.continued(
-            model, lambda **left: train_at(model, X, y, **rows, **options, **left)
+            model, lambda **left: train_at(model, X, y, **held_out, **options, **left)
         )
 
-    held_out = {"X_val": X[validation], "y_val": y[validation], "rows": rest}
-    tried = {strength: trained(strength, **held_out) for strength in strengths}
+    def chosen(numbers):
+        return X.take(numbers) if isinstance(X, DiskRows) else (X[numbers], y[numbers])
+
+    held_out = dict(zip(("X_val", "y_val"), chosen(validation), strict=True))
+    if len(X) <= SEARCH_ROWS and not isinstance(X, DiskRows):  # spares a second compilation
+        few = {"X": X, "y": y, "rows": train}
+    else:
+        few = dict(zip(("X", "y"), chosen(train), strict=True))
+    tried = {strength: trained(strength, **few, **held_out) for strength in strengths}
     last = {k: h["val_loss"][-1] for k, h in tried.items() if np.isfinite(h["val_loss"][-1])}
     best = lowest(last) if last else strengths[0]
-    final = trained(best)["loss"] if last else [np.nan]
+    final = trained(best, X, y)["loss"] if last else [np.nan]
     checkpoint.save(model)
     if not np.isfinite(final[-1]):
         raise FloatingPointError(f"the loss is not finite at learning rate {learning_rate:g}")
     return Fit(best, tried[min(last, key=last.get)], final, last)
+
+
+def _search_rows(n_rows: int, validate_on: Sequence[int], batch_size: int, rng) -> tuple:
+    """Draw the numbers of rows to train and to validate on in a search, without listing all."""
+    n_validation = max(1, min(len(validate_on), SEARCH_ROWS) // 5)
+    places = rng.choice(len(validate_on), n_validation, replace=False)
+    validation = np.sort([validate_on[i] for i in places])
+    train = rng.choice(n_rows, min(n_rows, SEARCH_ROWS + n_validation), replace=False)
+    train = train[~np.isin(train, validation)][:SEARCH_ROWS]
+    # A multiple of the batch size spares the compilation of a last short batch.
+    return train[: max(batch_size, len(train) // batch_size * batch_size)], validation
 
 
 def lowest(losses: dict[float, float]) -> float:

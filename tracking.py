@@ -21,13 +21,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import mlflow
+import numpy as np
 import pandas as pd
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
 import cli
-from tabular import Schema, UserError, row_hashes
+from tabular import UserError, row_hashes
 
 # The exception says all that this logger prints over a hundred lines.
 logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
@@ -268,18 +269,23 @@ def log_numbers(
         tag_list = []
 
 
-def log_rows(rows: pd.DataFrame, schema: Schema, name: str, context: str) -> None:
-    """Log a dataset as input of the active run: its columns, its size, its full content hash."""
-    sha256 = content_hash(row_hashes(rows[[*schema.features]], rows[schema.target]))
+def log_rows(
+    rows: pd.DataFrame, target: str, name: str, context: str, sha256: str | None = None
+) -> None:
+    """Log a dataset as input of the active run: its columns, its size, its full content hash.
+
+    rows: features and target; `sha256` is given where they are but a sample of the dataset.
+    """
+    sha256 = sha256 or content_hash(row_hashes(rows.drop(columns=target), rows[target]))
     dataset = mlflow.data.from_pandas(
-        rows, name=Path(name).name, targets=schema.target, digest=sha256[:32]
+        rows, name=Path(name).name, targets=target, digest=sha256[:32]
     )
     mlflow.log_input(dataset, context=context, tags={"sha256": sha256})
 
 
-def content_hash(hashes) -> str:
+def content_hash(hashes: np.ndarray) -> str:
     """Hash the hashes of rows, in their order: equal for equal tables, hexadecimal."""
-    return hashlib.sha256(hashes.tobytes()).hexdigest()
+    return hashlib.sha256(np.ascontiguousarray(hashes)).hexdigest()
 
 
 def log_figures(figures: dict[str, object]) -> None:
