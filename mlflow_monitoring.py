@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from memory import Roles
-    from streaming import Source
+    from streaming import Stream
     from tabular import Schema
 
 MODEL_NAME = "mlflow_model"
@@ -95,7 +95,7 @@ def track(args: argparse.Namespace, data: "Data", terminal: cli.Terminal) -> int
 class Data:
     """Hold the rows of a first training, with their target: features of float64 and text.
 
-    table: all rows, or a sample of both roles where `source` has them all. sample: the numbers of
+    table: all rows, or a sample of both roles where `stream` has them all. sample: the numbers of
     the rows to train and to score on that are in the table.
     """
 
@@ -105,8 +105,7 @@ class Data:
     roles: "Roles"
     sample: dict[str, "np.ndarray"]
     notes: list[str]
-    source: "Source | None" = None
-    folder: "Path | None" = None
+    stream: "Stream | None" = None
 
     @property
     def sha256(self) -> str:
@@ -148,11 +147,15 @@ def read_stream(args: argparse.Namespace, folder: "Path", options: dict) -> Data
     limit = max(args.memory_rows, streaming.SAMPLE_ROWS)
     drawn = draw(hashes, roles, Memory(), generation=0, limit=limit, seed=args.seed)
     sample = {role: drawn[role][0] for role in (TRAIN, HELD_OUT)}
-    table = source.rows(schema, np.sort(np.concatenate([*sample.values()])))
+    is_train = np.zeros(source.n_rows, bool)
+    is_train[roles.train] = True
+    chosen = np.sort(np.concatenate([*sample.values()]))
+    totals, table = source.survey(schema, is_train, chosen)
     notes = [*source.notes, *remarks, f"{source.n_rows:,} rows are read in chunks, kept on disk"]
     if len(sample[HELD_OUT]) < len(roles.held_out):
         notes.append(f"scores are of {limit:,} of {len(roles.held_out):,} held-out rows, at random")
-    return Data(schema, table, hashes, roles, sample, notes, source, folder)
+    stream = streaming.Stream(source, folder, is_train, totals)
+    return Data(schema, table, hashes, roles, sample, notes, stream)
 
 
 def infer_schema(args: argparse.Namespace, rows: "pd.DataFrame", n_rows: int) -> tuple:
@@ -187,8 +190,10 @@ def build_model(args: argparse.Namespace, data: Data):
     import model_utils
     from model_store import TrainedModel
 
-    if data.source:
-        X, y, preprocessor, scale = encode_stream(args, data)
+    if data.stream:
+        preprocessor, y = data.stream.totals.preprocessor(), None
+        X = data.stream.encode(data.schema, preprocessor, args.batch_size, args.seed)
+        scale = model_utils.scale_of(data.stream.totals)
     else:
         rows = data.table.loc[data.roles.train]
         X, y, preprocessor = model_utils.preprocessing(rows, target=args.target)
@@ -199,23 +204,6 @@ def build_model(args: argparse.Namespace, data: Data):
     )
     model_utils.compile_ahead(network, X, y, args.batch_size)
     return TrainedModel(network, preprocessor, data.schema, scale), X, y
-
-
-def encode_stream(args: argparse.Namespace, data: Data) -> tuple:
-    """Fit the preprocessor out of core, and put the network's input on disk."""
-    import numpy as np
-
-    import streaming
-    from model_utils import scale_of
-
-    is_train = np.zeros(data.source.n_rows, bool)
-    is_train[data.roles.train] = True
-    totals = data.source.totals(data.schema, is_train)
-    preprocessor = totals.preprocessor()
-    X = streaming.encode(
-        data.source, data.schema, preprocessor, is_train, data.folder, args.batch_size, args.seed
-    )
-    return X, None, preprocessor, scale_of(totals)
 
 
 def fit_model(args: argparse.Namespace, data: Data, trained, X, y, checkpoint):

@@ -39,7 +39,7 @@ CONTROL, SCRATCH, MEAN = "control", "scratch", "mean"
 class Rows:
     """Hold the rows of a retraining: those that train, and the held-out ones by generation.
 
-    table: all rows of the file, or a sample of both roles where they are in `source`. new: the
+    table: all rows of the file, or a sample of both roles where they are in `stream`. new: the
     training rows in the table; again: which of them trained an ancestor before. replay: the
     parent's remembered training rows that are not in the file. held_out: "new" and, where the
     parent remembers any, "old". All tables are conformed and hold the target too.
@@ -53,8 +53,7 @@ class Rows:
     replay: pd.DataFrame
     held_out: dict[str, pd.DataFrame]
     notes: list[str]
-    source: streaming.Source | None = None
-    folder: Path | None = None
+    stream: streaming.Stream | None = None
 
 
 def prepare_rows(
@@ -75,7 +74,7 @@ def prepare_rows(
 
     Raises UserError for rows that the parent cannot be retrained on.
     """
-    schema, source = parent.schema, None
+    schema, stream = parent.schema, None
     options = {"test_size": test_size, "seed": seed, "source": data}
     if folder:
         source = streaming.Source(data, folder)
@@ -83,7 +82,10 @@ def prepare_rows(
         notes.append(f"{source.n_rows:,} rows are read in chunks, kept on disk")
         roles = assign_roles(hashes, parent.memory, **options)
         train, held_out = _sample(parent, hashes, roles, memory_rows, seed)
-        table = source.rows(schema, np.union1d(train, held_out))
+        is_train = np.zeros(source.n_rows, bool)
+        is_train[roles.train] = True
+        totals, table = source.survey(schema, is_train, np.union1d(train, held_out))
+        stream = streaming.Stream(source, folder, is_train, totals)
     else:
         raw, notes = tabular.read_rows(data)
         y = tabular.check_target(raw, schema.target, data)
@@ -102,7 +104,7 @@ def prepare_rows(
         parts["old"] = parent.memory.part(HELD_OUT)
     again = contained(hashes[train], parent.memory.hashes(TRAIN))
     old = _replayed(parent, hashes, table.columns, replay)
-    return Rows(table, hashes, roles, table.loc[train], again, old, parts, notes, source, folder)
+    return Rows(table, hashes, roles, table.loc[train], again, old, parts, notes, stream)
 
 
 def _sample(parent: TrainedModel, hashes, roles: Roles, memory_rows: int, seed: int) -> list:
@@ -164,7 +166,7 @@ def prepare_child(
     The parent's own predictions are taken first: a foreign network is not copied but trained on.
     """
     predictions = {part: {PARENT: _predict(parent, table)} for part, table in rows.held_out.items()}
-    if rows.source:
+    if rows.stream:
         child, new_categories, X, y, mean = _start_on_disk(
             parent, rows, learning_rate, batch_size, seed
         )
@@ -179,19 +181,12 @@ def prepare_child(
 
 def _start_on_disk(parent, rows: Rows, learning_rate: float, batch_size: int, seed: int) -> tuple:
     """Do as `prepare_child` for rows that do not fit in memory."""
-    schema = parent.schema
-    is_train = np.zeros(rows.source.n_rows, bool)
-    is_train[rows.roles.train] = True
-    totals = rows.source.totals(schema, is_train)
-    y_old = rows.replay[schema.target].to_numpy(np.float64)
-    if len(rows.replay):
-        totals.add(rows.replay, y_old)
+    totals, y_old = rows.stream.totals, rows.replay[parent.schema.target].to_numpy(np.float64)
+    totals.add(rows.replay, y_old)
     extremes = [totals.low, totals.high]
     child, new_categories = _copy_of(parent, totals.levels(), extremes, learning_rate)
     before = tabular.encode(rows.replay, child.preprocessor), y_old
-    X = streaming.encode(
-        rows.source, schema, child.preprocessor, is_train, rows.folder, batch_size, seed, before
-    )
+    X = rows.stream.encode(parent.schema, child.preprocessor, batch_size, seed, before)
     return child, new_categories, X, None, float(totals.target.mean_[0])
 
 
@@ -251,7 +246,7 @@ def retrain(
 
 def _old_rows(start: Start, rows: Rows) -> dict:
     """Give `train_model` the rows that an ancestor was trained on, and no others."""
-    if rows.source is None:
+    if rows.stream is None:
         n_replayed = len(rows.replay)
         again = n_replayed + np.flatnonzero(rows.again)
         return {"X": start.X, "y": start.y, "rows": np.concatenate([np.arange(n_replayed), again])}
@@ -410,7 +405,7 @@ def _purity(parent: TrainedModel, rows: Rows) -> dict[str, int]:
     trained = pd.concat([part for part in (rows.replay, rows.new) if len(part)])
     features = trained[[*parent.schema.features]]
     hashes = tabular.row_hashes(features, trained[parent.schema.target])
-    if rows.source:  # of which the table is but a sample
+    if rows.stream:  # of which the table is but a sample
         hashes = np.concatenate([hashes, rows.hashes[rows.roles.train]])
     held_out = np.concatenate([parent.memory.hashes(HELD_OUT), rows.hashes[rows.roles.held_out]])
     return rows.roles.counts | {

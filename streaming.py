@@ -11,6 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -101,6 +102,9 @@ class Source:
 
     def chunks(self, what: str = "", columns: list[str] | None = None) -> Iterator[pd.DataFrame]:
         """Read all rows in order, text as pandas categories; the index counts the rows."""
+        return _ahead(self._chunks(what, columns))
+
+    def _chunks(self, what: str, columns: list[str] | None) -> Iterator[pd.DataFrame]:
         start = 0
         for file in self.files:
             schema = pq.read_schema(file)
@@ -138,23 +142,32 @@ class Source:
         tabular.check_range(self.n_rows, low, high, schema.target, self.path)
         return hashes
 
-    def totals(self, schema: Schema, is_train: np.ndarray) -> tabular.Totals:
-        """Add up the training rows; `is_train` is boolean of shape (n_rows,)."""
-        totals = tabular.Totals(schema)
+    def survey(
+        self, schema: Schema, is_train: np.ndarray, sample: np.ndarray
+    ) -> tuple[tabular.Totals, pd.DataFrame]:
+        """Add up the training rows, and fetch some rows of either role.
+
+        `is_train` is boolean of shape (n_rows,), `sample` sorted row numbers. The rows fetched
+        are conformed, with the target, and have text as text.
+        """
+        totals, found = tabular.Totals(schema), []
         for features, y in self.conformed("measuring", schema):
             chosen = is_train[features.index]
             totals.add(features[chosen], y[chosen])
-        return totals
-
-    def rows(self, schema: Schema, numbers: np.ndarray) -> pd.DataFrame:
-        """Fetch some rows, by their sorted numbers: conformed, with the target, text as text."""
-        found = []
-        for features, y in self.conformed("sampling", schema):
-            first, last = np.searchsorted(numbers, [features.index[0], features.index[-1] + 1])
-            places = numbers[first:last] - features.index[0]
+            first, last = np.searchsorted(sample, [features.index[0], features.index[-1] + 1])
+            places = sample[first:last] - features.index[0]
             found.append(features.iloc[places].assign(**{schema.target: y[places]}))
         text = dict.fromkeys(schema.categorical, "str")
-        return pd.concat([part.astype(text) for part in found])
+        return totals, pd.concat([part.astype(text) for part in found])
+
+
+def _ahead(items: Iterator) -> Iterator:
+    """Make the next item in a thread while the caller works on the last one."""
+    with ThreadPoolExecutor(1) as maker:
+        following = maker.submit(next, items, None)
+        while (item := following.result()) is not None:
+            following = maker.submit(next, items, None)
+            yield item
 
 
 def _csv_to_parquet(file: Path, target: Path, report: Report) -> tuple[Path, list[str]]:
@@ -195,14 +208,14 @@ class DiskRows:
     """
 
     def __init__(self, folder: Path, n_rows: int, width: int, batch_size: int, seed: int) -> None:
-        batches = max(1, min(PART_BYTES // (4 * (width + 1)), n_rows) // batch_size)
-        self.n_rows, self.rows_per_part = n_rows, batches * batch_size
+        batches = max(1, PART_BYTES // (4 * (width + 1)) // batch_size)
+        self.n_rows, self.rows_per_part = n_rows, min(n_rows, batches * batch_size)
         check_disk(folder, n_rows * (4.0 * (width + 1) + 8))
         shape = (n_rows, width + 1)
         self._values = np.memmap(folder / "rows", np.float32, "w+", shape=shape)
         self._places = np.memmap(folder / "places", np.int64, "w+", shape=n_rows)
         # Which part each row goes to; a shuffle makes the parts' sizes exact.
-        self._part_of = np.arange(n_rows, dtype=np.int32) // self.rows_per_part
+        self._part_of = (np.arange(n_rows, dtype=np.int32) // self.rows_per_part).astype(np.int16)
         np.random.default_rng(seed).shuffle(self._part_of)
         self._next = np.arange(0, n_rows, self.rows_per_part)
         self._written = 0
@@ -216,14 +229,17 @@ class DiskRows:
 
     def write(self, X: np.ndarray, y: np.ndarray) -> None:
         """Add the next rows: float32 of shape (n, width), and targets of shape (n,)."""
-        numbers = slice(self._written, self._written + len(X))
-        part_of = self._part_of[numbers]
-        for part in np.unique(part_of):
-            chosen = np.flatnonzero(part_of == part)
-            places = slice(self._next[part], self._next[part] + len(chosen))
-            self._values[places, :-1], self._values[places, -1] = X[chosen], y[chosen]
-            self._places[self._written + chosen] = np.arange(places.start, places.stop)
-            self._next[part] += len(chosen)
+        part_of = self._part_of[self._written : self._written + len(X)]
+        order = np.argsort(part_of, kind="stable")
+        counts = np.bincount(part_of)
+        values = np.column_stack([X, y.astype(np.float32)])[order]
+        ends = np.cumsum(counts)
+        for part in np.flatnonzero(counts):
+            own = slice(ends[part] - counts[part], ends[part])
+            places = slice(self._next[part], self._next[part] + counts[part])
+            self._values[places] = values[own]
+            self._places[self._written + order[own]] = np.arange(places.start, places.stop)
+            self._next[part] += counts[part]
         self._written += len(X)
 
     def take(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -243,33 +259,35 @@ class DiskRows:
         last = (self.n_rows - 1) // self.rows_per_part
         # The last part may end in a batch that is too short: so does the epoch, then.
         numbers = [*rng.permutation(last), last]
-        with ThreadPoolExecutor(1) as reader:
-            ahead = reader.submit(self.part, numbers[0])
-            for number, following in zip(numbers, [*numbers[1:], None], strict=True):
-                X, y = ahead.result()
-                if following is not None:
-                    ahead = reader.submit(self.part, following)
-                n_rows = min(self.rows_per_part, self.n_rows - number * self.rows_per_part)
-                yield X, y, rng.permutation(n_rows)
+        for number, (X, y) in zip(numbers, _ahead(map(self.part, numbers)), strict=True):
+            n_rows = min(self.rows_per_part, self.n_rows - number * self.rows_per_part)
+            yield X, y, rng.permutation(n_rows)
 
 
-def encode(
-    source: Source,
-    schema: Schema,
-    preprocessor,
-    is_train: np.ndarray,
-    folder: Path,
-    batch_size: int,
-    seed: int,
-    before: tuple[np.ndarray, np.ndarray] | None = None,
-) -> DiskRows:
-    """Put the network's input of all training rows on disk, after the rows (X, y) of `before`."""
-    width = sum(s.stop - s.start for s in preprocessor.output_indices_.values())
-    n_before = len(before[0]) if before else 0
-    rows = DiskRows(folder, n_before + int(is_train.sum()), width, batch_size, seed)
-    if before:
-        rows.write(*before)
-    for features, y in source.conformed("encoding", schema):
-        chosen = is_train[features.index]
-        rows.write(tabular.encode(features[chosen], preprocessor), y[chosen])
-    return rows
+@dataclass
+class Stream:
+    """Rows of a file that were looked at, ready to be encoded; see `Source.survey`."""
+
+    source: Source
+    folder: Path
+    is_train: np.ndarray
+    totals: tabular.Totals
+
+    def encode(
+        self,
+        schema: Schema,
+        preprocessor,
+        batch_size: int,
+        seed: int,
+        before: tuple[np.ndarray, np.ndarray] | None = None,
+    ) -> DiskRows:
+        """Put the network's input of all training rows on disk, after the rows (X, y) `before`."""
+        width = sum(s.stop - s.start for s in preprocessor.output_indices_.values())
+        n_rows = int(self.is_train.sum()) + (len(before[0]) if before else 0)
+        rows = DiskRows(self.folder, n_rows, width, batch_size, seed)
+        if before:
+            rows.write(*before)
+        for features, y in self.source.conformed("encoding", schema):
+            chosen = self.is_train[features.index]
+            rows.write(tabular.encode(features[chosen], preprocessor), y[chosen])
+        return rows

@@ -70,7 +70,7 @@ def train(data: str | Path, target: str, seed: int):
     import mlflow_monitoring as script
 
     args = script.parse_args(["--data", str(data), "--target", target, "--seed", str(seed)])
-    rows = script.read(args)
+    rows = script.read(args, folder=Path())
     trained, X, y = script.build_model(args, rows)
     script.fit_model(args, rows, trained, X, y, model_utils.Checkpoint(None))
     return trained, rows
