@@ -49,8 +49,9 @@ def train(args: argparse.Namespace) -> int:
         import tracking
 
         model_utils.wake_device()
-    terminal = cli.Terminal(args.quiet)
-    data = read(args)
+    terminal = cli.Terminal(args.quiet, args.json)
+    with terminal.progress(f"reading {args.data}"):
+        data = read(args)
     for note in data.notes:
         terminal.say(f"note: {note}")
     building = cli.background(build_model, args, data)  # XLA compiles meanwhile
@@ -63,16 +64,18 @@ def train(args: argparse.Namespace) -> int:
     with tracking.tracked_run(experiment_id, name, tags, checkpoint.run_id) as run:
         checkpoint.run_id = run.info.run_id
         log_inputs(client, run, args, data)
-        trained, X, y = building.result()
-        fit = fit_model(args, data, trained, X, y, checkpoint)
+        with terminal.progress("training") as progress:
+            checkpoint.watchers = [model_utils.Watch(progress.epoch)]
+            trained, X, y = building.result()
+            fit = fit_model(args, data, trained, X, y, checkpoint)
         model_store.save_preprocessor(trained.preprocessor, args.models_dir / "preprocessor.pkl")
         folder = args.models_dir / MODEL_NAME
         with tracking.kept_if_logging_fails(lambda: model_store.save_folder(trained, folder)):
             metrics = log_results(client, run, args, data, trained, fit)
             uri = model_store.log_model(trained, MODEL_NAME, step=args.epochs)
-            version = publish(client, run, args, uri, metrics)
+            version, verdict = publish(client, run, args, uri, metrics)
         checkpoint.file.unlink(missing_ok=True)
-    conclude(terminal, args, experiment_id, metrics, uri, version)
+    conclude(terminal, args, run, metrics, uri, version, verdict)
     return 0
 
 
@@ -219,34 +222,37 @@ def log_results(client, run, args: argparse.Namespace, data: Data, trained, fit)
     return metrics
 
 
-def publish(client, run, args: argparse.Namespace, uri: str, metrics: dict) -> str:
-    """Register the model, make it champion when there is none, tell so in the run."""
+def publish(client, run, args: argparse.Namespace, uri: str, metrics: dict) -> tuple[str, str]:
+    """Register the model, make it champion when there is none, tell so in the run.
+
+    Returns (version, verdict in words).
+    """
     import model_store
     import tracking
     from comparison import format_amount
 
     words = (
-        f"Held-out rows: MAE {format_amount(metrics['MAE'], args.unit)}, R² {metrics['R2']:.3f} "
-        f"(predicting the mean: MAE {format_amount(metrics['MAE_mean'], args.unit)})."
+        f"MAE {format_amount(metrics['MAE'], args.unit)} on held-out rows, R² {metrics['R2']:.3f} "
+        f"(predicting the mean: MAE {format_amount(metrics['MAE_mean'], args.unit)})"
     )
     version = model_store.register(client, args.model_name, uri, words)
     is_champion = False
     if model_store.champion_version(client, args.model_name) is None:
         is_champion = model_store.promote(client, args.model_name, version, None)
-    role = "@champion" if is_champion else "not champion: another version is"
-    note = f"**{args.model_name} version {version}**, {role}. {words}"
+    role = "champion" if is_champion else "not champion, another version is"
+    note = f"**{args.model_name} version {version}, {role}.** {words}"
     name = f"trained: MAE {format_amount(metrics['MAE'], args.unit)}"
     tags = {"mlflow.note.content": note, "mlflow.runName": name}
     tracking.log_numbers(client, run.info.run_id, {}, tags=tags)
-    return version
+    return version, f"{role}: {words}"
 
 
 def conclude(
-    terminal: cli.Terminal, args, experiment_id: str, metrics: dict, uri: str, version: str
+    terminal: cli.Terminal, args, run, metrics: dict, uri: str, version: str, verdict: str
 ) -> None:
-    """Print the metrics and the two next commands."""
+    """Print the metrics, the verdict and the next commands, or all of it as one object."""
     from comparison import format_amount
-    from tracking import deep_link
+    from tracking import ui_steps
 
     unit = args.unit
     terminal.table(
@@ -257,13 +263,11 @@ def conclude(
             ["R²", f"{metrics['R2']:.3f}", ""],
         ],
     )
-    store = ["--tracking-uri", args.tracking_uri] if args.tracking_uri != cli.STORE else []
-    retrain = cli.command("python", "mlflow_retrain.py", "--model-uri", uri, *store)
-    ui = [] if args.tracking_uri == cli.STORE else ["--backend-store-uri", args.tracking_uri]
-    terminal.say(f"\n{args.model_name} version {version} is {uri}\n\nNext:")
-    terminal.say(f"  {retrain}")
-    terminal.say(f"  {cli.command('mlflow', 'ui', *ui)}")
-    terminal.say(f"  then open {deep_link(args.tracking_uri, experiment_id)}")
+    terminal.say()
+    flags = ["--model-uri", uri, *cli.store_flags(args)]
+    steps = [cli.command("python", "mlflow_retrain.py", *flags)]
+    steps += ui_steps(args, run.info.experiment_id)
+    cli.conclude(terminal, args, run, uri, version, verdict, steps, metrics=metrics)
 
 
 if __name__ == "__main__":

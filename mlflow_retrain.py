@@ -7,6 +7,7 @@ python mlflow_retrain.py --rollback
 """
 
 import argparse
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import cli
@@ -55,17 +56,18 @@ def retrain(args: argparse.Namespace) -> int:
         import tracking
 
         model_utils.wake_device()
-    terminal = cli.Terminal(args.quiet)
+    terminal = cli.Terminal(args.quiet, args.json)
     client, experiment_id = tracking.connect(args.tracking_uri, args.experiment)
     champion = model_store.champion_version(client, args.model_name)
     uri = args.model_uri or f"models:/{args.model_name}@{model_store.CHAMPION}"
     parent = model_store.load_model(uri, args.models_dir / "preprocessor.pkl")
     if not args.model_uri and parent.model_id:
         parent.uri = f"models:/{parent.model_id}"  # an alias will point elsewhere one day
-    rows = retraining.prepare_rows(
-        parent, args.data, test_size=args.test_size, seed=args.seed, replay=args.replay
-    )
-    announce(terminal, parent, rows)
+    with terminal.progress(f"reading {args.data}"):
+        rows = retraining.prepare_rows(
+            parent, args.data, test_size=args.test_size, seed=args.seed, replay=args.replay
+        )
+    announce(terminal, parent, rows, args.dry_run)
     if args.dry_run:
         return 0
     rates = {"learning_rate": args.learning_rate, "batch_size": args.batch_size}
@@ -79,30 +81,35 @@ def retrain(args: argparse.Namespace) -> int:
     with tracking.tracked_run(experiment_id, name, tags, checkpoint.run_id) as run:
         checkpoint.run_id = run.info.run_id
         log_inputs(client, run, args, parent, rows)
-        result = retraining.retrain(
-            parent,
-            rows,
-            preparing.result(),
-            epochs=args.epochs,
-            seed=args.seed,
-            memory_rows=args.memory_rows,
-            controls=args.controls,
-            checkpoint=checkpoint,
-            **rates,
-        )
+        with terminal.progress("training") as progress:
+            checkpoint.watchers = [model_utils.Watch(progress.epoch)]
+            result = retraining.retrain(
+                parent,
+                rows,
+                preparing.result(),
+                epochs=args.epochs,
+                seed=args.seed,
+                memory_rows=args.memory_rows,
+                controls=args.controls,
+                checkpoint=checkpoint,
+                **rates,
+            )
         evidence = retraining.gather_evidence(parent, rows, result, args.max_forgetting)
         folder = save_child(run, args, parent, result)
         with tracking.kept_if_logging_fails(lambda: folder):
-            log_evidence(client, run, result, evidence, rows, parent)
+            metrics = log_evidence(client, run, result, evidence, rows, parent)
             child_uri = model_store.log_model(result.model, MODEL_NAME, step=args.epochs)
             verdict, version = judge(client, run, args, champion, parent, evidence, child_uri)
         checkpoint.file.unlink(missing_ok=True)
-    conclude(terminal, args, experiment_id, evidence, verdict, child_uri, version)
+    conclude(terminal, args, run, evidence, metrics, verdict, child_uri, version)
     return 0
 
 
-def announce(terminal: cli.Terminal, parent: "TrainedModel", rows: "Rows") -> None:
-    """Print what is continued on what, and at most three lines on drift."""
+def announce(terminal: cli.Terminal, parent: "TrainedModel", rows: "Rows", alone: bool) -> None:
+    """Print what is continued on what, and at most three lines on drift.
+
+    With `alone` that is the whole result of the script.
+    """
     import comparison
     import retraining
 
@@ -115,11 +122,15 @@ def announce(terminal: cli.Terminal, parent: "TrainedModel", rows: "Rows") -> No
     )
     drift, bounds = retraining.measure_drift(parent, rows)
     if drift is None:
-        terminal.say("drift: unknown, the parent remembers no training row")
-        return
-    for line in comparison.drift_summary(drift, bounds):
+        lines = ["drift: unknown, the parent remembers no training row"]
+    else:
+        lines = comparison.drift_summary(drift, bounds)
+        lines.append(retraining.looks_worthwhile(parent, rows, drift))
+    for line in lines:
         terminal.say(line)
-    terminal.say(retraining.looks_worthwhile(parent, rows, drift))
+    if alone:
+        columns = [] if drift is None else drift.to_dict("records")
+        terminal.result(verdict=lines[-1], parent_model_uri=parent.uri, drift=columns)
 
 
 def log_inputs(client, run, args, parent: "TrainedModel", rows: "Rows") -> None:
@@ -140,8 +151,8 @@ def log_inputs(client, run, args, parent: "TrainedModel", rows: "Rows") -> None:
             tracking.log_rows(table[columns], parent.schema, args.data, context)
 
 
-def log_evidence(client, run, result: "Retrained", evidence: "Evidence", rows, parent) -> None:
-    """Log metrics, curves, figures, tables and the report."""
+def log_evidence(client, run, result: "Retrained", evidence: "Evidence", rows, parent) -> dict:
+    """Log metrics, curves, figures, tables and the report; return the metrics."""
     import comparison
     import figures
     import tracking
@@ -176,6 +187,7 @@ def log_evidence(client, run, result: "Retrained", evidence: "Evidence", rows, p
         files["drift.csv"] = comparison.safe_cells(evidence.drift).to_csv(index=False)
     tracking.log_figures(pictures)
     tracking.log_files(files)
+    return metrics
 
 
 def save_child(run, args, parent: "TrainedModel", result: "Retrained") -> "Path":
@@ -228,24 +240,26 @@ def judge(client, run, args, champion, parent, evidence, uri: str) -> tuple[str,
     return verdict, version
 
 
-def conclude(terminal, args, experiment_id, evidence, verdict, uri, version) -> None:
-    """Print the comparison, the verdict and the next commands."""
+def conclude(
+    terminal, args, run, evidence: "Evidence", metrics: dict, verdict: str, uri: str, version: str
+) -> None:
+    """Print the comparison, the verdict and the next commands, or all of it as one object."""
     import retraining
-    from tracking import deep_link
+    from tracking import ui_steps
 
     terminal.say()
     terminal.table(*retraining.score_table(evidence))
     terminal.say(f"\nretrained − parent: {retraining.headline(evidence)}")
     if evidence.attribution:
         terminal.say(evidence.attribution.sentence)
-    terminal.say(verdict)
-    terminal.say(f"{args.model_name} version {version} is {uri}\n\nNext:")
-    store = ["--tracking-uri", args.tracking_uri] if args.tracking_uri != cli.STORE else []
-    ui = [] if args.tracking_uri == cli.STORE else ["--backend-store-uri", args.tracking_uri]
-    terminal.say(f"  {cli.command('mlflow', 'ui', *ui)}")
-    terminal.say(f"  then open {deep_link(args.tracking_uri, experiment_id)}")
-    if verdict.startswith("promoted"):
-        terminal.say(f"  {cli.command('python', 'mlflow_retrain.py', '--rollback', *store)}")
+    steps = ui_steps(args, run.info.experiment_id)
+    promoted = verdict.startswith("promoted")
+    if promoted:
+        flags = ["--rollback", *cli.store_flags(args)]
+        steps.append(cli.command("python", "mlflow_retrain.py", *flags))
+    intervals = {part: asdict(held.difference) for part, held in evidence.held_out.items()}
+    found = {"promoted": promoted, "intervals": intervals, "metrics": metrics}
+    cli.conclude(terminal, args, run, uri, version, verdict, steps, **found)
 
 
 def roll_back(args: argparse.Namespace) -> int:
@@ -255,10 +269,13 @@ def roll_back(args: argparse.Namespace) -> int:
         import tracking
     client, _ = tracking.connect(args.tracking_uri, args.experiment)
     new, old = model_store.roll_back(client, args.model_name)
-    terminal = cli.Terminal(args.quiet)
+    terminal = cli.Terminal(args.quiet, args.json)
     terminal.say(f"{args.model_name}: version {new} is champion again, version {old} is @previous")
-    for line in model_store.history(client, args.model_name):
+    lines = model_store.history(client, args.model_name)
+    for line in lines:
         terminal.say(f"  {line}")
+    names = {"model_name": args.model_name, "champion": new, "previous": old}
+    terminal.result(**names, history=lines)
     return 0
 
 

@@ -14,7 +14,7 @@ import json
 import operator
 import time
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -496,6 +496,7 @@ class Checkpoint(keras.callbacks.Callback):
         self.file, self.seconds, self.saved_at = file, seconds, time.monotonic()
         self.done, self.repeated, self.run_id = [], 0, None
         self.past, self.history, self.state = {}, {}, None
+        self.watchers: list[keras.callbacks.Callback] = []  # they see the epochs, too
         if file and file.exists():
             with np.load(file, allow_pickle=False) as saved:
                 progress = json.loads(str(saved["progress"]))
@@ -515,7 +516,7 @@ class Checkpoint(keras.callbacks.Callback):
         self.history = {name: list(values) for name, values in self.past.items()}
         first = max(map(len, self.past.values()), default=0)
         self.past, self.state = {}, None
-        train(initial_epoch=first, callbacks=[self])
+        train(initial_epoch=first, callbacks=[self, *self.watchers])
         self.done.append(self.history)
         history, self.history = self.history, {}
         return history
@@ -538,6 +539,17 @@ class Checkpoint(keras.callbacks.Callback):
         with beside.open("wb") as stream:
             np.savez(stream, progress=progress, **state)
         beside.replace(self.file)
+
+
+class Watch(keras.callbacks.Callback):
+    """Tell a function about every epoch: its number, how many there are, the loss."""
+
+    def __init__(self, tell: Callable[[int, int, float], None]) -> None:
+        super().__init__()
+        self.tell = tell
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        self.tell(epoch + 1, self.params["epochs"], (logs or {}).get("loss", float("nan")))
 
 
 def train_at(

@@ -149,6 +149,7 @@ def retrain(
     )
     end = model_utils.model_state(network)
     _add_predictions(predictions, RETRAINED, child, rows)
+    options["callbacks"] = checkpoint.watchers if checkpoint else []
     if controls and len(old) >= batch_size:
         updates = epochs * -(-len(X) // batch_size)
         as_many = max(1, round(updates / -(-len(old) // batch_size)))

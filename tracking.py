@@ -31,7 +31,14 @@ from tabular import Schema, UserError, row_hashes
 
 # The exception says all that this logger prints over a hundred lines.
 logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
-NOT_PART_OF_A_TRAINING = {"resume", "quiet", "checkpoint_seconds", "tracking_uri", "experiment"}
+NOT_PART_OF_A_TRAINING = {
+    "resume",
+    "quiet",
+    "json",
+    "checkpoint_seconds",
+    "tracking_uri",
+    "experiment",
+}
 HOST_TAG, PROCESS_TAG = "host", "process"
 
 
@@ -74,6 +81,7 @@ def _check_server(uri: str) -> None:
     # MLflow's own retries would take four silent minutes.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     try:
         with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=5) as answer:
             answer.read()
@@ -241,7 +249,7 @@ def kept_if_logging_fails(save: Callable[[], Path]) -> Iterator[None]:
 
 def log_arguments(client: MlflowClient, run_id: str, arguments: dict) -> None:
     """Log all arguments of a run as parameters, in one request."""
-    names = [name for name in arguments if name not in ("resume", "quiet")]
+    names = [name for name in arguments if name not in ("resume", "quiet", "json")]
     params = [Param(name, str(arguments[name])[:6000]) for name in names]
     client.log_batch(run_id, params=params)
 
@@ -305,6 +313,12 @@ def link(client: MlflowClient, parent) -> str:
             place = client.get_logged_model(parent.model_id).experiment_id
             return f"[{parent.uri}](#/experiments/{place}/models/{parent.model_id})"
     return f"`{parent.uri}`"
+
+
+def ui_steps(args: argparse.Namespace, experiment_id: str) -> list[str]:
+    """Say how to look at an experiment: the command to paste, and the address to open."""
+    ui = cli.command("mlflow", "ui", *cli.store_flags(args, "--backend-store-uri"))
+    return [ui, f"then open {deep_link(args.tracking_uri, experiment_id)}"]
 
 
 def deep_link(tracking_uri: str, experiment_id: str) -> str:
