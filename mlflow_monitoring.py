@@ -72,8 +72,9 @@ def train(args: argparse.Namespace) -> int:
         folder = args.models_dir / MODEL_NAME
         with tracking.kept_if_logging_fails(lambda: model_store.save_folder(trained, folder)):
             metrics = log_results(client, run, args, data, trained, fit)
+            trained.card["result"] = in_words(metrics, args.unit)
             uri = model_store.log_model(trained, MODEL_NAME, step=args.epochs)
-            version, verdict = publish(client, run, args, uri, metrics)
+            version, verdict = publish(client, run, args, uri, trained)
         checkpoint.file.unlink(missing_ok=True)
     conclude(terminal, args, run, metrics, uri, version, verdict)
     return 0
@@ -222,26 +223,31 @@ def log_results(client, run, args: argparse.Namespace, data: Data, trained, fit)
     return metrics
 
 
-def publish(client, run, args: argparse.Namespace, uri: str, metrics: dict) -> tuple[str, str]:
+def in_words(metrics: dict, unit: str) -> str:
+    """Say in one line how well the model does."""
+    from comparison import format_amount
+
+    mae, mean = (format_amount(metrics[key], unit) for key in ("MAE", "MAE_mean"))
+    return f"MAE {mae} on held-out rows, R² {metrics['R2']:.3f} (predicting the mean: MAE {mean})"
+
+
+def publish(client, run, args: argparse.Namespace, uri: str, trained) -> tuple[str, str]:
     """Register the model, make it champion when there is none, tell so in the run.
 
     Returns (version, verdict in words).
     """
+    import model_card
     import model_store
     import tracking
-    from comparison import format_amount
 
-    words = (
-        f"MAE {format_amount(metrics['MAE'], args.unit)} on held-out rows, R² {metrics['R2']:.3f} "
-        f"(predicting the mean: MAE {format_amount(metrics['MAE_mean'], args.unit)})"
-    )
-    version = model_store.register(client, args.model_name, uri, words)
+    words, about = trained.card["result"], model_card.about(trained.card, trained.schema)
+    version = model_store.register(client, args.model_name, uri, f"{words}\n\n{about}")
     is_champion = False
     if model_store.champion_version(client, args.model_name) is None:
         is_champion = model_store.promote(client, args.model_name, version, None)
     role = "champion" if is_champion else "not champion, another version is"
     note = f"**{args.model_name} version {version}, {role}.** {words}"
-    name = f"trained: MAE {format_amount(metrics['MAE'], args.unit)}"
+    name = f"trained: {words.split(' on held-out')[0]}"
     tags = {"mlflow.note.content": note, "mlflow.runName": name}
     tracking.log_numbers(client, run.info.run_id, {}, tags=tags)
     return version, f"{role}: {words}"

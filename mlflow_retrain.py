@@ -95,11 +95,13 @@ def retrain(args: argparse.Namespace) -> int:
                 **rates,
             )
         evidence = retraining.gather_evidence(parent, rows, result, args.max_forgetting)
-        folder = save_child(run, args, parent, result)
+        folder = save_child(run, args, parent, result, evidence)
         with tracking.kept_if_logging_fails(lambda: folder):
             metrics = log_evidence(client, run, result, evidence, rows, parent)
             child_uri = model_store.log_model(result.model, MODEL_NAME, step=args.epochs)
-            verdict, version = judge(client, run, args, champion, parent, evidence, child_uri)
+            verdict, version = judge(
+                client, run, args, champion, parent, evidence, result.model, child_uri
+            )
         checkpoint.file.unlink(missing_ok=True)
     conclude(terminal, args, run, evidence, metrics, verdict, child_uri, version)
     return 0
@@ -190,7 +192,9 @@ def log_evidence(client, run, result: "Retrained", evidence: "Evidence", rows, p
     return metrics
 
 
-def save_child(run, args, parent: "TrainedModel", result: "Retrained") -> "Path":
+def save_child(
+    run, args, parent: "TrainedModel", result: "Retrained", evidence: "Evidence"
+) -> "Path":
     """Give the child its card and save its folder under `models/`; return the folder."""
     import model_store
 
@@ -201,21 +205,25 @@ def save_child(run, args, parent: "TrainedModel", result: "Retrained") -> "Path"
         "parent_run_id": parent.run_id,
         "arguments": {key: str(value) for key, value in vars(args).items()},
         "weight_decay": result.fit.weight_decay,
+        "result": evidence.verdict.reason,
     }
     child.card["lineage"][-1] |= {"run_id": run.info.run_id, "data": args.data}
     return model_store.save_folder(child, args.models_dir / MODEL_NAME)
 
 
-def judge(client, run, args, champion, parent, evidence, uri: str) -> tuple[str, str]:
+def judge(
+    client, run, args, champion, parent, evidence, child: "TrainedModel", uri: str
+) -> tuple[str, str]:
     """Register the child, move `@champion` if the verdict allows, and tell so in the run.
 
     Returns (verdict in words, version).
     """
+    import model_card
     import model_store
     import retraining
     import tracking
 
-    summary = retraining.headline(evidence)
+    summary = f"{retraining.headline(evidence)}\n\n{model_card.about(child.card, child.schema)}"
     version = model_store.register(client, args.model_name, uri, summary)
     wanted = args.promote == "always" or (args.promote == "auto" and evidence.verdict.promoted)
     reason = evidence.verdict.reason

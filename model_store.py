@@ -27,6 +27,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.types.schema import ColSpec, DataType, Schema
 
+import model_card
 import tabular
 from memory import Memory
 from model_utils import TargetScale
@@ -43,6 +44,7 @@ PARTS = {  # name of the MLflow artifact: file inside the model folder
     "memory": "memory.parquet",
     "seen": "seen_rows.parquet",
     "card": "card.json",
+    "model_card": "model_card.md",
     "code": "tabular.py",
 }
 
@@ -114,6 +116,7 @@ def _write_parts(folder: Path, trained: TrainedModel) -> dict[str, str]:
     trained.memory.rows.to_parquet(files["memory"])
     trained.memory.seen.to_parquet(files["seen"])
     shutil.copyfile(tabular.__file__, files["code"])
+    files["model_card"].write_text(model_card.write(trained.card, trained.schema), "utf-8")
     card = trained.card | {
         "schema": asdict(trained.schema),
         "target_scale": asdict(trained.scale) if trained.scale else None,
@@ -389,10 +392,15 @@ def history(client: MlflowClient, name: str) -> list[str]:
 
 
 def _log_change(client: MlflowClient, name: str, version: str, how: str) -> None:
+    """Write the page of a registered model: champion, history, and what the champion's page says.
+
+    A version's description begins with its result; its model card follows after an empty line.
+    """
     when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     lines = [*history(client, name), f"{when} version {version} {how}"][-50:]
     client.set_registered_model_tag(name, "champion_history", "\n".join(lines))
-    listed = "\n".join(f"- {line}" for line in reversed(lines))
-    client.update_registered_model(
-        name, f"**Champion: version {version}** ({how}).\n\nWho was champion when:\n\n{listed}"
-    )
+    latest = "\n".join(f"- {line}" for line in reversed(lines[-10:]))
+    result, _, card = (client.get_model_version(name, version).description or "").partition("\n\n")
+    parts = [f"**Champion: version {version}** ({how}).", result, card]
+    parts += ["**Who was champion when:**", latest]
+    client.update_registered_model(name, "\n\n".join(part for part in parts if part)[:5000])
