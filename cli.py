@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, NoReturn
 
 # What TensorFlow, its C++ libraries and Alembic write at every start, whatever happens.
 START_UP_NOISE = re.compile(
@@ -37,7 +38,7 @@ STORE = "sqlite:///mlflow.db"  # where 'mlflow ui' looks without a flag
 class Parser(argparse.ArgumentParser):
     """Report a wrong argument in one line, with the flag that was probably meant."""
 
-    def error(self, message: str) -> None:
+    def error(self, message: str) -> NoReturn:
         unknown = re.search(r"unrecognized arguments: (--?[\w-]+)", message)
         if unknown:
             known = [flag for action in self._actions for flag in action.option_strings]
@@ -96,7 +97,7 @@ def share(text: str) -> float:
     return _number(text, float, lambda v: 0 < v < 1, "a share between 0 and 1, such as 0.2")
 
 
-def _number(text: str, convert: Callable, accepts: Callable, expected: str):
+def _number(text: str, convert: Callable, accepts: Callable, expected: str) -> Any:
     with contextlib.suppress(ValueError):
         value = convert(text)
         if accepts(value):
@@ -120,10 +121,10 @@ def run(script: Callable[[argparse.Namespace], int], args: argparse.Namespace) -
         print(words, file=sys.stderr)
         return 130
     except Exception as error:
-        words = explain(error)
-        if words is None:
+        reason = explain(error)
+        if reason is None:
             raise
-        print(f"error: {' '.join(words.split())}", file=sys.stderr)
+        print(f"error: {' '.join(reason.split())}", file=sys.stderr)
         return 2
 
 
@@ -148,7 +149,7 @@ def explain(error: Exception) -> str | None:
     return None
 
 
-def _interrupt(signum: int, frame) -> None:
+def _interrupt(*_: object) -> NoReturn:
     raise KeyboardInterrupt
 
 
@@ -183,7 +184,7 @@ def quiet_start() -> Iterator[None]:
                     print(line, file=sys.stderr)
 
 
-def background(function: Callable, *arguments) -> Future:
+def background(function: Callable, *arguments: Any) -> Future:
     """Run a function in a thread; `.result()` waits for it and raises what it raised."""
     pool = ThreadPoolExecutor(1)
     future = pool.submit(function, *arguments)
@@ -208,7 +209,7 @@ def store_flags(args: argparse.Namespace, flag: str = "--tracking-uri") -> list[
 def conclude(
     terminal: "Terminal",
     args: argparse.Namespace,
-    run,
+    run: Any,
     uri: str,
     version: str,
     verdict: str,

@@ -14,8 +14,12 @@ import cli
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
+    from matplotlib.figure import Figure
+    from mlflow import ActiveRun, MlflowClient
 
     from memory import Roles
+    from model_store import TrainedModel
+    from model_utils import Checkpoint, Fit
     from tabular import Schema
 
 MODEL_NAME = "mlflow_model"
@@ -57,9 +61,8 @@ def train(args: argparse.Namespace) -> int:
     building = cli.background(build_model, args, data)  # XLA compiles meanwhile
     client, experiment_id = tracking.connect(args.tracking_uri, args.experiment)
     tags = {"phase": "training", "data_sha256": data.sha256}
-    checkpoint = model_utils.Checkpoint(
-        tracking.checkpoint_file(args, __file__, data.sha256), args.checkpoint_seconds
-    )
+    saved = tracking.checkpoint_file(args, __file__, data.sha256)
+    checkpoint = model_utils.Checkpoint(saved, args.checkpoint_seconds)
     name = f"train {args.model_name}"
     with tracking.tracked_run(experiment_id, name, tags, checkpoint.run_id) as run:
         checkpoint.run_id = run.info.run_id
@@ -75,7 +78,7 @@ def train(args: argparse.Namespace) -> int:
             trained.card["result"] = in_words(metrics, args.unit)
             uri = model_store.log_model(trained, MODEL_NAME, step=args.epochs)
             version, verdict = publish(client, run, args, uri, trained)
-        checkpoint.file.unlink(missing_ok=True)
+        saved.unlink(missing_ok=True)
     conclude(terminal, args, run, metrics, uri, version, verdict)
     return 0
 
@@ -92,7 +95,7 @@ class Data:
     sha256: str
     notes: list[str]
 
-    def part(self, numbers: "np.ndarray") -> "pd.DataFrame":
+    def part(self, numbers: "np.ndarray | slice") -> "pd.DataFrame":
         """Return some rows with their target, as the memory and MLflow see them."""
         return self.table.iloc[numbers].assign(**{self.schema.target: self.y.iloc[numbers]})
 
@@ -118,7 +121,9 @@ def read(args: argparse.Namespace) -> Data:
     return Data(schema, table, y, hashes, roles, content_hash(hashes), notes + remarks)
 
 
-def log_inputs(client, run, args: argparse.Namespace, data: Data) -> None:
+def log_inputs(
+    client: "MlflowClient", run: "ActiveRun", args: argparse.Namespace, data: Data
+) -> None:
     """Log the arguments and the two datasets, before training starts."""
     import tracking
 
@@ -127,14 +132,18 @@ def log_inputs(client, run, args: argparse.Namespace, data: Data) -> None:
         tracking.log_rows(data.part(numbers), data.schema, args.data, context)
 
 
-def build_model(args: argparse.Namespace, data: Data):
+def build_model(
+    args: argparse.Namespace, data: Data
+) -> tuple["TrainedModel", "np.ndarray", "np.ndarray"]:
     """Fit the preprocessor and create the network; return (TrainedModel, X, y) of training rows."""
+    import numpy as np
+
     import model_utils
     from model_store import TrainedModel
 
     rows = data.part(data.roles.train)
     X, y, preprocessor = model_utils.preprocessing(rows, target=args.target)
-    y = y.to_numpy()
+    y = np.asarray(y)
     scale = model_utils.target_scale(y)
     network = model_utils.create_nn_model(
         X.shape[1], scale=scale, learning_rate=args.learning_rate, seed=args.seed
@@ -143,7 +152,14 @@ def build_model(args: argparse.Namespace, data: Data):
     return TrainedModel(network, preprocessor, data.schema, scale), X, y
 
 
-def fit_model(args: argparse.Namespace, data: Data, trained, X, y, checkpoint):
+def fit_model(
+    args: argparse.Namespace,
+    data: Data,
+    trained: "TrainedModel",
+    X: "np.ndarray",
+    y: "np.ndarray",
+    checkpoint: "Checkpoint",
+) -> "Fit":
     """Train the network and give it its memory and card; return how it was fitted."""
     import model_utils
     from memory import Memory, remember
@@ -178,7 +194,9 @@ def fit_model(args: argparse.Namespace, data: Data, trained, X, y, checkpoint):
     return fit
 
 
-def score(args: argparse.Namespace, data: Data, trained, fit) -> tuple[dict, dict]:
+def score(
+    args: argparse.Namespace, data: Data, trained: "TrainedModel", fit: "Fit"
+) -> tuple[dict[str, float], dict[str, "Figure"]]:
     """Score the model on the held-out rows; return (metrics, figures)."""
     import numpy as np
 
@@ -211,7 +229,14 @@ def score(args: argparse.Namespace, data: Data, trained, fit) -> tuple[dict, dic
     return metrics, pictures
 
 
-def log_results(client, run, args: argparse.Namespace, data: Data, trained, fit) -> dict:
+def log_results(
+    client: "MlflowClient",
+    run: "ActiveRun",
+    args: argparse.Namespace,
+    data: Data,
+    trained: "TrainedModel",
+    fit: "Fit",
+) -> dict[str, float]:
     """Log scores, curves and figures; return the metrics."""
     import tracking
 
@@ -231,7 +256,13 @@ def in_words(metrics: dict, unit: str) -> str:
     return f"MAE {mae} on held-out rows, R² {metrics['R2']:.3f} (predicting the mean: MAE {mean})"
 
 
-def publish(client, run, args: argparse.Namespace, uri: str, trained) -> tuple[str, str]:
+def publish(
+    client: "MlflowClient",
+    run: "ActiveRun",
+    args: argparse.Namespace,
+    uri: str,
+    trained: "TrainedModel",
+) -> tuple[str, str]:
     """Register the model, make it champion when there is none, tell so in the run.
 
     Returns (version, verdict in words).
@@ -254,7 +285,13 @@ def publish(client, run, args: argparse.Namespace, uri: str, trained) -> tuple[s
 
 
 def conclude(
-    terminal: cli.Terminal, args, run, metrics: dict, uri: str, version: str, verdict: str
+    terminal: cli.Terminal,
+    args: argparse.Namespace,
+    run: "ActiveRun",
+    metrics: dict[str, float],
+    uri: str,
+    version: str,
+    verdict: str,
 ) -> None:
     """Print the metrics, the verdict and the next commands, or all of it as one object."""
     from comparison import format_amount

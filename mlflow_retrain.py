@@ -15,6 +15,8 @@ import cli
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from mlflow import ActiveRun, MlflowClient
+
     from comparison import Evidence
     from model_store import TrainedModel
     from retraining import Retrained, Rows
@@ -74,9 +76,8 @@ def retrain(args: argparse.Namespace) -> int:
     preparing = cli.background(lambda: retraining.prepare_child(parent, rows, **rates))
     tags = {"phase": "retraining", "parent_model_uri": parent.uri, "parent_run_id": parent.run_id}
     inputs = (parent.model_id or parent.uri, tracking.content_hash(rows.hashes))
-    checkpoint = model_utils.Checkpoint(
-        tracking.checkpoint_file(args, __file__, *inputs), args.checkpoint_seconds
-    )
+    saved = tracking.checkpoint_file(args, __file__, *inputs)
+    checkpoint = model_utils.Checkpoint(saved, args.checkpoint_seconds)
     name = f"retrain {args.model_name}"
     with tracking.tracked_run(experiment_id, name, tags, checkpoint.run_id) as run:
         checkpoint.run_id = run.info.run_id
@@ -102,7 +103,7 @@ def retrain(args: argparse.Namespace) -> int:
             verdict, version = judge(
                 client, run, args, champion, parent, evidence, result.model, child_uri
             )
-        checkpoint.file.unlink(missing_ok=True)
+        saved.unlink(missing_ok=True)
     conclude(terminal, args, run, evidence, metrics, verdict, child_uri, version)
     return 0
 
@@ -135,7 +136,13 @@ def announce(terminal: cli.Terminal, parent: "TrainedModel", rows: "Rows", alone
         terminal.result(verdict=lines[-1], parent_model_uri=parent.uri, drift=columns)
 
 
-def log_inputs(client, run, args, parent: "TrainedModel", rows: "Rows") -> None:
+def log_inputs(
+    client: "MlflowClient",
+    run: "ActiveRun",
+    args: argparse.Namespace,
+    parent: "TrainedModel",
+    rows: "Rows",
+) -> None:
     """Log arguments, parent and datasets, before training starts."""
     from mlflow.entities import LoggedModelInput
 
@@ -153,7 +160,14 @@ def log_inputs(client, run, args, parent: "TrainedModel", rows: "Rows") -> None:
             tracking.log_rows(table[columns], parent.schema, args.data, context)
 
 
-def log_evidence(client, run, result: "Retrained", evidence: "Evidence", rows, parent) -> dict:
+def log_evidence(
+    client: "MlflowClient",
+    run: "ActiveRun",
+    result: "Retrained",
+    evidence: "Evidence",
+    rows: "Rows",
+    parent: "TrainedModel",
+) -> dict[str, float]:
     """Log metrics, curves, figures, tables and the report; return the metrics."""
     import comparison
     import figures
@@ -166,7 +180,7 @@ def log_evidence(client, run, result: "Retrained", evidence: "Evidence", rows, p
     for part, held_out in evidence.held_out.items():
         for model, scores in held_out.scores.iterrows():
             metrics |= {f"{part}/{k.replace('²', '2')}_{model}": v for k, v in scores.items()}
-        difference = held_out.difference
+        difference = held_out.change
         metrics[f"{part}/MAE_difference"] = difference.estimate
         metrics[f"{part}/MAE_difference_low"] = difference.low
         metrics[f"{part}/MAE_difference_high"] = difference.high
@@ -193,7 +207,11 @@ def log_evidence(client, run, result: "Retrained", evidence: "Evidence", rows, p
 
 
 def save_child(
-    run, args, parent: "TrainedModel", result: "Retrained", evidence: "Evidence"
+    run: "ActiveRun",
+    args: argparse.Namespace,
+    parent: "TrainedModel",
+    result: "Retrained",
+    evidence: "Evidence",
 ) -> "Path":
     """Give the child its card and save its folder under `models/`; return the folder."""
     import model_store
@@ -212,7 +230,14 @@ def save_child(
 
 
 def judge(
-    client, run, args, champion, parent, evidence, child: "TrainedModel", uri: str
+    client: "MlflowClient",
+    run: "ActiveRun",
+    args: argparse.Namespace,
+    champion: str | None,
+    parent: "TrainedModel",
+    evidence: "Evidence",
+    child: "TrainedModel",
+    uri: str,
 ) -> tuple[str, str]:
     """Register the child, move `@champion` if the verdict allows, and tell so in the run.
 
@@ -249,7 +274,14 @@ def judge(
 
 
 def conclude(
-    terminal, args, run, evidence: "Evidence", metrics: dict, verdict: str, uri: str, version: str
+    terminal: cli.Terminal,
+    args: argparse.Namespace,
+    run: "ActiveRun",
+    evidence: "Evidence",
+    metrics: dict[str, float],
+    verdict: str,
+    uri: str,
+    version: str,
 ) -> None:
     """Print the comparison, the verdict and the next commands, or all of it as one object."""
     import retraining
@@ -265,7 +297,7 @@ def conclude(
     if promoted:
         flags = ["--rollback", *cli.store_flags(args)]
         steps.append(cli.command("python", "mlflow_retrain.py", *flags))
-    intervals = {part: asdict(held.difference) for part, held in evidence.held_out.items()}
+    intervals = {part: asdict(held.change) for part, held in evidence.held_out.items()}
     found = {"promoted": promoted, "intervals": intervals, "metrics": metrics}
     cli.conclude(terminal, args, run, uri, version, verdict, steps, **found)
 

@@ -17,17 +17,25 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import mlflow
+import numpy as np
 import pandas as pd
 from mlflow import MlflowClient
+from mlflow.data.pandas_dataset import from_pandas
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
 import cli
 from tabular import Schema, UserError, row_hashes
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from model_store import TrainedModel
 
 # The exception says all that this logger prints over a hundred lines.
 logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
@@ -279,18 +287,16 @@ def log_numbers(
 def log_rows(rows: pd.DataFrame, schema: Schema, name: str, context: str) -> None:
     """Log a dataset as input of the active run: its columns, its size, its full content hash."""
     sha256 = content_hash(row_hashes(rows[[*schema.features]], rows[schema.target]))
-    dataset = mlflow.data.from_pandas(
-        rows, name=Path(name).name, targets=schema.target, digest=sha256[:32]
-    )
+    dataset = from_pandas(rows, name=Path(name).name, targets=schema.target, digest=sha256[:32])
     mlflow.log_input(dataset, context=context, tags={"sha256": sha256})
 
 
-def content_hash(hashes) -> str:
+def content_hash(hashes: np.ndarray) -> str:
     """Hash the hashes of rows, in their order: equal for equal tables, hexadecimal."""
     return hashlib.sha256(hashes.tobytes()).hexdigest()
 
 
-def log_figures(figures: dict[str, object]) -> None:
+def log_figures(figures: Mapping[str, "Figure"]) -> None:
     """Log matplotlib figures as PNG files under `figures/`."""
     with tempfile.TemporaryDirectory() as folder:
         for name, figure in figures.items():
@@ -306,7 +312,7 @@ def log_files(files: dict[str, str]) -> None:
         mlflow.log_artifacts(folder)
 
 
-def link(client: MlflowClient, parent) -> str:
+def link(client: MlflowClient, parent: "TrainedModel") -> str:
     """Link to a parent's page in the MLflow UI, as Markdown; its plain URI if it has none."""
     with contextlib.suppress(MlflowException):
         if parent.model_id:
