@@ -1,4 +1,4 @@
-"""What both scripts share on the terminal: arguments, quiet start, errors, tables.
+"""What both scripts share on the terminal: arguments, quiet start, errors, progress, tables.
 
 Imports nothing heavy, so that `--help` answers at once. Not here: what a script does.
 """
@@ -7,6 +7,7 @@ import argparse
 import contextlib
 import difflib
 import gc
+import json
 import os
 import re
 import shlex
@@ -15,9 +16,11 @@ import signal
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, NoReturn
 
 # What TensorFlow, its C++ libraries and Alembic write at every start, whatever happens.
 START_UP_NOISE = re.compile(
@@ -35,7 +38,7 @@ STORE = "sqlite:///mlflow.db"  # where 'mlflow ui' looks without a flag
 class Parser(argparse.ArgumentParser):
     """Report a wrong argument in one line, with the flag that was probably meant."""
 
-    def error(self, message: str) -> None:
+    def error(self, message: str) -> NoReturn:
         unknown = re.search(r"unrecognized arguments: (--?[\w-]+)", message)
         if unknown:
             known = [flag for action in self._actions for flag in action.option_strings]
@@ -59,7 +62,9 @@ def common_arguments(parser: Parser, data: str) -> None:
     store = os.environ.get("MLFLOW_TRACKING_URI") or STORE
     add("--tracking-uri", default=store, help="MLflow store or server (%(default)s)")
     add("--models-dir", type=Path, default=Path("models"), help="local copies (%(default)s)")
-    add("--quiet", action="store_true", help="print nothing but errors")
+    shown = parser.add_mutually_exclusive_group().add_argument
+    shown("--quiet", action="store_true", help="print nothing but errors")
+    shown("--json", action="store_true", help="print the result as one JSON object, nothing else")
     add(
         "--stream",
         action=argparse.BooleanOptionalAction,
@@ -97,7 +102,7 @@ def share(text: str) -> float:
     return _number(text, float, lambda v: 0 < v < 1, "a share between 0 and 1, such as 0.2")
 
 
-def _number(text: str, convert: Callable, accepts: Callable, expected: str):
+def _number(text: str, convert: Callable, accepts: Callable, expected: str) -> Any:
     with contextlib.suppress(ValueError):
         value = convert(text)
         if accepts(value):
@@ -121,10 +126,10 @@ def run(script: Callable[[argparse.Namespace], int], args: argparse.Namespace) -
         print(words, file=sys.stderr)
         return 130
     except Exception as error:
-        words = explain(error)
-        if words is None:
+        reason = explain(error)
+        if reason is None:
             raise
-        print(f"error: {' '.join(words.split())}", file=sys.stderr)
+        print(f"error: {' '.join(reason.split())}", file=sys.stderr)
         return 2
 
 
@@ -149,7 +154,7 @@ def explain(error: Exception) -> str | None:
     return None
 
 
-def _interrupt(signum: int, frame) -> None:
+def _interrupt(*_: object) -> NoReturn:
     raise KeyboardInterrupt
 
 
@@ -184,7 +189,7 @@ def quiet_start() -> Iterator[None]:
                     print(line, file=sys.stderr)
 
 
-def background(function: Callable, *arguments) -> Future:
+def background(function: Callable, *arguments: Any) -> Future:
     """Run a function in a thread; `.result()` waits for it and raises what it raised."""
     pool = ThreadPoolExecutor(1)
     future = pool.submit(function, *arguments)
@@ -201,26 +206,122 @@ def command(program: str, *arguments: str) -> str:
     return shlex.join(str(word).removeprefix(here) for word in words)
 
 
+def store_flags(args: argparse.Namespace, flag: str = "--tracking-uri") -> list[str]:
+    """Name the store in use for a command to paste; nothing where it looks there anyway."""
+    return [] if args.tracking_uri == STORE else [flag, args.tracking_uri]
+
+
+def conclude(
+    terminal: "Terminal",
+    args: argparse.Namespace,
+    run: Any,
+    uri: str,
+    version: str,
+    verdict: str,
+    steps: list[str],
+    **more: object,
+) -> None:
+    """End a script: the verdict in one sentence, the model, the next commands to paste."""
+    terminal.say(f"{verdict}\n{args.model_name} version {version} is {uri}\n\nNext:")
+    for step in steps:
+        terminal.say(f"  {step}")
+    address = "then open "
+    terminal.result(
+        verdict=verdict,
+        model_name=args.model_name,
+        version=version,
+        model_uri=uri,
+        run_id=run.info.run_id,
+        experiment_id=run.info.experiment_id,
+        next=[step for step in steps if not step.startswith(address)],
+        url=next(step.removeprefix(address) for step in steps if step.startswith(address)),
+        **more,
+    )
+
+
 class Terminal:
-    """Print words and tables; nothing at all with `--quiet`."""
+    """Print words and tables; with `--json` one object instead, with `--quiet` nothing at all."""
 
-    def __init__(self, quiet: bool) -> None:
-        from rich.console import Console
-
-        self.console = Console(
-            quiet=quiet, highlight=False, markup=False, emoji=False, soft_wrap=True
-        )
+    def __init__(self, quiet: bool, as_json: bool = False) -> None:
+        self.quiet, self.as_json = quiet, as_json
 
     def say(self, text: str = "") -> None:
-        self.console.print(text)
+        """Print words for a person."""
+        if not self.quiet and not self.as_json:
+            print(text)
 
     def table(self, header: list[str], rows: list[list[str]]) -> None:
-        """Print aligned columns, the first to the left, numbers to the right."""
-        from rich.table import Table
+        """Print aligned columns, the first to the left, numbers to the right.
 
-        table = Table(box=None, pad_edge=False, header_style="bold")
-        for i, name in enumerate(header):
-            table.add_column(name, justify="left" if i == 0 else "right", no_wrap=i > 0)
-        for row in rows:
-            table.add_row(*row)
-        self.console.print(table, soft_wrap=False)
+        On a terminal that is too narrow, each row becomes a few lines.
+        """
+        widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+        columns = shutil.get_terminal_size(fallback=(10_000, 24)).columns
+        if sum(widths) + 2 * len(widths[1:]) <= columns:
+            for name, *cells in (header, *rows):
+                numbers = [cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True)]
+                self.say("  ".join([name.ljust(widths[0]), *numbers]))
+            return
+        for name, *cells in rows:
+            self.say(name)
+            for title, cell in zip(header[1:], cells, strict=True):
+                self.say(f"  {title}: {cell}")
+
+    def result(self, **values: object) -> None:
+        """Print the one object of `--json`; NaN and infinity, which JSON lacks, become null."""
+        if self.as_json:
+            finite = json.loads(json.dumps(values), parse_constant=lambda _: None)
+            print(json.dumps(finite, ensure_ascii=False, indent=1))
+
+    def progress(self, text: str) -> "Progress":
+        """Show a live line while a block runs, on a terminal; in a pipe and in logs nothing."""
+        is_terminal = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+        return Progress(text, is_terminal and not self.quiet)
+
+
+class Progress:
+    """Keep one line of stderr up to date from a thread, and remove it at the end.
+
+    Whoever works only leaves words behind (`epoch`), so that drawing costs it nothing.
+    """
+
+    SECONDS, PATIENCE = 0.25, 0.5  # between two drawings; before the first one
+
+    def __init__(self, text: str, shown: bool) -> None:
+        self.text, self.words, self.shown = text, text, shown
+        self.number, self.trainings, self.began = 0, 0, time.monotonic()
+        self.ended = threading.Event()
+
+    def epoch(self, number: int, epochs: int, loss: float) -> None:
+        """Tell that an epoch is over: its number, how many there are, its loss."""
+        now = time.monotonic()
+        if number <= self.number or not self.trainings:
+            self.trainings += 1
+            self.first, self.since = number, now
+        self.number, done = number, number - self.first
+        left = f", {(now - self.since) / done * (epochs - number):.0f} s left" if done else ""
+        self.words = f"{self.text} {self.trainings}: epoch {number} of {epochs}, loss {loss:.4g}"
+        self.words += left
+
+    def __enter__(self) -> "Progress":
+        self.thread = threading.Thread(target=self._draw, daemon=True)
+        if self.shown:
+            self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.ended.set()
+        if self.shown:
+            self.thread.join()
+
+    def _draw(self) -> None:
+        width = 0
+        while not self.ended.wait(self.SECONDS):
+            seconds = time.monotonic() - self.began
+            if seconds < self.PATIENCE:
+                continue
+            line = f"{self.words} ({seconds:.0f} s)"[: shutil.get_terminal_size().columns - 1]
+            print(f"\r{line.ljust(width)}", end="", file=sys.stderr, flush=True)
+            width = len(line)
+        if width:
+            print(f"\r{' ' * width}\r", end="", file=sys.stderr, flush=True)

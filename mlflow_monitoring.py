@@ -17,9 +17,13 @@ if TYPE_CHECKING:
 
     import numpy as np
     import pandas as pd
+    from matplotlib.figure import Figure
+    from mlflow import ActiveRun, MlflowClient
 
     from memory import Roles
-    from streaming import Stream
+    from model_store import TrainedModel
+    from model_utils import Checkpoint, Fit
+    from streaming import DiskRows, Stream
     from tabular import Schema
 
 MODEL_NAME = "mlflow_model"
@@ -54,9 +58,10 @@ def train(args: argparse.Namespace) -> int:
         import tracking  # noqa: F401
 
         model_utils.wake_device()
-    terminal = cli.Terminal(args.quiet)
+    terminal = cli.Terminal(args.quiet, args.json)
     with streaming.workspace(args.models_dir) as folder:
-        data = read(args, folder)
+        with terminal.progress(f"reading {args.data}"):
+            data = read(args, folder)
         for note in data.notes:
             terminal.say(f"note: {note}")
         return track(args, data, terminal)
@@ -71,23 +76,25 @@ def track(args: argparse.Namespace, data: "Data", terminal: cli.Terminal) -> int
     building = cli.background(build_model, args, data)  # XLA compiles meanwhile
     client, experiment_id = tracking.connect(args.tracking_uri, args.experiment)
     tags = {"phase": "training", "data_sha256": data.sha256}
-    checkpoint = model_utils.Checkpoint(
-        tracking.checkpoint_file(args, __file__, data.sha256), args.checkpoint_seconds
-    )
+    saved = tracking.checkpoint_file(args, __file__, data.sha256)
+    checkpoint = model_utils.Checkpoint(saved, args.checkpoint_seconds)
     name = f"train {args.model_name}"
     with tracking.tracked_run(experiment_id, name, tags, checkpoint.run_id) as run:
         checkpoint.run_id = run.info.run_id
         log_inputs(client, run, args, data)
-        trained, X, y = building.result()
-        fit = fit_model(args, data, trained, X, y, checkpoint)
+        with terminal.progress("training") as progress:
+            checkpoint.watchers = [model_utils.Watch(progress.epoch)]
+            trained, X, y = building.result()
+            fit = fit_model(args, data, trained, X, y, checkpoint)
         model_store.save_preprocessor(trained.preprocessor, args.models_dir / "preprocessor.pkl")
         folder = args.models_dir / MODEL_NAME
         with tracking.kept_if_logging_fails(lambda: model_store.save_folder(trained, folder)):
             metrics = log_results(client, run, args, data, trained, fit)
+            trained.card["result"] = in_words(metrics, args.unit)
             uri = model_store.log_model(trained, MODEL_NAME, step=args.epochs)
-            version = publish(client, run, args, uri, metrics)
-        checkpoint.file.unlink(missing_ok=True)
-    conclude(terminal, args, experiment_id, metrics, uri, version)
+            version, verdict = publish(client, run, args, uri, trained)
+        saved.unlink(missing_ok=True)
+    conclude(terminal, args, run, metrics, uri, version, verdict)
     return 0
 
 
@@ -169,7 +176,9 @@ def infer_schema(args: argparse.Namespace, rows: "pd.DataFrame", n_rows: int) ->
     return tabular.infer_schema(train, args.target, args.drop)
 
 
-def log_inputs(client, run, args: argparse.Namespace, data: Data) -> None:
+def log_inputs(
+    client: "MlflowClient", run: "ActiveRun", args: argparse.Namespace, data: Data
+) -> None:
     """Log the arguments and the two datasets, before training starts."""
     import tracking
     from memory import HELD_OUT, TRAIN
@@ -185,7 +194,9 @@ def log_inputs(client, run, args: argparse.Namespace, data: Data) -> None:
         )
 
 
-def build_model(args: argparse.Namespace, data: Data):
+def build_model(
+    args: argparse.Namespace, data: Data
+) -> tuple["TrainedModel", "np.ndarray | DiskRows", "np.ndarray | None"]:
     """Fit the preprocessor and create the network; return (TrainedModel, X, y) of training rows."""
     import model_utils
     from model_store import TrainedModel
@@ -206,7 +217,14 @@ def build_model(args: argparse.Namespace, data: Data):
     return TrainedModel(network, preprocessor, data.schema, scale), X, y
 
 
-def fit_model(args: argparse.Namespace, data: Data, trained, X, y, checkpoint):
+def fit_model(
+    args: argparse.Namespace,
+    data: Data,
+    trained: "TrainedModel",
+    X: "np.ndarray",
+    y: "np.ndarray",
+    checkpoint: "Checkpoint",
+) -> "Fit":
     """Train the network and give it its memory and card; return how it was fitted."""
     import model_utils
     from memory import Memory, remember
@@ -241,7 +259,9 @@ def fit_model(args: argparse.Namespace, data: Data, trained, X, y, checkpoint):
     return fit
 
 
-def score(args: argparse.Namespace, data: Data, trained, fit) -> tuple[dict, dict]:
+def score(
+    args: argparse.Namespace, data: Data, trained: "TrainedModel", fit: "Fit"
+) -> tuple[dict[str, float], dict[str, "Figure"]]:
     """Score the model on the held-out rows; return (metrics, figures)."""
     import numpy as np
 
@@ -274,7 +294,14 @@ def score(args: argparse.Namespace, data: Data, trained, fit) -> tuple[dict, dic
     return metrics, pictures
 
 
-def log_results(client, run, args: argparse.Namespace, data: Data, trained, fit) -> dict:
+def log_results(
+    client: "MlflowClient",
+    run: "ActiveRun",
+    args: argparse.Namespace,
+    data: Data,
+    trained: "TrainedModel",
+    fit: "Fit",
+) -> dict[str, float]:
     """Log scores, curves and figures; return the metrics."""
     import tracking
 
@@ -286,34 +313,54 @@ def log_results(client, run, args: argparse.Namespace, data: Data, trained, fit)
     return metrics
 
 
-def publish(client, run, args: argparse.Namespace, uri: str, metrics: dict) -> str:
-    """Register the model, make it champion when there is none, tell so in the run."""
-    import model_store
-    import tracking
+def in_words(metrics: dict, unit: str) -> str:
+    """Say in one line how well the model does."""
     from comparison import format_amount
 
-    words = (
-        f"Held-out rows: MAE {format_amount(metrics['MAE'], args.unit)}, R² {metrics['R2']:.3f} "
-        f"(predicting the mean: MAE {format_amount(metrics['MAE_mean'], args.unit)})."
-    )
-    version = model_store.register(client, args.model_name, uri, words)
+    mae, mean = (format_amount(metrics[key], unit) for key in ("MAE", "MAE_mean"))
+    return f"MAE {mae} on held-out rows, R² {metrics['R2']:.3f} (predicting the mean: MAE {mean})"
+
+
+def publish(
+    client: "MlflowClient",
+    run: "ActiveRun",
+    args: argparse.Namespace,
+    uri: str,
+    trained: "TrainedModel",
+) -> tuple[str, str]:
+    """Register the model, make it champion when there is none, tell so in the run.
+
+    Returns (version, verdict in words).
+    """
+    import model_card
+    import model_store
+    import tracking
+
+    words, about = trained.card["result"], model_card.about(trained.card, trained.schema)
+    version = model_store.register(client, args.model_name, uri, f"{words}\n\n{about}")
     is_champion = False
     if model_store.champion_version(client, args.model_name) is None:
         is_champion = model_store.promote(client, args.model_name, version, None)
-    role = "@champion" if is_champion else "not champion: another version is"
-    note = f"**{args.model_name} version {version}**, {role}. {words}"
-    name = f"trained: MAE {format_amount(metrics['MAE'], args.unit)}"
+    role = "champion" if is_champion else "not champion, another version is"
+    note = f"**{args.model_name} version {version}, {role}.** {words}"
+    name = f"trained: {words.split(' on held-out')[0]}"
     tags = {"mlflow.note.content": note, "mlflow.runName": name}
     tracking.log_numbers(client, run.info.run_id, {}, tags=tags)
-    return version
+    return version, f"{role}: {words}"
 
 
 def conclude(
-    terminal: cli.Terminal, args, experiment_id: str, metrics: dict, uri: str, version: str
+    terminal: cli.Terminal,
+    args: argparse.Namespace,
+    run: "ActiveRun",
+    metrics: dict[str, float],
+    uri: str,
+    version: str,
+    verdict: str,
 ) -> None:
-    """Print the metrics and the two next commands."""
+    """Print the metrics, the verdict and the next commands, or all of it as one object."""
     from comparison import format_amount
-    from tracking import deep_link
+    from tracking import ui_steps
 
     unit = args.unit
     terminal.table(
@@ -324,13 +371,11 @@ def conclude(
             ["R²", f"{metrics['R2']:.3f}", ""],
         ],
     )
-    store = ["--tracking-uri", args.tracking_uri] if args.tracking_uri != cli.STORE else []
-    retrain = cli.command("python", "mlflow_retrain.py", "--model-uri", uri, *store)
-    ui = [] if args.tracking_uri == cli.STORE else ["--backend-store-uri", args.tracking_uri]
-    terminal.say(f"\n{args.model_name} version {version} is {uri}\n\nNext:")
-    terminal.say(f"  {retrain}")
-    terminal.say(f"  {cli.command('mlflow', 'ui', *ui)}")
-    terminal.say(f"  then open {deep_link(args.tracking_uri, experiment_id)}")
+    terminal.say()
+    flags = ["--model-uri", uri, *cli.store_flags(args)]
+    steps = [cli.command("python", "mlflow_retrain.py", *flags)]
+    steps += ui_steps(args, run.info.experiment_id)
+    cli.conclude(terminal, args, run, uri, version, verdict, steps, metrics=metrics)
 
 
 if __name__ == "__main__":

@@ -14,14 +14,16 @@ import json
 import operator
 import time
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
 import pandas as pd
 import tensorflow as tf
+from numpy.typing import ArrayLike
 from sklearn.metrics import mean_absolute_error, mean_squared_error, r2_score
 from sklearn.model_selection import train_test_split
 
@@ -44,8 +46,8 @@ def wake_device() -> None:
 
 
 def preprocessing(
-    df: pd.DataFrame, *, preprocessor=None, target: str = TARGET, drop: Iterable[str] = ()
-):
+    df: pd.DataFrame, *, preprocessor: Any = None, target: str = TARGET, drop: Iterable[str] = ()
+) -> tuple[np.ndarray, pd.Series | None, Any]:
     """Turn raw rows into network input, fitting the preprocessor or using a fitted one.
 
     Pass the training rows alone when fitting: nothing of the test rows may enter the statistics.
@@ -63,7 +65,7 @@ def preprocessing(
     return tabular.encode(df, preprocessor), y, preprocessor
 
 
-def split(X, y, test_size: float = 0.2, random_state: int = 42):
+def split(X: Any, y: Any, test_size: float = 0.2, random_state: int = 42) -> tuple:
     """Split rows at random into training and held-out rows.
 
     Returns (X_train, X_test, y_train, y_test), of the types passed in; the same `random_state`
@@ -85,20 +87,20 @@ class TargetScale:
     high: float | None = None
 
 
-def target_scale(y: Sequence[float], share: float = 0.005) -> TargetScale:
+def target_scale(y: ArrayLike, share: float = 0.005) -> TargetScale:
     """Measure mean, standard deviation and censoring bounds of training targets.
 
     A bound is the lowest (highest) value when at least `share` of the rows, and five rows, sit
     exactly there: amounts cut off at a floor or a cap pile up, other numbers do not.
     """
-    y = np.asarray(y, dtype=float)
-    needed = max(5, share * len(y))
-    low, high = y.min(), y.max()
+    values = np.asarray(y, dtype=float)
+    needed = max(5, share * len(values))
+    low, high = values.min(), values.max()
     return TargetScale(
-        mean=float(y.mean()),
-        scale=float(y.std()) or 1.0,
-        low=float(low) if np.sum(y == low) >= needed else None,
-        high=float(high) if np.sum(y == high) >= needed else None,
+        mean=float(values.mean()),
+        scale=float(values.std()) or 1.0,
+        low=float(low) if np.sum(values == low) >= needed else None,
+        high=float(high) if np.sum(values == high) >= needed else None,
     )
 
 
@@ -113,7 +115,7 @@ def scale_of(totals: tabular.Totals, share: float = 0.005) -> TargetScale:
     )
 
 
-def rescaled(scale: TargetScale, y: Sequence[float]) -> TargetScale:
+def rescaled(scale: TargetScale, y: ArrayLike) -> TargetScale:
     """Keep a scale for new targets, but drop a bound that some of them cross."""
     low = scale.low if scale.low is not None and np.min(y) >= scale.low else None
     high = scale.high if scale.high is not None and np.max(y) <= scale.high else None
@@ -165,9 +167,9 @@ def _output_layers(scale: TargetScale | None) -> list[keras.Layer]:
         return []
     rescale, relu = keras.layers.Rescaling, keras.layers.ReLU
     low, high = scale.low, scale.high
-    if low is None and high is None:
-        return [rescale(scale.scale, scale.mean, name="target_units")]
     if low is None:
+        if high is None:
+            return [rescale(scale.scale, scale.mean, name="target_units")]
         above = [rescale(-scale.scale, high - scale.mean, name="below_cap"), relu(name="cap")]
         return [*above, rescale(-1.0, high, name="target_units")]
     floor = [rescale(scale.scale, scale.mean - low, name="above_floor")]
@@ -180,21 +182,21 @@ def _output_layers(scale: TargetScale | None) -> list[keras.Layer]:
 
 def train_model(
     model: keras.Model,
-    X,
-    y,
-    X_val=None,
-    y_val=None,
+    X: Any,
+    y: Any,
+    X_val: Any = None,
+    y_val: Any = None,
     epochs: int = 50,
     batch_size: int = 32,
     verbose: int = 0,
     *,
-    sample_weight=None,
+    sample_weight: Any = None,
     callbacks: Sequence[keras.callbacks.Callback] = (),
     shuffle: bool = True,
     seed: int | None = None,
-    rows=None,
+    rows: Any = None,
     initial_epoch: int = 0,
-):
+) -> tuple[keras.Model, keras.callbacks.History]:
     """Train a compiled Keras model, each epoch as one compiled program.
 
     The updates are those of `model.fit`: the program calls the model's own `train_step` on every
@@ -215,7 +217,7 @@ def train_model(
     data = _as_tensors(*X.part(0)) if on_disk else _as_tensors(X, y, sample_weight)
     validation = None if X_val is None else _as_tensors(X_val, y_val, None)
     rows = np.arange(len(X)) if rows is None else np.asarray(rows)
-    settings = {"epochs": epochs, "verbose": verbose}
+    settings: dict[str, Any] = {"epochs": epochs, "verbose": verbose}
     reason = _why_not_compiled(model, callbacks)
     if reason is None:
         try:
@@ -225,7 +227,7 @@ def train_model(
             reason = f"XLA cannot compile it ({str(error).splitlines()[0][:120]})"
     seed = np.random.randint(2**31) if seed is None else seed
 
-    def order(epoch):
+    def order(epoch: int) -> np.ndarray:
         return np.random.default_rng([seed, epoch]).permutation(rows) if shuffle else rows
 
     def parts(epoch):
@@ -271,7 +273,7 @@ class _Minibatches(keras.utils.PyDataset):
         return tuple(tf.gather(values, rows) for values in self.data if values is not None)
 
 
-def compile_ahead(model: keras.Model, X, y, batch_size: int) -> None:
+def compile_ahead(model: keras.Model, X: Any, y: Any, batch_size: int) -> None:
     """Compile the epoch program of a model for X and y without training a single row.
 
     Calling this from a thread lets XLA compile while Python does something else.
@@ -308,10 +310,10 @@ def _run_epochs(model, programs, validation, passes, callbacks, settings):
     return model.history
 
 
-def _as_tensors(X, y, sample_weight=None) -> tuple:
+def _as_tensors(X: Any, y: Any, sample_weight: Any = None) -> tuple:
     """Put rows into device memory; floats in Keras' float type, integer labels as they are."""
 
-    def tensor(values):
+    def tensor(values: Any) -> Any:
         if values is None or tf.is_tensor(values):
             return values
         values = np.asarray(values)
@@ -349,12 +351,12 @@ def _programs(model: keras.Model, data: tuple, batch_size: int) -> tuple:
     optimizer.build(model.trainable_variables)
     decays = optimizer.weight_decay is not None
     key = [batch_size, decays, optimizer, *model.metrics[:1]]  # a new loss tracker each compile()
-    cached_key, programs = getattr(model, "_epoch_programs", ([], None))
+    cached_key, programs = getattr(model, "_epoch_programs", ([], ()))
     if key[:2] == cached_key[:2] and all(map(operator.is_, key[2:], cached_key[2:])):
         return programs
     whole_batches, last_batch, test = _compile(model, batch_size, decays)
 
-    def train(data, order):
+    def train(data: tuple, order: np.ndarray) -> dict[str, float]:
         batches, rest = divmod(len(order), batch_size)
         padded = np.zeros(max(len(data[0]), batch_size), np.int32)
         padded[: len(order)] = order
@@ -364,7 +366,7 @@ def _programs(model: keras.Model, data: tuple, batch_size: int) -> tuple:
             logs = last_batch(data, padded[len(order) - rest : len(order)], decay)
         return {name: float(value) for name, value in logs.items()}
 
-    def evaluate(data):
+    def evaluate(data: tuple) -> dict[str, float]:
         return {name: float(value) for name, value in test(data).items()}
 
     # Not as an attribute: Keras would count the loss tracker in it as one more metric.
@@ -398,7 +400,7 @@ def _compile(model: keras.Model, batch_size: int, decays: bool) -> tuple:
         finally:
             optimizer.weight_decay = number
 
-    def repeat(body, times):
+    def repeat(body: Callable, times: int | tf.Tensor) -> None:
         tf.while_loop(lambda i: i < times, lambda i: [body(i), (i + 1,)][1], (tf.constant(0),))
 
     @tf.function(jit_compile=True, autograph=False)
@@ -413,7 +415,7 @@ def _compile(model: keras.Model, batch_size: int, decays: bool) -> tuple:
         return model.get_metrics_result()
 
     @tf.function(autograph=False)  # a forward pass alone is not worth the time of XLA's compiler
-    def test(data):
+    def test(data: tuple) -> dict:
         model.reset_metrics()
         whole, rest = divmod(data[0].shape[0], BLOCK)
         if whole:
@@ -493,7 +495,7 @@ def fit_network(
     checkpoint.save(model)
     if not np.isfinite(final[-1]):
         raise FloatingPointError(f"the loss is not finite at learning rate {learning_rate:g}")
-    return Fit(best, tried[min(last, key=last.get)], final, last)
+    return Fit(best, tried[min(last, key=last.__getitem__)], final, last)
 
 
 def _search_rows(n_rows: int, validate_on: Sequence[int], batch_size: int, rng) -> tuple:
@@ -515,7 +517,7 @@ def lowest(losses: dict[float, float]) -> float:
     the answer where it has no two neighbours or no logarithm.
     """
     strengths = sorted(losses)
-    i = strengths.index(min(losses, key=losses.get))
+    i = strengths.index(min(losses, key=losses.__getitem__))
     if not 0 < i < len(strengths) - 1 or strengths[i - 1] <= 0:
         return strengths[i]
     near = strengths[i - 1 : i + 2]
@@ -536,8 +538,12 @@ class Checkpoint(keras.callbacks.Callback):
     def __init__(self, file: Path | None, seconds: float = 30.0) -> None:
         super().__init__()
         self.file, self.seconds, self.saved_at = file, seconds, time.monotonic()
-        self.done, self.repeated, self.run_id = [], 0, None
-        self.past, self.history, self.state = {}, {}, None
+        self.done: list[dict[str, list[float]]] = []
+        self.repeated, self.run_id = 0, None
+        self.past: dict[str, list[float]] = {}
+        self.history: dict[str, list[float]] = {}
+        self.state: list[np.ndarray] = []
+        self.watchers: list[keras.callbacks.Callback] = []  # they see the epochs, too
         if file and file.exists():
             with np.load(file, allow_pickle=False) as saved:
                 progress = json.loads(str(saved["progress"]))
@@ -545,19 +551,19 @@ class Checkpoint(keras.callbacks.Callback):
             self.done, self.past = progress["done"], progress["history"]
             self.run_id = progress["run_id"]
 
-    def continued(self, model: keras.Model, train) -> dict[str, list[float]]:
+    def continued(self, model: keras.Model, train: Callable) -> dict[str, list[float]]:
         """Run one training of the fit, or what is left of it; return its whole history."""
         self.repeated += 1
         if self.repeated <= len(self.done):
-            if not self.past and self.state is not None:  # saved after the last one was done
+            if not self.past and self.state:  # saved after the last one was done
                 restore_state(model, self.state)
             return self.done[self.repeated - 1]
         if self.past:
             restore_state(model, self.state)
         self.history = {name: list(values) for name, values in self.past.items()}
         first = max(map(len, self.past.values()), default=0)
-        self.past, self.state = {}, None
-        train(initial_epoch=first, callbacks=[self])
+        self.past, self.state = {}, []
+        train(initial_epoch=first, callbacks=[self, *self.watchers])
         self.done.append(self.history)
         history, self.history = self.history, {}
         return history
@@ -574,16 +580,27 @@ class Checkpoint(keras.callbacks.Callback):
             return
         self.saved_at = time.monotonic()
         progress = {"run_id": self.run_id, "done": self.done, "history": self.history}
-        progress = json.dumps(progress)
-        state = {f"state_{i}": value for i, value in enumerate(model_state(model))}
+        arrays: dict[str, Any] = {"progress": json.dumps(progress)}
+        arrays |= {f"state_{i}": value for i, value in enumerate(model_state(model))}
         beside = self.file.with_suffix(".part")
         with beside.open("wb") as stream:
-            np.savez(stream, progress=progress, **state)
+            np.savez(stream, **arrays)
         beside.replace(self.file)
 
 
+class Watch(keras.callbacks.Callback):
+    """Tell a function about every epoch: its number, how many there are, the loss."""
+
+    def __init__(self, tell: Callable[[int, int, float], None]) -> None:
+        super().__init__()
+        self.tell = tell
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        self.tell(epoch + 1, self.params["epochs"], (logs or {}).get("loss", float("nan")))
+
+
 def train_at(
-    model: keras.Model, X, y, *, learning_rate: float, epochs: int, **options
+    model: keras.Model, X: Any, y: Any, *, learning_rate: float, epochs: int, **options: Any
 ) -> keras.callbacks.History:
     """Train with a learning rate that falls from `learning_rate` to zero; see `train_model`."""
     cosine = [CosineLearningRate(learning_rate, epochs), *options.pop("callbacks", ())]
@@ -644,12 +661,12 @@ def widen_network(
 # --- prediction and scores -----------------------------------------------------------------------
 
 
-def model_predict(model: keras.Model, X) -> np.ndarray:
+def model_predict(model: keras.Model, X: Any) -> np.ndarray:
     """Predict target units, float64 of shape (n_rows,), for X of shape (n_rows, n_inputs)."""
     return tabular.predict(model, X)
 
 
-def evaluate_performance(y_true, y_pred) -> dict[str, float]:
+def evaluate_performance(y_true: ArrayLike, y_pred: ArrayLike) -> dict[str, float]:
     """Score predictions: mean squared error, mean absolute error, coefficient of determination."""
     return {
         "MSE": float(mean_squared_error(y_true, y_pred)),

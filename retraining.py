@@ -6,6 +6,7 @@ terminal; statistics are in `comparison.py`.
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -213,7 +214,11 @@ def retrain(
     network, n_replayed = child.network, len(rows.replay)
     n_old = n_replayed + int(rows.again.sum())
     beginning = model_utils.model_state(network)
-    options = {"batch_size": batch_size, "learning_rate": learning_rate, "seed": seed}
+    options: dict[str, Any] = {
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "seed": seed,
+    }
     fit = model_utils.fit_network(
         network,
         X,
@@ -226,6 +231,7 @@ def retrain(
     )
     end = model_utils.model_state(network)
     _add_predictions(predictions, RETRAINED, child, rows)
+    options["callbacks"] = checkpoint.watchers if checkpoint else []
     if controls and n_old >= batch_size:
         updates = epochs * -(-len(X) // batch_size)
         as_many = max(1, round(updates / -(-n_old // batch_size)))
@@ -325,8 +331,8 @@ def measure_drift(
     bounds = comparison.bounds_share(
         reference[schema.target],
         rows.new[schema.target],
-        scale and scale.low,
-        scale and scale.high,
+        scale.low if scale else None,
+        scale.high if scale else None,
     )
     return drift, bounds
 
@@ -353,9 +359,9 @@ def gather_evidence(
         if part == "old":
             held_out |= _by_generation(table, y, retrained.predictions[part])
     new, old = held_out["new"], held_out.get("old")
-    old_mae = old and old.scores.loc[PARENT, "MAE"]
+    old_mae = old.scores.loc[PARENT, "MAE"] if old else None
     verdict = comparison.decide(
-        new.difference, old and old.difference, old_mae, max_forgetting, unit
+        new.change, old.change if old else None, old_mae, max_forgetting, unit
     )
     y_new, predictions = rows.held_out["new"][target].to_numpy(), retrained.predictions["new"]
     attribution = None
@@ -423,14 +429,14 @@ def headline(evidence: comparison.Evidence) -> str:
     parts = []
     for part in ("new", "old"):
         if part in evidence.held_out:
-            change = comparison.format_interval(evidence.held_out[part].difference, evidence.unit)
+            change = comparison.format_interval(evidence.held_out[part].change, evidence.unit)
             parts.append(f"MAE on {part} rows {change}")
     return "; ".join(parts)
 
 
 def short_result(evidence: comparison.Evidence) -> str:
     """Say the change in MAE in few signs, for the name of a run."""
-    changes = {part: held_out.difference.estimate for part, held_out in evidence.held_out.items()}
+    changes = {part: held_out.change.estimate for part, held_out in evidence.held_out.items()}
     new = comparison.format_amount(changes["new"], evidence.unit, signed=True)
     if "old" not in changes:
         return new
@@ -439,7 +445,8 @@ def short_result(evidence: comparison.Evidence) -> str:
 
 def score_table(evidence: comparison.Evidence) -> tuple[list[str], list[list[str]]]:
     """Lay out the scores of all models on all held-out rows: (header, lines)."""
-    header, lines = ["same held-out rows"], {}
+    header = ["same held-out rows"]
+    lines: dict[str, list[str]] = {}
     for part, held_out in evidence.held_out.items():
         header += [f"{part} MAE", f"{part} R²"]
         for model, scores in held_out.scores.iterrows():

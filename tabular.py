@@ -14,12 +14,16 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+
+if TYPE_CHECKING:
+    from sklearn.compose import ColumnTransformer
 
 TARGET = "montant_pret"
 SUFFIXES = (".csv", ".parquet")
@@ -272,7 +276,9 @@ def infer_schema(
             f"--drop {unknown[0]!r} is no feature column; the columns are "
             f"{', '.join(str(c) for c in rows.columns if c != target)}"
         )
-    numeric, categorical, dropped, notes = [], [], list(drop), []
+    numeric: list[str] = []
+    categorical: list[str] = []
+    dropped, notes = list(drop), []
     for name in rows.columns:
         if name == target or name in dropped:
             continue
@@ -410,7 +416,7 @@ def _text(values: pd.Series) -> pa.Array:
     return array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
 
 
-def _as_text(value: object) -> str:
+def _as_text(value: Any) -> str:
     is_whole = isinstance(value, (float, np.floating)) and float(value).is_integer()
     return str(int(value)) if is_whole else str(value)
 
@@ -418,7 +424,7 @@ def _as_text(value: object) -> str:
 # --- preprocessor ------------------------------------------------------------------------------
 
 
-def fit_preprocessor(rows: pd.DataFrame, schema: Schema):
+def fit_preprocessor(rows: pd.DataFrame, schema: Schema) -> "ColumnTransformer":
     """Fit imputation, scaling and one-hot encoding on conformed training rows.
 
     Returns a fitted `ColumnTransformer`: numeric columns get the mean for missing values and unit
@@ -518,7 +524,9 @@ def _sklearn_frame(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.astype(dict.fromkeys(text, object)).where(rows.notna(), np.nan)
 
 
-def widen_preprocessor(preprocessor, rows: pd.DataFrame, schema: Schema):
+def widen_preprocessor(
+    preprocessor: "ColumnTransformer", rows: pd.DataFrame, schema: Schema
+) -> tuple["ColumnTransformer", dict[str, list[str]]]:
     """Add one-hot columns for the categories in `rows` that `preprocessor` does not know.
 
     Means, scales and known categories keep their values, and their columns their places: the new
@@ -540,7 +548,7 @@ def widen_preprocessor(preprocessor, rows: pd.DataFrame, schema: Schema):
     for name, _, _ in preprocessor.transformers:
         for step, fitted in preprocessor.named_transformers_[name].named_steps.items():
             wider.named_transformers_[name].named_steps[step].__dict__.update(fitted.__dict__)
-    imputed = {}
+    imputed: dict[str, str] = {}
     for _, columns, imputer, _ in _category_steps(preprocessor):
         imputed = dict(zip(columns, imputer.statistics_, strict=True)) | imputed
     _, columns, imputer, _ = _category_steps(wider)[-1]
@@ -548,7 +556,7 @@ def widen_preprocessor(preprocessor, rows: pd.DataFrame, schema: Schema):
     return wider, new
 
 
-def _category_steps(preprocessor) -> list[tuple]:
+def _category_steps(preprocessor: "ColumnTransformer") -> list[tuple]:
     """List (name, columns, imputer, encoder) of each categorical block, in column order."""
     return [
         (name, columns, fitted.named_steps["impute"], fitted.named_steps["encode"])
@@ -557,13 +565,15 @@ def _category_steps(preprocessor) -> list[tuple]:
     ]
 
 
-def is_ours(preprocessor) -> bool:
+def is_ours(preprocessor: object) -> bool:
     """Tell whether a preprocessor has the form that `fit_preprocessor` makes."""
     names = [name for name, _, _ in getattr(preprocessor, "transformers_", [])]
     return bool(names) and all(re.fullmatch(r"numeric|categorical_\d+", n) for n in names)
 
 
-def schema_of(preprocessor, target: str = TARGET, dropped: Iterable[str] = ()) -> Schema:
+def schema_of(
+    preprocessor: "ColumnTransformer", target: str = TARGET, dropped: Iterable[str] = ()
+) -> Schema:
     """Read the feature columns back from a fitted preprocessor."""
     columns = {name: tuple(c) for name, _, c in preprocessor.transformers_ if name != "remainder"}
     return Schema(
@@ -571,7 +581,7 @@ def schema_of(preprocessor, target: str = TARGET, dropped: Iterable[str] = ()) -
     )
 
 
-def encode(rows: pd.DataFrame, preprocessor) -> np.ndarray:
+def encode(rows: pd.DataFrame, preprocessor: "ColumnTransformer") -> np.ndarray:
     """Transform rows to the network's input, float32 of shape (n_rows, n_inputs).
 
     Equal to `preprocessor.transform(rows)` for a preprocessor of `fit_preprocessor`, but many
@@ -604,7 +614,9 @@ def encode(rows: pd.DataFrame, preprocessor) -> np.ndarray:
     return X
 
 
-def encode_features(rows: pd.DataFrame, schema: Schema, preprocessor) -> np.ndarray:
+def encode_features(
+    rows: pd.DataFrame, schema: Schema, preprocessor: "ColumnTransformer"
+) -> np.ndarray:
     """Encode raw rows from outside: check that no feature column is missing, then `encode`.
 
     Raises UserError as `encode` and `conform` do.
@@ -613,7 +625,7 @@ def encode_features(rows: pd.DataFrame, schema: Schema, preprocessor) -> np.ndar
     return encode(rows, preprocessor)
 
 
-def predict(network, X) -> np.ndarray:
+def predict(network: Any, X: Any) -> np.ndarray:
     """Predict with a Keras network, float64 of shape (n_rows,), for X of shape (n_rows, n_inputs).
 
     The last block is filled up to a multiple of `LANE` rows: matrix products of other shapes may

@@ -17,22 +17,36 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import mlflow
 import numpy as np
 import pandas as pd
 from mlflow import MlflowClient
+from mlflow.data.pandas_dataset import from_pandas
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
 import cli
 from tabular import UserError, row_hashes
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from model_store import TrainedModel
+
 # The exception says all that this logger prints over a hundred lines.
 logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
-NOT_PART_OF_A_TRAINING = {"resume", "quiet", "checkpoint_seconds", "tracking_uri", "experiment"}
+NOT_PART_OF_A_TRAINING = {
+    "resume",
+    "quiet",
+    "json",
+    "checkpoint_seconds",
+    "tracking_uri",
+    "experiment",
+}
 HOST_TAG, PROCESS_TAG = "host", "process"
 
 
@@ -75,6 +89,7 @@ def _check_server(uri: str) -> None:
     # MLflow's own retries would take four silent minutes.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     try:
         with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=5) as answer:
             answer.read()
@@ -242,7 +257,7 @@ def kept_if_logging_fails(save: Callable[[], Path]) -> Iterator[None]:
 
 def log_arguments(client: MlflowClient, run_id: str, arguments: dict) -> None:
     """Log all arguments of a run as parameters, in one request."""
-    names = [name for name in arguments if name not in ("resume", "quiet")]
+    names = [name for name in arguments if name not in ("resume", "quiet", "json")]
     params = [Param(name, str(arguments[name])[:6000]) for name in names]
     client.log_batch(run_id, params=params)
 
@@ -277,9 +292,7 @@ def log_rows(
     rows: features and target; `sha256` is given where they are but a sample of the dataset.
     """
     sha256 = sha256 or content_hash(row_hashes(rows.drop(columns=target), rows[target]))
-    dataset = mlflow.data.from_pandas(
-        rows, name=Path(name).name, targets=target, digest=sha256[:32]
-    )
+    dataset = from_pandas(rows, name=Path(name).name, targets=target, digest=sha256[:32])
     mlflow.log_input(dataset, context=context, tags={"sha256": sha256})
 
 
@@ -288,7 +301,7 @@ def content_hash(hashes: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(hashes)).hexdigest()
 
 
-def log_figures(figures: dict[str, object]) -> None:
+def log_figures(figures: Mapping[str, "Figure"]) -> None:
     """Log matplotlib figures as PNG files under `figures/`."""
     with tempfile.TemporaryDirectory() as folder:
         for name, figure in figures.items():
@@ -304,13 +317,19 @@ def log_files(files: dict[str, str]) -> None:
         mlflow.log_artifacts(folder)
 
 
-def link(client: MlflowClient, parent) -> str:
+def link(client: MlflowClient, parent: "TrainedModel") -> str:
     """Link to a parent's page in the MLflow UI, as Markdown; its plain URI if it has none."""
     with contextlib.suppress(MlflowException):
         if parent.model_id:
             place = client.get_logged_model(parent.model_id).experiment_id
             return f"[{parent.uri}](#/experiments/{place}/models/{parent.model_id})"
     return f"`{parent.uri}`"
+
+
+def ui_steps(args: argparse.Namespace, experiment_id: str) -> list[str]:
+    """Say how to look at an experiment: the command to paste, and the address to open."""
+    ui = cli.command("mlflow", "ui", *cli.store_flags(args, "--backend-store-uri"))
+    return [ui, f"then open {deep_link(args.tracking_uri, experiment_id)}"]
 
 
 def deep_link(tracking_uri: str, experiment_id: str) -> str:
