@@ -29,6 +29,7 @@ START_UP_NOISE = re.compile(
 
 HERE = Path(__file__).parent
 SCRIPTS = ("mlflow_monitoring.py", "mlflow_retrain.py")
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 STORE = "sqlite:///mlflow.db"  # where 'mlflow ui' looks without a flag
 
 
@@ -106,13 +107,16 @@ def run(script: Callable[[argparse.Namespace], int], args: argparse.Namespace) -
     0 done, 2 a user's error, 130 interrupted. Programming errors keep their traceback.
     """
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _interrupt)
+        for signum in SIGNALS:
+            if signal.getsignal(signum) != signal.SIG_IGN:  # a shell's background job ignores them
+                signal.signal(signum, _interrupt)
     try:
+        _check_text(args)
         args.models_dir.mkdir(parents=True, exist_ok=True)  # an error now, not after the training
         tempfile.TemporaryFile(dir=args.models_dir).close()
         return script(args)
     except KeyboardInterrupt:
-        words = "interrupted: no model was registered; a run that had begun is marked KILLED"
+        words = "interrupted: a run that had not finished is marked KILLED"
         print(words, file=sys.stderr)
         return 130
     except Exception as error:
@@ -132,7 +136,7 @@ def leave(exit_code: int) -> None:
 def explain(error: Exception) -> str | None:
     """Put an error that its user can mend into words; None for a programming error."""
     first_line = (str(error).strip().splitlines() or [""])[0][:300]
-    if type(error).__name__ == "UserError":
+    if type(error).__name__ in ("UserError", "ArgumentTypeError"):
         return str(error)
     if isinstance(error, FloatingPointError):
         return f"training diverged: {error}; expected a finite loss: lower --learning-rate"
@@ -145,7 +149,38 @@ def explain(error: Exception) -> str | None:
 
 
 def _interrupt(signum: int, frame) -> None:
+    for each in SIGNALS:  # a second Ctrl-C must not interrupt the tidying up
+        signal.signal(each, signal.SIG_IGN)
     raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Put SIGINT and SIGTERM off until the block is done, for steps that belong together."""
+    came = []
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {signum: signal.signal(signum, lambda *_: came.append(1)) for signum in SIGNALS}
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+    if came:
+        _interrupt(0, None)
+
+
+def _check_text(args: argparse.Namespace) -> None:
+    """Refuse arguments that were not UTF-8: neither MLflow nor JSON can write them down."""
+    for name, value in vars(args).items():
+        try:
+            str(value).encode()
+        except UnicodeEncodeError:
+            flag = f"--{name.replace('_', '-')}"
+            raise argparse.ArgumentTypeError(
+                f"{flag} {str(value)!r} is not UTF-8 text; expected UTF-8: rename it"
+            ) from None
 
 
 @contextlib.contextmanager

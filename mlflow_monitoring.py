@@ -70,7 +70,8 @@ def train(args: argparse.Namespace) -> int:
         with tracking.kept_if_logging_fails(lambda: model_store.save_folder(trained, folder)):
             metrics = log_results(client, run, args, data, trained, fit)
             uri = model_store.log_model(trained, MODEL_NAME, step=args.epochs)
-            version = publish(client, run, args, uri, metrics)
+            with cli.uninterrupted():  # registered, promoted and told, or nothing of it
+                version = publish(client, run, args, uri, metrics)
         checkpoint.file.unlink(missing_ok=True)
     conclude(terminal, args, experiment_id, metrics, uri, version)
     return 0

@@ -95,7 +95,8 @@ def retrain(args: argparse.Namespace) -> int:
         with tracking.kept_if_logging_fails(lambda: folder):
             log_evidence(client, run, result, evidence, rows, parent)
             child_uri = model_store.log_model(result.model, MODEL_NAME, step=args.epochs)
-            verdict, version = judge(client, run, args, champion, parent, evidence, child_uri)
+            with cli.uninterrupted():  # registered, promoted and told, or nothing of it
+                verdict, version = judge(client, run, args, champion, parent, evidence, child_uri)
         checkpoint.file.unlink(missing_ok=True)
     conclude(terminal, args, experiment_id, evidence, verdict, child_uri, version)
     return 0

@@ -58,6 +58,8 @@ def prepare_rows(
             raise tabular.UserError(
                 f"column {name!r} of {data} is empty in every row; expected values: fill it"
             )
+    if tabular.is_ours(parent.preprocessor):
+        tabular.check_categories(table, parent.preprocessor, data)
     hashes = tabular.row_hashes(table, y)
     table = table.assign(**{schema.target: y})
     roles = assign_roles(hashes, parent.memory, test_size=test_size, seed=seed, source=data)

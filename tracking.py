@@ -89,6 +89,12 @@ def _check_sqlite(file: Path) -> None:
         try:
             with contextlib.closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True)) as database:
                 tables = database.execute("select name from sqlite_master").fetchall()
+        except sqlite3.OperationalError as error:
+            raise UserError(
+                f"the database {file} cannot be read ({error}); expected one that no other program "
+                "keeps locked: wait for that program, check the permissions or pass another "
+                "--tracking-uri"
+            ) from error
         except sqlite3.Error as error:
             raise UserError(
                 f"{file} is no SQLite database ({error}); pass another --tracking-uri"
@@ -196,16 +202,17 @@ def tracked_run(
     """
     tags = tags | {HOST_TAG: platform.node(), PROCESS_TAG: _process_tag(os.getpid()) or ""}
     tags |= _git_commit()
-    run = mlflow.start_run(run_id, experiment_id=experiment_id, run_name=name, tags=tags)
-    status = "FAILED"
     try:
+        with cli.uninterrupted():  # or it would begin unknown to us
+            run = mlflow.start_run(run_id, experiment_id=experiment_id, run_name=name, tags=tags)
         yield run
-        status = "FINISHED"
-    except KeyboardInterrupt:
-        status = "KILLED"
+        with cli.uninterrupted():
+            mlflow.end_run("FINISHED")
+    except BaseException as error:
+        # A store that is lost cannot be told; the next start will mark the run KILLED.
+        with contextlib.suppress(MlflowException, OSError), cli.uninterrupted():
+            mlflow.end_run("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
-    finally:
-        mlflow.end_run(status)
 
 
 def _git_commit() -> dict[str, str]:
