@@ -55,8 +55,8 @@ def common_arguments(parser: Parser, data: str) -> None:
     add("--seed", type=natural, default=42, help="of split, weights and order (%(default)s)")
     add("--test-size", type=share, default=0.2, help="share of rows held out (%(default)s)")
     experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME", "loan-amount")
-    add("--experiment", default=experiment, help="MLflow experiment (%(default)s)")
-    add("--model-name", default="loan-amount", help="registered model (%(default)s)")
+    add("--experiment", type=name, default=experiment, help="MLflow experiment (%(default)s)")
+    add("--model-name", type=model_name, default="loan-amount", help="registered (%(default)s)")
     store = os.environ.get("MLFLOW_TRACKING_URI") or STORE
     add("--tracking-uri", default=store, help="MLflow store or server (%(default)s)")
     add("--models-dir", type=Path, default=Path("models"), help="local copies (%(default)s)")
@@ -78,22 +78,31 @@ def common_arguments(parser: Parser, data: str) -> None:
 
 
 def whole(text: str) -> int:
-    return _number(text, int, lambda v: v >= 1, "a whole number of at least 1")
+    return _checked(text, int, lambda v: v >= 1, "a whole number of at least 1")
 
 
 def natural(text: str) -> int:
-    return _number(text, int, lambda v: 0 <= v < 2**31, "a whole number from 0 on")
+    return _checked(text, int, lambda v: 0 <= v < 2**31, "a whole number from 0 on")
 
 
 def positive(text: str) -> float:
-    return _number(text, float, lambda v: 0 < v < float("inf"), "a number above 0")
+    return _checked(text, float, lambda v: 0 < v < float("inf"), "a number above 0")
 
 
 def share(text: str) -> float:
-    return _number(text, float, lambda v: 0 < v < 1, "a share between 0 and 1, such as 0.2")
+    return _checked(text, float, lambda v: 0 < v < 1, "a share between 0 and 1, such as 0.2")
 
 
-def _number(text: str, convert: Callable, accepts: Callable, expected: str):
+def name(text: str) -> str:
+    return _checked(text, str, str.strip, "a name")
+
+
+def model_name(text: str) -> str:
+    ok = re.compile(r"(?!\s*$|\.+$)[^/:]+").fullmatch
+    return _checked(text, str, ok, "a name without / and :")
+
+
+def _checked(text: str, convert: Callable, accepts: Callable, expected: str):
     with contextlib.suppress(ValueError):
         value = convert(text)
         if accepts(value):

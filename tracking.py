@@ -74,10 +74,13 @@ def _check_server(uri: str) -> None:
     # MLflow's own retries would take four silent minutes.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+    question = f"{uri.rstrip('/')}/api/2.0/mlflow/experiments/search?max_results=1"
     try:
-        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=5) as answer:
+        with urllib.request.urlopen(question, timeout=5) as answer:
             answer.read()
     except (urllib.error.URLError, OSError, ValueError) as error:
+        if getattr(error, "code", 500) < 500:
+            return  # it wants a password, which MLflow's own client knows
         raise UserError(
             f"the tracking server {uri} does not answer ({getattr(error, 'reason', error)}); "
             "expected a running 'mlflow server': start it or pass another --tracking-uri"

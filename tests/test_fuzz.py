@@ -105,15 +105,13 @@ def test_thousands_of_damaged_tables_get_an_answer_or_a_clear_error(trained, fil
     served = mlflow.pyfunc.load_model(trained.uri)
     features = trained.load(trained.uri).schema.features
     rows, rng = pd.read_csv(files / "new.csv")[[*features]].head(8), np.random.default_rng(7)
-    answers = Counter()
+    answers, refusals = Counter(), []
     for number in range(FRAMES):
         table = mutated(rows, rng)
         try:
             found = served.predict(table)
         except MlflowException as error:
-            assert error.get_http_status_code() == 400, (number, error)
-            assert 10 < len(str(error)) < 2_000, (number, error)
-            assert "Traceback" not in str(error), (number, error)
+            refusals.append(error)
             answers["refused"] += 1
         except Exception as error:
             raise AssertionError(f"table {number} raised {error!r}:\n{table}") from error
@@ -121,6 +119,10 @@ def test_thousands_of_damaged_tables_get_an_answer_or_a_clear_error(trained, fil
             assert found.shape == (len(table),), number
             assert np.isfinite(found).all(), f"table {number} got {found}:\n{table}"
             answers["answered"] += 1
+    for error in refusals:
+        assert error.get_http_status_code() == 400, error
+        assert "\n" not in str(error), error
+        assert any(f" {word}" in str(error) for word in ("expected", "add", "remove", "correct"))
     print(f"fuzz: {FRAMES} damaged tables, {dict(answers)}")
     assert sum(answers.values()) == FRAMES >= 2_000
     assert min(answers.values()) > FRAMES / 10  # both ends are reached
