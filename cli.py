@@ -32,6 +32,7 @@ START_UP_NOISE = re.compile(
 
 HERE = Path(__file__).parent
 SCRIPTS = ("mlflow_monitoring.py", "mlflow_retrain.py")
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 STORE = "sqlite:///mlflow.db"  # where 'mlflow ui' looks without a flag
 
 
@@ -57,8 +58,8 @@ def common_arguments(parser: Parser, data: str) -> None:
     add("--seed", type=natural, default=42, help="of split, weights and order (%(default)s)")
     add("--test-size", type=share, default=0.2, help="share of rows held out (%(default)s)")
     experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME", "loan-amount")
-    add("--experiment", default=experiment, help="MLflow experiment (%(default)s)")
-    add("--model-name", default="loan-amount", help="registered model (%(default)s)")
+    add("--experiment", type=name, default=experiment, help="MLflow experiment (%(default)s)")
+    add("--model-name", type=model_name, default="loan-amount", help="registered (%(default)s)")
     store = os.environ.get("MLFLOW_TRACKING_URI") or STORE
     add("--tracking-uri", default=store, help="MLflow store or server (%(default)s)")
     add("--models-dir", type=Path, default=Path("models"), help="local copies (%(default)s)")
@@ -87,22 +88,31 @@ def common_arguments(parser: Parser, data: str) -> None:
 
 
 def whole(text: str) -> int:
-    return _number(text, int, lambda v: v >= 1, "a whole number of at least 1")
+    return _checked(text, int, lambda v: v >= 1, "a whole number of at least 1")
 
 
 def natural(text: str) -> int:
-    return _number(text, int, lambda v: 0 <= v < 2**31, "a whole number from 0 on")
+    return _checked(text, int, lambda v: 0 <= v < 2**31, "a whole number from 0 on")
 
 
 def positive(text: str) -> float:
-    return _number(text, float, lambda v: 0 < v < float("inf"), "a number above 0")
+    return _checked(text, float, lambda v: 0 < v < float("inf"), "a number above 0")
 
 
 def share(text: str) -> float:
-    return _number(text, float, lambda v: 0 < v < 1, "a share between 0 and 1, such as 0.2")
+    return _checked(text, float, lambda v: 0 < v < 1, "a share between 0 and 1, such as 0.2")
 
 
-def _number(text: str, convert: Callable, accepts: Callable, expected: str) -> Any:
+def name(text: str) -> str:
+    return _checked(text, str, str.strip, "a name")
+
+
+def model_name(text: str) -> str:
+    ok = re.compile(r"(?!\s*$|\.+$)[^/:]+").fullmatch
+    return _checked(text, str, ok, "a name without / and :")
+
+
+def _checked(text: str, convert: Callable, accepts: Callable, expected: str) -> Any:
     with contextlib.suppress(ValueError):
         value = convert(text)
         if accepts(value):
@@ -116,13 +126,16 @@ def run(script: Callable[[argparse.Namespace], int], args: argparse.Namespace) -
     0 done, 2 a user's error, 130 interrupted. Programming errors keep their traceback.
     """
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _interrupt)
+        for signum in SIGNALS:
+            if signal.getsignal(signum) != signal.SIG_IGN:  # a shell's background job ignores them
+                signal.signal(signum, _interrupt)
     try:
+        _check_text(args)
         args.models_dir.mkdir(parents=True, exist_ok=True)  # an error now, not after the training
         tempfile.TemporaryFile(dir=args.models_dir).close()
         return script(args)
     except KeyboardInterrupt:
-        words = "interrupted: no model was registered; a run that had begun is marked KILLED"
+        words = "interrupted: a run that had not finished is marked KILLED"
         print(words, file=sys.stderr)
         return 130
     except Exception as error:
@@ -142,7 +155,7 @@ def leave(exit_code: int) -> None:
 def explain(error: Exception) -> str | None:
     """Put an error that its user can mend into words; None for a programming error."""
     first_line = (str(error).strip().splitlines() or [""])[0][:300]
-    if type(error).__name__ == "UserError":
+    if type(error).__name__ in ("UserError", "ArgumentTypeError"):
         return str(error)
     if isinstance(error, FloatingPointError):
         return f"training diverged: {error}; expected a finite loss: lower --learning-rate"
@@ -155,7 +168,38 @@ def explain(error: Exception) -> str | None:
 
 
 def _interrupt(*_: object) -> NoReturn:
+    for each in SIGNALS:  # a second Ctrl-C must not interrupt the tidying up
+        signal.signal(each, signal.SIG_IGN)
     raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Put SIGINT and SIGTERM off until the block is done, for steps that belong together."""
+    came = []
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {signum: signal.signal(signum, lambda *_: came.append(1)) for signum in SIGNALS}
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+    if came:
+        _interrupt(0, None)
+
+
+def _check_text(args: argparse.Namespace) -> None:
+    """Refuse arguments that were not UTF-8: neither MLflow nor JSON can write them down."""
+    for name, value in vars(args).items():
+        try:
+            str(value).encode()
+        except UnicodeEncodeError:
+            flag = f"--{name.replace('_', '-')}"
+            raise argparse.ArgumentTypeError(
+                f"{flag} {str(value)!r} is not UTF-8 text; expected UTF-8: rename it"
+            ) from None
 
 
 @contextlib.contextmanager

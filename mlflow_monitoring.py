@@ -92,7 +92,8 @@ def track(args: argparse.Namespace, data: "Data", terminal: cli.Terminal) -> int
             metrics = log_results(client, run, args, data, trained, fit)
             trained.card["result"] = in_words(metrics, args.unit)
             uri = model_store.log_model(trained, MODEL_NAME, step=args.epochs)
-            version, verdict = publish(client, run, args, uri, trained)
+            with cli.uninterrupted():  # registered, promoted and told, or nothing of it
+                version, verdict = publish(client, run, args, uri, trained)
         saved.unlink(missing_ok=True)
     conclude(terminal, args, run, metrics, uri, version, verdict)
     return 0

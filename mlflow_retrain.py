@@ -121,9 +121,10 @@ def track(args, terminal, client, experiment_id, champion, parent, rows: "Rows")
         with tracking.kept_if_logging_fails(lambda: folder):
             metrics = log_evidence(client, run, result, evidence, rows, parent)
             child_uri = model_store.log_model(result.model, MODEL_NAME, step=args.epochs)
-            verdict, version = judge(
-                client, run, args, champion, parent, evidence, result.model, child_uri
-            )
+            with cli.uninterrupted():  # registered, promoted and told, or nothing of it
+                verdict, version = judge(
+                    client, run, args, champion, parent, evidence, result.model, child_uri
+                )
         saved.unlink(missing_ok=True)
     conclude(terminal, args, run, evidence, metrics, verdict, child_uri, version)
     return 0

@@ -204,7 +204,12 @@ def load_model(uri: str, preprocessor_path: Path) -> TrainedModel:
     """
     with tempfile.TemporaryDirectory() as download:
         folder = _download(uri, download)
-        info = Model.load(folder / "MLmodel")
+        try:
+            info = Model.load(folder / "MLmodel")
+        except Exception as error:  # of YAML, of MLflow, of a key that is not there
+            raise UserError(
+                f"{uri} is damaged: its MLmodel file cannot be read; log the model again"
+            ) from error
         if "keras" not in info.flavors and "tensorflow" not in info.flavors:
             raise UserError(
                 f"{uri} holds a model of the flavors {', '.join(info.flavors)}; expected one with "

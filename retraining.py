@@ -100,6 +100,8 @@ def prepare_rows(
             raise tabular.UserError(
                 f"column {name!r} of {data} is empty in every row; expected values: fill it"
             )
+    if tabular.is_ours(parent.preprocessor):
+        tabular.check_categories(table, parent.preprocessor, data)
     parts = {"new": table.loc[held_out]}
     if len(parent.memory.part(HELD_OUT)):
         parts["old"] = parent.memory.part(HELD_OUT)

@@ -254,8 +254,9 @@ def check_range(n_rows: int, low: float, high: float, target: str, source: str) 
 
 
 def _line(values: pd.Series, i: int) -> int:
-    """Tell the line of a file that the i-th value stands in; chunks know where they begin."""
-    return i + getattr(values.index, "start", 0) + 2
+    """Tell the line of a file that the i-th value stands in; a part of a file keeps its index."""
+    label = values.index[i]
+    return (label if isinstance(label, (int, np.integer)) else i) + 2
 
 
 def infer_schema(
@@ -308,8 +309,8 @@ def _infer_kind(values: pd.Series) -> tuple[str, str]:
         return "numeric", ""
     text = _text(known)
     distinct = pc.count_distinct(text).as_py()
-    numbers = pd.to_numeric(text.to_pandas(), errors="coerce").notna().mean()
-    if numbers > 0.5:
+    plain = text.to_pandas().str.replace(",", "")  # "1,5" is meant as a number, and refused as one
+    if pd.to_numeric(plain, errors="coerce").notna().mean() > 0.5:
         as_numbers(values, "the training rows")
         return "numeric", ""
     if distinct > max(10, len(known) / 2):
@@ -354,6 +355,28 @@ def conform(
     return frame if compact else frame.astype(dict.fromkeys(schema.categorical, "str"))
 
 
+def check_categories(table: pd.DataFrame, preprocessor, source: str) -> None:
+    """Refuse categories that no retraining should take up into a model.
+
+    Raises UserError for more than `MAX_CATEGORIES` of them in a column, and for a column that
+    holds numbers only where the fitted preprocessor knows texts.
+    """
+    for _, columns, _, encoder in _category_steps(preprocessor):
+        for name, known in zip(columns, encoder.categories_, strict=True):
+            found = table[name].dropna().unique()
+            if len(found) > MAX_CATEGORIES:
+                raise UserError(
+                    f"column {name!r} of {source} has {len(found):,} categories; expected at most "
+                    f"{MAX_CATEGORIES:,}: group them"
+                )
+            numbers = [pd.to_numeric(pd.Series(v), errors="coerce").notna() for v in (found, known)]
+            if numbers[0].all() and not numbers[1].any():
+                raise UserError(
+                    f"column {name!r} of {source} holds numbers such as {found[0]}; expected texts "
+                    f"such as {known[0]!r}, as at training: give the texts"
+                )
+
+
 def _check_columns(rows: pd.DataFrame, schema: Schema, source: str) -> None:
     missing = [name for name in schema.features if name not in rows.columns]
     if missing:
@@ -361,6 +384,9 @@ def _check_columns(rows: pd.DataFrame, schema: Schema, source: str) -> None:
             f"{source} has no column {missing[0]!r}; the model needs "
             f"{', '.join(schema.features)}: add or rename the column"
         )
+    twice = [name for name in schema.features if list(rows.columns).count(name) > 1]
+    if twice:
+        raise UserError(f"{source} has two columns named {twice[0]!r}; rename or remove one")
 
 
 def as_numbers(values: pd.Series, source: str = "the table") -> np.ndarray:
@@ -376,8 +402,8 @@ def as_numbers(values: pd.Series, source: str = "the table") -> np.ndarray:
     if len(bad):
         raise UserError(
             f"column {values.name!r} of {source} holds {str(values.iloc[bad[0]])[:40]!r} in line "
-            f"{_line(values, bad[0])} (the header is line 1); expected a number: correct it "
-            f"({len(bad)} such rows)"
+            f"{_line(values, bad[0])} (the header is line 1); expected a number such as 1234.5: "
+            f"correct it ({len(bad)} such rows)"
         )
     return numbers
 
@@ -412,7 +438,11 @@ def _text(values: pd.Series) -> pa.Array:
         values = values.astype(object)
         if pd.api.types.infer_dtype(values, skipna=True) != "string":
             values = values.map(_as_text, na_action="ignore").astype(object)
-    array = pa.array(values, type=pa.string(), from_pandas=True)
+    try:
+        array = pa.array(values, type=pa.string(), from_pandas=True)
+    except UnicodeEncodeError:  # half of a surrogate pair, which UTF-8 cannot write
+        whole = values.map(lambda t: t.encode("utf-8", "backslashreplace").decode(), "ignore")
+        array = pa.array(whole, type=pa.string(), from_pandas=True)
     return array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
 
 

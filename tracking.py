@@ -90,10 +90,13 @@ def _check_server(uri: str) -> None:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    question = f"{uri.rstrip('/')}/api/2.0/mlflow/experiments/search?max_results=1"
     try:
-        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=5) as answer:
+        with urllib.request.urlopen(question, timeout=5) as answer:
             answer.read()
     except (urllib.error.URLError, OSError, ValueError) as error:
+        if getattr(error, "code", 500) < 500:
+            return  # it wants a password, which MLflow's own client knows
         raise UserError(
             f"the tracking server {uri} does not answer ({getattr(error, 'reason', error)}); "
             "expected a running 'mlflow server': start it or pass another --tracking-uri"
@@ -105,6 +108,12 @@ def _check_sqlite(file: Path) -> None:
         try:
             with contextlib.closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True)) as database:
                 tables = database.execute("select name from sqlite_master").fetchall()
+        except sqlite3.OperationalError as error:
+            raise UserError(
+                f"the database {file} cannot be read ({error}); expected one that no other program "
+                "keeps locked: wait for that program, check the permissions or pass another "
+                "--tracking-uri"
+            ) from error
         except sqlite3.Error as error:
             raise UserError(
                 f"{file} is no SQLite database ({error}); pass another --tracking-uri"
@@ -212,16 +221,17 @@ def tracked_run(
     """
     tags = tags | {HOST_TAG: platform.node(), PROCESS_TAG: _process_tag(os.getpid()) or ""}
     tags |= _git_commit()
-    run = mlflow.start_run(run_id, experiment_id=experiment_id, run_name=name, tags=tags)
-    status = "FAILED"
     try:
+        with cli.uninterrupted():  # or it would begin unknown to us
+            run = mlflow.start_run(run_id, experiment_id=experiment_id, run_name=name, tags=tags)
         yield run
-        status = "FINISHED"
-    except KeyboardInterrupt:
-        status = "KILLED"
+        with cli.uninterrupted():
+            mlflow.end_run("FINISHED")
+    except BaseException as error:
+        # A store that is lost cannot be told; the next start will mark the run KILLED.
+        with contextlib.suppress(MlflowException, OSError), cli.uninterrupted():
+            mlflow.end_run("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
-    finally:
-        mlflow.end_run(status)
 
 
 def _git_commit() -> dict[str, str]:
