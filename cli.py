@@ -74,6 +74,13 @@ def common_arguments(parser: Parser, data: str) -> None:
         default=30.0,
         help="time between two checkpoints of a training (%(default)s)",
     )
+    add(
+        "--worker-timeout",
+        type=positive,
+        default=300.0,
+        metavar="SECONDS",
+        help="wait for the other workers of TF_CONFIG (%(default)s)",
+    )
 
 
 def whole(text: str) -> int:
@@ -159,7 +166,8 @@ def quiet_start() -> Iterator[None]:
     first_import = "tensorflow" not in sys.modules
     if first_import:
         gc.disable()
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    # A lost worker makes TensorFlow write pages that our own error says in one line.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3" if "TF_CONFIG" in os.environ else "2")
     sys.stderr.flush()
     kept = os.dup(2)
     with tempfile.TemporaryFile() as held:

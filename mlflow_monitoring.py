@@ -44,16 +44,21 @@ def train(args: argparse.Namespace) -> int:
     with cli.quiet_start():
         import skops.io  # noqa: F401  (before TensorFlow: a second faster)
 
+        import distributed
         import model_store
         import model_utils
         import tracking
 
+        distributed.join(args.worker_timeout)
         model_utils.wake_device()
-    terminal = cli.Terminal(args.quiet)
+    terminal = cli.Terminal(args.quiet or not distributed.is_leader())
     data = read(args)
-    for note in data.notes:
+    for note in [*data.notes, *distributed.notes(args.batch_size)]:
         terminal.say(f"note: {note}")
     building = cli.background(build_model, args, data)  # XLA compiles meanwhile
+    if not distributed.is_leader():
+        fit_model(args, data, *building.result(), model_utils.Checkpoint(None))
+        return 0
     client, experiment_id = tracking.connect(args.tracking_uri, args.experiment)
     tags = {"phase": "training", "data_sha256": data.sha256}
     checkpoint = model_utils.Checkpoint(
@@ -73,6 +78,7 @@ def train(args: argparse.Namespace) -> int:
             version = publish(client, run, args, uri, metrics)
         checkpoint.file.unlink(missing_ok=True)
     conclude(terminal, args, experiment_id, metrics, uri, version)
+    distributed.release()
     return 0
 
 

@@ -49,13 +49,15 @@ def retrain(args: argparse.Namespace) -> int:
     with cli.quiet_start():
         import skops.io  # noqa: F401  (before TensorFlow: a second faster)
 
+        import distributed
         import model_store
         import model_utils
         import retraining
         import tracking
 
+        distributed.join(args.worker_timeout)
         model_utils.wake_device()
-    terminal = cli.Terminal(args.quiet)
+    terminal = cli.Terminal(args.quiet or not distributed.is_leader())
     client, experiment_id = tracking.connect(args.tracking_uri, args.experiment)
     champion = model_store.champion_version(client, args.model_name)
     uri = args.model_uri or f"models:/{args.model_name}@{model_store.CHAMPION}"
@@ -65,11 +67,16 @@ def retrain(args: argparse.Namespace) -> int:
     rows = retraining.prepare_rows(
         parent, args.data, test_size=args.test_size, seed=args.seed, replay=args.replay
     )
+    rows.notes.extend(distributed.notes(args.batch_size))
     announce(terminal, parent, rows)
     if args.dry_run:
         return 0
     rates = {"learning_rate": args.learning_rate, "batch_size": args.batch_size}
     preparing = cli.background(lambda: retraining.prepare_child(parent, rows, **rates))
+    options = rates | {"epochs": args.epochs, "seed": args.seed, "memory_rows": args.memory_rows}
+    if not distributed.is_leader():
+        retraining.retrain(parent, rows, preparing.result(), controls=False, **options)
+        return 0
     tags = {"phase": "retraining", "parent_model_uri": parent.uri, "parent_run_id": parent.run_id}
     inputs = (parent.model_id or parent.uri, tracking.content_hash(rows.hashes))
     checkpoint = model_utils.Checkpoint(
@@ -83,12 +90,9 @@ def retrain(args: argparse.Namespace) -> int:
             parent,
             rows,
             preparing.result(),
-            epochs=args.epochs,
-            seed=args.seed,
-            memory_rows=args.memory_rows,
             controls=args.controls,
             checkpoint=checkpoint,
-            **rates,
+            **options,
         )
         evidence = retraining.gather_evidence(parent, rows, result, args.max_forgetting)
         folder = save_child(run, args, parent, result)
@@ -98,6 +102,7 @@ def retrain(args: argparse.Namespace) -> int:
             verdict, version = judge(client, run, args, champion, parent, evidence, child_uri)
         checkpoint.file.unlink(missing_ok=True)
     conclude(terminal, args, experiment_id, evidence, verdict, child_uri, version)
+    distributed.release()
     return 0
 
 

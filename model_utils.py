@@ -25,6 +25,7 @@ import tensorflow as tf
 from sklearn.metrics import mean_absolute_error, mean_squared_error, r2_score
 from sklearn.model_selection import train_test_split
 
+import distributed
 import tabular
 from tabular import TARGET
 
@@ -182,6 +183,7 @@ def train_model(
     seed: int | None = None,
     rows=None,
     initial_epoch: int = 0,
+    spread: bool = False,
 ):
     """Train a compiled Keras model, each epoch as one compiled program.
 
@@ -195,14 +197,23 @@ def train_model(
     interrupted and continued at `initial_epoch` sees the same; without it NumPy's global generator
     decides.
 
-    Returns (model, history), the same model and its `keras.callbacks.History`.
+    `spread` shares every minibatch out to all workers (`distributed.py`), which must all call this
+    with the same data, seed and order; they get state and first epoch of worker 0.
+
+    Returns (model, history), the same model and its `keras.callbacks.History`; history is None when
+    worker 0 starts no further training.
     """
     data = _as_tensors(X, y, sample_weight)
     validation = None if X_val is None else _as_tensors(X_val, y_val, None)
     rows = np.arange(len(data[0])) if rows is None else np.asarray(rows)
     settings = {"epochs": epochs, "verbose": verbose}
-    reason = _why_not_compiled(model, callbacks)
-    if reason is None:
+    reason = None if spread else _why_not_compiled(model, callbacks)
+    if spread:
+        initial_epoch = distributed.agree(model, initial_epoch)
+        if initial_epoch is None:
+            return model, None
+        programs = distributed.program(model, batch_size), _programs(model, data, batch_size)[1]
+    elif reason is None:
         try:
             programs = _programs(model, data, batch_size)
             programs[0](data, rows[:0])
@@ -445,6 +456,10 @@ def fit_network(
     rest = rest[: max(batch_size, len(rest) // batch_size * batch_size)]
     options = {"epochs": epochs, "batch_size": batch_size, "seed": seed}
     options["learning_rate"] = learning_rate
+    if not distributed.is_leader():  # worker 0 searches, logs and says when to train
+        while train_at(model, X, y, **options, spread=True):
+            pass
+        return Fit(model.optimizer.weight_decay, {}, [], {})
     checkpoint = checkpoint or Checkpoint(None)
 
     def trained(strength: float, **rows) -> dict[str, list[float]]:
@@ -458,7 +473,7 @@ def fit_network(
     tried = {strength: trained(strength, **held_out) for strength in strengths}
     last = {k: h["val_loss"][-1] for k, h in tried.items() if np.isfinite(h["val_loss"][-1])}
     best = lowest(last) if last else strengths[0]
-    final = trained(best)["loss"] if last else [np.nan]
+    final = trained(best, spread=distributed.is_active())["loss"] if last else [np.nan]
     checkpoint.save(model)
     if not np.isfinite(final[-1]):
         raise FloatingPointError(f"the loss is not finite at learning rate {learning_rate:g}")

@@ -32,6 +32,7 @@ from tabular import Schema, UserError, row_hashes
 # The exception says all that this logger prints over a hundred lines.
 logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
 NOT_PART_OF_A_TRAINING = {"resume", "quiet", "checkpoint_seconds", "tracking_uri", "experiment"}
+NOT_PART_OF_A_TRAINING |= {"worker_timeout"}
 HOST_TAG, PROCESS_TAG = "host", "process"
 
 
