@@ -85,6 +85,13 @@ def common_arguments(parser: Parser, data: str) -> None:
         default=30.0,
         help="time between two checkpoints of a training (%(default)s)",
     )
+    add(
+        "--worker-timeout",
+        type=positive,
+        default=300.0,
+        metavar="SECONDS",
+        help="wait for the other workers of TF_CONFIG (%(default)s)",
+    )
 
 
 def whole(text: str) -> int:
@@ -213,7 +220,8 @@ def quiet_start() -> Iterator[None]:
     first_import = "tensorflow" not in sys.modules
     if first_import:
         gc.disable()
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    # A lost worker makes TensorFlow write pages that our own error says in one line.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3" if "TF_CONFIG" in os.environ else "2")
     sys.stderr.flush()
     kept = os.dup(2)
     with tempfile.TemporaryFile() as held:
@@ -333,7 +341,7 @@ class Progress:
 
     def __init__(self, text: str, shown: bool) -> None:
         self.text, self.words, self.shown = text, text, shown
-        self.number, self.trainings, self.began = 0, 0, time.monotonic()
+        self.number, self.trainings, self.began, self.what = 0, 0, time.monotonic(), ""
         self.ended = threading.Event()
 
     def epoch(self, number: int, epochs: int, loss: float) -> None:
@@ -346,6 +354,14 @@ class Progress:
         left = f", {(now - self.since) / done * (epochs - number):.0f} s left" if done else ""
         self.words = f"{self.text} {self.trainings}: epoch {number} of {epochs}, loss {loss:.4g}"
         self.words += left
+
+    def rows(self, what: str, done: int, total: int) -> None:
+        """Tell how many of all rows (or bytes) were read so far."""
+        if what != self.what:
+            self.what, self.since = what, time.monotonic()
+        seconds = time.monotonic() - self.since
+        left = seconds / done * (total - done)
+        self.words = f"{self.text}: {what}, {done / total:.0%}, {left:.0f} s left"
 
     def __enter__(self) -> "Progress":
         self.thread = threading.Thread(target=self._draw, daemon=True)

@@ -8,11 +8,12 @@ mlflow ui
 import argparse
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import cli
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     import numpy as np
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from memory import Roles
     from model_store import TrainedModel
     from model_utils import Checkpoint, Fit
-    from streaming import DiskRows, Stream
+    from streaming import DiskRows, Source, Stream
     from tabular import Schema
 
 MODEL_NAME = "mlflow_model"
@@ -52,28 +53,35 @@ def train(args: argparse.Namespace) -> int:
     with cli.quiet_start():
         import skops.io  # noqa: F401  (before TensorFlow: a second faster)
 
+        import distributed
         import model_store  # noqa: F401
         import model_utils
         import streaming
         import tracking  # noqa: F401
 
+        distributed.join(args.worker_timeout)
         model_utils.wake_device()
-    terminal = cli.Terminal(args.quiet, args.json)
+    terminal = cli.Terminal(args.quiet or not distributed.is_leader(), args.json)
     with streaming.workspace(args.models_dir) as folder:
-        with terminal.progress(f"reading {args.data}"):
-            data = read(args, folder)
-        for note in data.notes:
+        with terminal.progress(f"reading {args.data}") as progress:
+            data = read(args, folder, progress.rows)
+        for note in [*data.notes, *distributed.notes(args.batch_size)]:
             terminal.say(f"note: {note}")
         return track(args, data, terminal)
 
 
 def track(args: argparse.Namespace, data: "Data", terminal: cli.Terminal) -> int:
     """Train, score, log and register in one MLflow run."""
+    import distributed
     import model_store
     import model_utils
     import tracking
 
     building = cli.background(build_model, args, data)  # XLA compiles meanwhile
+    if not distributed.is_leader():
+        trained, X, y = building.result()
+        fit_model(args, data, trained, X, y, model_utils.Checkpoint(None))
+        return 0
     client, experiment_id = tracking.connect(args.tracking_uri, args.experiment)
     tags = {"phase": "training", "data_sha256": data.sha256}
     saved = tracking.checkpoint_file(args, __file__, data.sha256)
@@ -83,6 +91,8 @@ def track(args: argparse.Namespace, data: "Data", terminal: cli.Terminal) -> int
         checkpoint.run_id = run.info.run_id
         log_inputs(client, run, args, data)
         with terminal.progress("training") as progress:
+            if data.stream:
+                data.stream.source.report = progress.rows
             checkpoint.watchers = [model_utils.Watch(progress.epoch)]
             trained, X, y = building.result()
             fit = fit_model(args, data, trained, X, y, checkpoint)
@@ -96,6 +106,7 @@ def track(args: argparse.Namespace, data: "Data", terminal: cli.Terminal) -> int
                 version, verdict = publish(client, run, args, uri, trained)
         saved.unlink(missing_ok=True)
     conclude(terminal, args, run, metrics, uri, version, verdict)
+    distributed.release()
     return 0
 
 
@@ -122,7 +133,9 @@ class Data:
         return content_hash(self.hashes)
 
 
-def read(args: argparse.Namespace, folder: "Path") -> Data:
+def read(
+    args: argparse.Namespace, folder: "Path", report: "Callable[[str, int, int], None]"
+) -> Data:
     """Read and check the rows, and split them before anything is measured on them."""
     import streaming
     import tabular
@@ -130,7 +143,8 @@ def read(args: argparse.Namespace, folder: "Path") -> Data:
 
     options = {"test_size": args.test_size, "seed": args.seed, "source": args.data}
     if streaming.is_large(args.data) if args.stream is None else args.stream:
-        return read_stream(args, folder, options)
+        source = streaming.Source(args.data, folder, report)
+        return read_stream(args, source, folder, options)
     rows, notes = tabular.read_rows(args.data)
     y = tabular.check_target(rows, args.target, args.data)
     schema, remarks = infer_schema(args, rows, len(rows))
@@ -141,14 +155,13 @@ def read(args: argparse.Namespace, folder: "Path") -> Data:
     return Data(schema, table.assign(**{args.target: y}), hashes, roles, sample, notes + remarks)
 
 
-def read_stream(args: argparse.Namespace, folder: "Path", options: dict) -> Data:
+def read_stream(args: argparse.Namespace, source: "Source", folder: "Path", options: dict) -> Data:
     """Do as `read` for rows that do not fit in memory; only a sample of them comes along."""
     import numpy as np
 
     import streaming
     from memory import HELD_OUT, TRAIN, Memory, assign_roles, draw
 
-    source = streaming.Source(args.data, folder)
     schema, remarks = infer_schema(args, next(source.chunks()), source.n_rows)
     hashes = source.hashes(schema, folder)
     roles = assign_roles(hashes, Memory(), **options)
@@ -202,8 +215,10 @@ def build_model(
     import model_utils
     from model_store import TrainedModel
 
+    X: Any
+    y: Any = None
     if data.stream:
-        preprocessor, y = data.stream.totals.preprocessor(), None
+        preprocessor = data.stream.totals.preprocessor()
         X = data.stream.encode(data.schema, preprocessor, args.batch_size, args.seed)
         scale = model_utils.scale_of(data.stream.totals)
     else:
@@ -222,8 +237,8 @@ def fit_model(
     args: argparse.Namespace,
     data: Data,
     trained: "TrainedModel",
-    X: "np.ndarray",
-    y: "np.ndarray",
+    X: "np.ndarray | DiskRows",
+    y: "np.ndarray | None",
     checkpoint: "Checkpoint",
 ) -> "Fit":
     """Train the network and give it its memory and card; return how it was fitted."""
@@ -270,17 +285,17 @@ def score(
     import figures
     import tabular
     from memory import HELD_OUT
-    from model_utils import evaluate_performance, model_predict
+    from model_utils import TargetScale, evaluate_performance, model_predict
 
     held_out = data.table.loc[data.sample[HELD_OUT]]
     y = held_out[args.target].to_numpy()
     prediction = model_predict(trained.network, tabular.encode(held_out, trained.preprocessor))
-    scores = evaluate_performance(y, prediction)
+    scores, scale = evaluate_performance(y, prediction), trained.scale or TargetScale()
     metrics = {
         "MAE": scores["MAE"],
         "MSE": scores["MSE"],
         "R2": scores["R²"],
-        "MAE_mean": float(np.abs(y - trained.scale.mean).mean()),
+        "MAE_mean": float(np.abs(y - scale.mean).mean()),
         "weight_decay": fit.weight_decay,
     }
     groups = comparison.groups(held_out, data.schema.categorical, y, None, prediction)

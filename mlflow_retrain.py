@@ -52,14 +52,16 @@ def retrain(args: argparse.Namespace) -> int:
     with cli.quiet_start():
         import skops.io  # noqa: F401  (before TensorFlow: a second faster)
 
+        import distributed
         import model_store
         import model_utils
         import retraining
         import streaming
         import tracking
 
+        distributed.join(args.worker_timeout)
         model_utils.wake_device()
-    terminal = cli.Terminal(args.quiet, args.json)
+    terminal = cli.Terminal(args.quiet or not distributed.is_leader(), args.json)
     client, experiment_id = tracking.connect(args.tracking_uri, args.experiment)
     champion = model_store.champion_version(client, args.model_name)
     uri = args.model_uri or f"models:/{args.model_name}@{model_store.CHAMPION}"
@@ -68,7 +70,7 @@ def retrain(args: argparse.Namespace) -> int:
         parent.uri = f"models:/{parent.model_id}"  # an alias will point elsewhere one day
     with streaming.workspace(args.models_dir) as folder:
         large = streaming.is_large(args.data) if args.stream is None else args.stream
-        with terminal.progress(f"reading {args.data}"):
+        with terminal.progress(f"reading {args.data}") as progress:
             rows = retraining.prepare_rows(
                 parent,
                 args.data,
@@ -77,15 +79,26 @@ def retrain(args: argparse.Namespace) -> int:
                 replay=args.replay,
                 memory_rows=args.memory_rows,
                 folder=folder if large else None,
+                report=progress.rows,
             )
+        rows.notes.extend(distributed.notes(args.batch_size))
         announce(terminal, parent, rows, args.dry_run)
         if args.dry_run:
             return 0
         return track(args, terminal, client, experiment_id, champion, parent, rows)
 
 
-def track(args, terminal, client, experiment_id, champion, parent, rows: "Rows") -> int:
+def track(
+    args: argparse.Namespace,
+    terminal: cli.Terminal,
+    client: "MlflowClient",
+    experiment_id: str,
+    champion: str | None,
+    parent: "TrainedModel",
+    rows: "Rows",
+) -> int:
     """Retrain, compare, log, register and judge in one MLflow run."""
+    import distributed
     import model_store
     import model_utils
     import retraining
@@ -95,6 +108,10 @@ def track(args, terminal, client, experiment_id, champion, parent, rows: "Rows")
     preparing = cli.background(
         lambda: retraining.prepare_child(parent, rows, seed=args.seed, **rates)
     )
+    options = rates | {"epochs": args.epochs, "seed": args.seed, "memory_rows": args.memory_rows}
+    if not distributed.is_leader():
+        retraining.retrain(parent, rows, preparing.result(), controls=False, **options)
+        return 0
     tags = {"phase": "retraining", "parent_model_uri": parent.uri, "parent_run_id": parent.run_id}
     inputs = (parent.model_id or parent.uri, tracking.content_hash(rows.hashes))
     saved = tracking.checkpoint_file(args, __file__, *inputs)
@@ -104,17 +121,16 @@ def track(args, terminal, client, experiment_id, champion, parent, rows: "Rows")
         checkpoint.run_id = run.info.run_id
         log_inputs(client, run, args, parent, rows)
         with terminal.progress("training") as progress:
+            if rows.stream:
+                rows.stream.source.report = progress.rows
             checkpoint.watchers = [model_utils.Watch(progress.epoch)]
             result = retraining.retrain(
                 parent,
                 rows,
                 preparing.result(),
-                epochs=args.epochs,
-                seed=args.seed,
-                memory_rows=args.memory_rows,
                 controls=args.controls,
                 checkpoint=checkpoint,
-                **rates,
+                **options,
             )
         evidence = retraining.gather_evidence(parent, rows, result, args.max_forgetting)
         folder = save_child(run, args, parent, result, evidence)
@@ -127,6 +143,7 @@ def track(args, terminal, client, experiment_id, champion, parent, rows: "Rows")
                 )
         saved.unlink(missing_ok=True)
     conclude(terminal, args, run, evidence, metrics, verdict, child_uri, version)
+    distributed.release()
     return 0
 
 

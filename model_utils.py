@@ -27,6 +27,7 @@ from numpy.typing import ArrayLike
 from sklearn.metrics import mean_absolute_error, mean_squared_error, r2_score
 from sklearn.model_selection import train_test_split
 
+import distributed
 import tabular
 from streaming import DiskRows
 from tabular import TARGET
@@ -196,7 +197,8 @@ def train_model(
     seed: int | None = None,
     rows: Any = None,
     initial_epoch: int = 0,
-) -> tuple[keras.Model, keras.callbacks.History]:
+    spread: bool = False,
+) -> tuple[keras.Model, keras.callbacks.History | None]:
     """Train a compiled Keras model, each epoch as one compiled program.
 
     The updates are those of `model.fit`: the program calls the model's own `train_step` on every
@@ -211,15 +213,25 @@ def train_model(
     interrupted and continued at `initial_epoch` sees the same; without it NumPy's global generator
     decides.
 
-    Returns (model, history), the same model and its `keras.callbacks.History`.
+    `spread` shares every minibatch out to all workers (`distributed.py`), which must all call this
+    with the same data, seed and order; they get state and first epoch of worker 0.
+
+    Returns (model, history), the same model and its `keras.callbacks.History`; history is None when
+    worker 0 starts no further training.
     """
     on_disk = isinstance(X, DiskRows)
     data = _as_tensors(*X.part(0)) if on_disk else _as_tensors(X, y, sample_weight)
     validation = None if X_val is None else _as_tensors(X_val, y_val, None)
     rows = np.arange(len(X)) if rows is None else np.asarray(rows)
     settings: dict[str, Any] = {"epochs": epochs, "verbose": verbose}
-    reason = _why_not_compiled(model, callbacks)
-    if reason is None:
+    reason = None if spread else _why_not_compiled(model, callbacks)
+    if spread:
+        first = distributed.agree(model, initial_epoch)
+        if first is None:
+            return model, None
+        initial_epoch = first
+        programs = distributed.program(model, batch_size), _programs(model, data, batch_size)[1]
+    elif reason is None:
         try:
             programs = _programs(model, data, batch_size)
             programs[0](data, rows[:0])
@@ -230,7 +242,7 @@ def train_model(
     def order(epoch: int) -> np.ndarray:
         return np.random.default_rng([seed, epoch]).permutation(rows) if shuffle else rows
 
-    def parts(epoch):
+    def parts(epoch: int) -> Iterable[tuple[tuple, np.ndarray]]:
         if on_disk:
             rng = np.random.default_rng([seed, epoch])
             return ((_as_tensors(*part), chosen) for *part, chosen in X.parts(rng))
@@ -283,7 +295,14 @@ def compile_ahead(model: keras.Model, X: Any, y: Any, batch_size: int) -> None:
         _programs(model, data, batch_size)[0](data, np.array([], np.int32))
 
 
-def _run_epochs(model, programs, validation, passes, callbacks, settings):
+def _run_epochs(
+    model: keras.Model,
+    programs: tuple,
+    validation: tuple | None,
+    passes: Iterable,
+    callbacks: Sequence,
+    settings: dict[str, Any],
+) -> keras.callbacks.History:
     """Run epochs as `model.fit` does, callbacks included, one program call for each part."""
     train, evaluate = programs
     log = keras.callbacks.CallbackList(
@@ -383,17 +402,17 @@ def _compile(model: keras.Model, batch_size: int, decays: bool) -> tuple:
     """
     optimizer = model.optimizer
 
-    def gather(data, rows):
+    def gather(data: tuple, rows: tf.Tensor) -> tuple:
         return tuple(None if values is None else tf.gather(values, rows) for values in data)
 
-    def minibatch(data, start, size):
-        def cut(values):
+    def minibatch(data: tuple, start: tf.Tensor, size: int) -> tuple:
+        def cut(values: tf.Tensor) -> tf.Tensor:
             others = values.shape[1:]
             return tf.slice(values, [start, *[0] * len(others)], [size, *others])
 
         return tuple(None if values is None else cut(values) for values in data)
 
-    def train_step(data, decay):
+    def train_step(data: tuple, decay: tf.Tensor) -> None:
         number, optimizer.weight_decay = optimizer.weight_decay, decay if decays else None
         try:
             model.train_step(data)
@@ -404,13 +423,13 @@ def _compile(model: keras.Model, batch_size: int, decays: bool) -> tuple:
         tf.while_loop(lambda i: i < times, lambda i: [body(i), (i + 1,)][1], (tf.constant(0),))
 
     @tf.function(jit_compile=True, autograph=False)
-    def whole_batches(data, order, batches, decay):
+    def whole_batches(data: tuple, order: tf.Tensor, batches: tf.Tensor, decay: tf.Tensor) -> dict:
         data = gather(data, order)
         repeat(lambda i: train_step(minibatch(data, i * batch_size, batch_size), decay), batches)
         return model.get_metrics_result()
 
     @tf.function(jit_compile=True, autograph=False)
-    def last_batch(data, rows, decay):
+    def last_batch(data: tuple, rows: tf.Tensor, decay: tf.Tensor) -> dict:
         train_step(gather(data, rows), decay)
         return model.get_metrics_result()
 
@@ -470,18 +489,22 @@ def fit_network(
     start, checkpoint = model_state(model), checkpoint or Checkpoint(None)
     rng = np.random.default_rng(seed)
     train, validation = _search_rows(len(X), validate_on or range(len(X)), batch_size, rng)
-    options = {"epochs": epochs, "batch_size": batch_size, "seed": seed}
+    options: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "seed": seed}
     options["learning_rate"] = learning_rate
+    if not distributed.is_leader():  # worker 0 searches, logs and says when to train
+        while train_at(model, X, y, **options, spread=True):
+            pass
+        return Fit(model.optimizer.weight_decay, {}, [], {})
 
-    def trained(strength: float, X, y, **held_out) -> dict[str, list[float]]:
+    def trained(strength: float, X: Any, y: Any, **held_out: Any) -> dict[str, list[float]]:
         restore_state(model, start)
         model.optimizer.weight_decay = strength
         return checkpoint.continued(
             model, lambda **left: train_at(model, X, y, **held_out, **options, **left)
         )
 
-    def chosen(numbers):
-        return X.take(numbers) if isinstance(X, DiskRows) else (X[numbers], y[numbers])
+    def chosen(numbers: np.ndarray) -> tuple:
+        return X.take(numbers) if isinstance(X, DiskRows) else (X[numbers], np.asarray(y)[numbers])
 
     held_out = dict(zip(("X_val", "y_val"), chosen(validation), strict=True))
     if len(X) <= SEARCH_ROWS and not isinstance(X, DiskRows):  # spares a second compilation
@@ -491,14 +514,16 @@ def fit_network(
     tried = {strength: trained(strength, **few, **held_out) for strength in strengths}
     last = {k: h["val_loss"][-1] for k, h in tried.items() if np.isfinite(h["val_loss"][-1])}
     best = lowest(last) if last else strengths[0]
-    final = trained(best, X, y)["loss"] if last else [np.nan]
+    final = trained(best, X, y, spread=distributed.is_active())["loss"] if last else [np.nan]
     checkpoint.save(model)
     if not np.isfinite(final[-1]):
         raise FloatingPointError(f"the loss is not finite at learning rate {learning_rate:g}")
     return Fit(best, tried[min(last, key=last.__getitem__)], final, last)
 
 
-def _search_rows(n_rows: int, validate_on: Sequence[int], batch_size: int, rng) -> tuple:
+def _search_rows(
+    n_rows: int, validate_on: Sequence[int], batch_size: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
     """Draw the numbers of rows to train and to validate on in a search, without listing all."""
     n_validation = max(1, min(len(validate_on), SEARCH_ROWS) // 5)
     places = rng.choice(len(validate_on), n_validation, replace=False)

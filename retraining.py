@@ -11,6 +11,7 @@ from typing import Any
 import keras
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
 import comparison
 import model_utils
@@ -66,6 +67,7 @@ def prepare_rows(
     replay: int | None = None,
     memory_rows: int = 0,
     folder: Path | None = None,
+    report: streaming.Report = streaming.silent,
 ) -> Rows:
     """Read new rows, check them against the parent's columns and give each its role.
 
@@ -76,9 +78,9 @@ def prepare_rows(
     Raises UserError for rows that the parent cannot be retrained on.
     """
     schema, stream = parent.schema, None
-    options = {"test_size": test_size, "seed": seed, "source": data}
+    options: dict[str, Any] = {"test_size": test_size, "seed": seed, "source": data}
     if folder:
-        source = streaming.Source(data, folder)
+        source = streaming.Source(data, folder, report)
         hashes, notes = source.hashes(schema, folder, strict=bool(parent.card)), source.notes
         notes.append(f"{source.n_rows:,} rows are read in chunks, kept on disk")
         roles = assign_roles(hashes, parent.memory, **options)
@@ -110,7 +112,9 @@ def prepare_rows(
     return Rows(table, hashes, roles, table.loc[train], again, old, parts, notes, stream)
 
 
-def _sample(parent: TrainedModel, hashes, roles: Roles, memory_rows: int, seed: int) -> list:
+def _sample(
+    parent: TrainedModel, hashes: np.ndarray, roles: Roles, memory_rows: int, seed: int
+) -> list[np.ndarray]:
     """Choose the rows of each role that come into memory: those to remember, or as many others."""
     limit = max(memory_rows, streaming.SAMPLE_ROWS)
     generation = next_generation(parent)
@@ -126,7 +130,9 @@ def _sample(parent: TrainedModel, hashes, roles: Roles, memory_rows: int, seed: 
     return chosen
 
 
-def _replayed(parent: TrainedModel, hashes, columns, limit: int | None) -> pd.DataFrame:
+def _replayed(
+    parent: TrainedModel, hashes: np.ndarray, columns: pd.Index, limit: int | None
+) -> pd.DataFrame:
     """Choose the remembered training rows to train on again."""
     remembered, target = parent.memory.part(TRAIN), parent.schema.target
     if not len(remembered):
@@ -169,9 +175,11 @@ def prepare_child(
     The parent's own predictions are taken first: a foreign network is not copied but trained on.
     """
     predictions = {part: {PARENT: _predict(parent, table)} for part, table in rows.held_out.items()}
+    X: Any
+    y = None
     if rows.stream:
-        child, new_categories, X, y, mean = _start_on_disk(
-            parent, rows, learning_rate, batch_size, seed
+        child, new_categories, X, mean = _start_on_disk(
+            parent, rows, rows.stream, learning_rate, batch_size, seed
         )
     else:
         together = pd.concat([part for part in (rows.replay, rows.new) if len(part)])
@@ -182,15 +190,22 @@ def prepare_child(
     return Start(child, X, y, mean, new_categories, predictions)
 
 
-def _start_on_disk(parent, rows: Rows, learning_rate: float, batch_size: int, seed: int) -> tuple:
+def _start_on_disk(
+    parent: TrainedModel,
+    rows: Rows,
+    stream: streaming.Stream,
+    learning_rate: float,
+    batch_size: int,
+    seed: int,
+) -> tuple[TrainedModel, dict[str, list[str]], DiskRows, float]:
     """Do as `prepare_child` for rows that do not fit in memory."""
-    totals, y_old = rows.stream.totals, rows.replay[parent.schema.target].to_numpy(np.float64)
+    totals, y_old = stream.totals, rows.replay[parent.schema.target].to_numpy(np.float64)
     totals.add(rows.replay, y_old)
     extremes = [totals.low, totals.high]
     child, new_categories = _copy_of(parent, totals.levels(), extremes, learning_rate)
     before = tabular.encode(rows.replay, child.preprocessor), y_old
-    X = rows.stream.encode(parent.schema, child.preprocessor, batch_size, seed, before)
-    return child, new_categories, X, None, float(totals.target.mean_[0])
+    X = stream.encode(parent.schema, child.preprocessor, batch_size, seed, before)
+    return child, new_categories, X, float(totals.target.mean_[0])
 
 
 def retrain(
@@ -269,12 +284,15 @@ def _strengths(parent: TrainedModel) -> tuple[float, ...]:
     return (present / 3, present, present * 3) if parent.scale and present else (present or 0.0,)
 
 
-def _copy_of(parent: TrainedModel, rows: pd.DataFrame, y, learning_rate: float) -> tuple:
+def _copy_of(
+    parent: TrainedModel, rows: pd.DataFrame, y: ArrayLike, learning_rate: float
+) -> tuple[TrainedModel, dict[str, list[str]]]:
     """Copy a parent, made wide enough for new categories; a foreign network is taken as it is.
 
     rows hold every category of the training rows, y their lowest and highest target.
     """
-    schema, new_categories = parent.schema, {}
+    schema = parent.schema
+    new_categories: dict[str, list[str]] = {}
     network, preprocessor, scale = parent.network, parent.preprocessor, parent.scale
     if scale:
         preprocessor, new_categories = tabular.widen_preprocessor(preprocessor, rows, schema)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -22,6 +23,9 @@ import pyarrow.parquet as pq
 import tabular
 from tabular import Schema, UserError
 
+if TYPE_CHECKING:
+    from sklearn.compose import ColumnTransformer
+
 CHUNK = 131_072  # rows read at once
 PART_BYTES = 32 * 2**20  # of a part of the rows on disk: some of them are in memory at once
 SAMPLE_ROWS = 100_000  # of each role kept in memory: for scores, groups, drift and figures
@@ -29,6 +33,10 @@ SAMPLE_ROWS = 100_000  # of each role kept in memory: for scores, groups, drift 
 CELL_BYTES, CSV_FACTOR = 64, 10
 IN_MEMORY_BYTES = 2 * 2**30
 Report = Callable[[str, int, int], None]  # what is done, rows done, rows in all
+
+
+def silent(what: str, done: int, total: int) -> None:
+    """Report nothing."""
 
 
 def is_large(path: str) -> bool:
@@ -83,8 +91,11 @@ class Source:
     CSV is parsed once, into Parquet in `folder`. Attributes: n_rows; columns; notes for the user.
     """
 
-    def __init__(self, path: str, folder: Path, report: Report = lambda *_: None) -> None:
-        self.path, self.report, self.notes, self.files = path, report, [], []
+    def __init__(self, path: str, folder: Path, report: Report = silent) -> None:
+        self.path, self.report = path, report
+        self.notes: list[str] = []
+        self.files: list[Path] = []
+        self.columns: list[str] = []
         for number, file in enumerate(tabular.data_files(path)):
             if not tabular.is_parquet(file):
                 file, note = _csv_to_parquet(file, folder / f"{number}.parquet", report)
@@ -127,8 +138,8 @@ class Source:
         columns = [name for name in self.columns if name in (*schema.features, schema.target)]
         for rows in self.chunks(what, None if strict else columns):
             y = tabular.check_target(rows, schema.target, self.path, whole=False)
-            options = {"source": self.path, "strict": strict, "compact": True}
-            yield tabular.conform(rows, schema, **options), y.to_numpy()
+            features = tabular.conform(rows, schema, source=self.path, strict=strict, compact=True)
+            yield features, y.to_numpy()
 
     def hashes(self, schema: Schema, folder: Path, *, strict: bool = False) -> np.ndarray:
         """Check and hash all rows: uint64 of shape (n_rows,), in a file of `folder`."""
@@ -276,7 +287,7 @@ class Stream:
     def encode(
         self,
         schema: Schema,
-        preprocessor,
+        preprocessor: "ColumnTransformer",
         batch_size: int,
         seed: int,
         before: tuple[np.ndarray, np.ndarray] | None = None,

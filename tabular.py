@@ -167,7 +167,7 @@ def csv_options(file: Path) -> tuple[dict, list[str]]:
     separator = max(",;\t", key=lines[0].count)
     french = separator == ";" and re.search(r"(^|;)\s*-?\d+,\d+\s*(;|$)", "\n".join(lines), re.M)
     check_header(file, next(csv.reader(io.StringIO(lines[0]), delimiter=separator)))
-    options = {"sep": separator, "decimal": "," if french else "."}
+    options: dict[str, Any] = {"sep": separator, "decimal": "," if french else "."}
     options |= {"encoding": "utf-8-sig", "index_col": False}
     if separator == ",":
         return options, []
@@ -355,7 +355,7 @@ def conform(
     return frame if compact else frame.astype(dict.fromkeys(schema.categorical, "str"))
 
 
-def check_categories(table: pd.DataFrame, preprocessor, source: str) -> None:
+def check_categories(table: pd.DataFrame, preprocessor: Any, source: str) -> None:
     """Refuse categories that no retraining should take up into a model.
 
     Raises UserError for more than `MAX_CATEGORIES` of them in a column, and for a column that
@@ -498,7 +498,7 @@ class Totals:
 
     def levels(self) -> pd.DataFrame:
         """List each column's categories, most frequent first, in rows of a table."""
-        table = dict.fromkeys(self.schema.numeric, 0.0)
+        table: dict[str, Any] = dict.fromkeys(self.schema.numeric, 0.0)
         height = max([2, *map(len, self.counts.values())])
         for name, counts in self.counts.items():
             # Equally frequent ones in their order, as scikit-learn's imputer has them.
@@ -506,7 +506,7 @@ class Totals:
             table[name] = np.resize(counts.index.astype(object), height)
         return pd.DataFrame(table, columns=[*self.schema.features], index=range(height))
 
-    def preprocessor(self):
+    def preprocessor(self) -> "ColumnTransformer":
         """Build the preprocessor that `fit_preprocessor` would have fitted on all rows at once."""
         levels = self.levels()
         fitted = fit_preprocessor(levels, self.schema)
@@ -524,7 +524,7 @@ class Totals:
         return fitted
 
 
-def _build(schema: Schema, blocks: list[Mapping[str, list[str]]]):
+def _build(schema: Schema, blocks: list[Mapping[str, list[str]]]) -> "ColumnTransformer":
     from sklearn.compose import ColumnTransformer
     from sklearn.impute import SimpleImputer
     from sklearn.pipeline import Pipeline

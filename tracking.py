@@ -39,14 +39,8 @@ if TYPE_CHECKING:
 
 # The exception says all that this logger prints over a hundred lines.
 logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
-NOT_PART_OF_A_TRAINING = {
-    "resume",
-    "quiet",
-    "json",
-    "checkpoint_seconds",
-    "tracking_uri",
-    "experiment",
-}
+NOT_PART_OF_A_TRAINING = {"resume", "quiet", "json", "checkpoint_seconds", "worker_timeout"}
+NOT_PART_OF_A_TRAINING |= {"tracking_uri", "experiment"}
 HOST_TAG, PROCESS_TAG = "host", "process"
 
 
@@ -308,7 +302,7 @@ def log_rows(
 
 def content_hash(hashes: np.ndarray) -> str:
     """Hash the hashes of rows, in their order: equal for equal tables, hexadecimal."""
-    return hashlib.sha256(np.ascontiguousarray(hashes)).hexdigest()
+    return hashlib.sha256(np.ascontiguousarray(hashes).data).hexdigest()
 
 
 def log_figures(figures: Mapping[str, "Figure"]) -> None:

@@ -50,7 +50,7 @@ def rates(data: Path, folder: Path) -> dict[str, float]:
     args = script.parse_args(["--data", str(data), "--stream", "--batch-size", str(BATCH)])
     with streaming.workspace(folder) as place:
         start = time.perf_counter()
-        rows = script.read(args, place)
+        rows = script.read(args, place, streaming.silent)
         looked = time.perf_counter()
         totals = rows.stream.totals
         X = rows.stream.encode(rows.schema, totals.preprocessor(), BATCH, args.seed)

@@ -1,0 +1,271 @@
+"""Training with several workers, or with several GPUs of one machine.
+
+Belongs here: who takes part (`TF_CONFIG`), how one training is shared out. Not here: what a
+training is (`model_utils.py`), who writes results (the scripts: worker 0 alone).
+
+Worker 0 leads: it searches for the settings, then starts a training in which every worker takes
+its share of each minibatch, and in the end lets the others go.
+"""
+
+import contextlib
+import faulthandler
+import json
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tabular import UserError
+
+PROFITABLE_BATCH = 4096  # rows per update below which exchanging gradients costs more than it saves
+LOST = (
+    tf.errors.UnavailableError,
+    tf.errors.AbortedError,
+    tf.errors.CancelledError,
+    tf.errors.DeadlineExceededError,
+    tf.errors.FailedPreconditionError,
+)
+
+# TensorFlow allows one cluster per process.
+_strategy: Any = None
+_number = 0
+
+
+# --- who takes part ----------------------------------------------------------------------------
+
+
+def join(timeout: float) -> None:
+    """Wait for the other workers of `TF_CONFIG`, or take all GPUs where there are several.
+
+    Must come before any other use of TensorFlow. Without `TF_CONFIG` and with one GPU or none it
+    does nothing. Raises UserError when a worker has not come within `timeout` seconds.
+    """
+    global _strategy, _number
+    addresses, number = read_cluster(os.environ.get("TF_CONFIG", ""))
+    if len(addresses) > 1 and not is_active():
+        _meet(addresses, number, timeout)
+        # A worker that dies right now would block this one for an hour, deaf to signals.
+        faulthandler.dump_traceback_later(timeout, exit=True)
+        _strategy, _number = tf.distribute.MultiWorkerMirroredStrategy(), number
+        faulthandler.cancel_dump_traceback_later()
+    elif len(tf.config.list_physical_devices("GPU")) > 1 and not is_active():
+        _strategy = tf.distribute.MirroredStrategy()
+
+
+def is_active() -> bool:
+    """Tell whether a training can be shared out."""
+    return _strategy is not None
+
+
+def is_leader() -> bool:
+    """Tell whether this is worker 0, which alone writes results."""
+    return _number == 0
+
+
+def notes(batch_size: int) -> list[str]:
+    """Say in words what the user should know about the workers."""
+    if not is_active() or batch_size >= PROFITABLE_BATCH:
+        return []
+    return [
+        f"{_strategy.num_replicas_in_sync} workers share {batch_size} rows per update, which is "
+        f"slower than one alone; from about --batch-size {PROFITABLE_BATCH} on they are faster"
+    ]
+
+
+def read_cluster(text: str) -> tuple[list[str], int]:
+    """Read the JSON of `TF_CONFIG`; return (addresses of all workers, number of this one).
+
+    A chief, where there is one, is worker 0. An empty text or cluster means one worker: ([], 0).
+    Raises UserError for anything else.
+    """
+    try:
+        config = json.loads(text or "{}")
+        jobs = config.get("cluster") or {}
+        workers = [(job, i) for job in ("chief", "worker") for i in range(len(jobs.get(job, [])))]
+        if not jobs:
+            return [], 0
+        task = config["task"]
+        addresses = [jobs[job][i] for job, i in workers]
+        [_port(address) for address in addresses]
+        return addresses, workers.index((task["type"], int(task["index"])))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"TF_CONFIG is {text[:200]!r} ({error}); expected JSON such as "
+            '{"cluster": {"worker": ["HOST:PORT", "HOST:PORT"]}, "task": {"type": "worker", '
+            '"index": 0}}, with a task among the workers'
+        ) from error
+
+
+def _port(address: str) -> int:
+    return int(address.rpartition(":")[2])
+
+
+def _meet(addresses: list[str], number: int, timeout: float) -> None:
+    """Wait until every worker listens: in Python, since TensorFlow's own wait knows no end."""
+    missing = {i for i in range(len(addresses)) if i != number}
+    deadline = time.monotonic() + timeout
+    try:
+        listener = socket.create_server(("", _port(addresses[number])), backlog=len(addresses) * 4)
+    except OSError as error:
+        raise UserError(
+            f"worker {number} cannot listen at {addresses[number]} ({error.strerror}); expected a "
+            "free port: end the process that holds it, or change TF_CONFIG of all workers"
+        ) from error
+    with listener:
+        while missing:
+            missing = {i for i in missing if not _listens(addresses[i])}
+            if missing and time.monotonic() > deadline:
+                names = ", ".join(f"{i} ({addresses[i]})" for i in sorted(missing))
+                raise UserError(
+                    f"worker {names} did not come within {timeout:g} s; expected the same command "
+                    "there, with its own index in TF_CONFIG: start it, or raise --worker-timeout"
+                )
+            time.sleep(0.2 if missing else 0)
+
+
+def _listens(address: str) -> bool:
+    host = address.rpartition(":")[0].strip("[]")
+    with contextlib.suppress(OSError), socket.create_connection((host, _port(address)), 1):
+        return True
+    return False
+
+
+# --- one training, shared out ------------------------------------------------------------------
+
+
+def agree(model: keras.Model, initial_epoch: int) -> int | None:
+    """Give every worker the model's state, weight decay and first epoch of worker 0.
+
+    Returns the first epoch, or None when worker 0 is done and starts no training any more.
+    """
+    optimizer = model.optimizer
+    optimizer.build(model.trainable_variables)
+    go, first, decay = _from_leader(np.array([1, initial_epoch, optimizer.weight_decay or 0]))
+    if not go:
+        return None
+    if optimizer.weight_decay is not None:
+        optimizer.weight_decay = float(decay)
+    values = [variable.numpy() for variable in _variables(model)]
+    flat = _from_leader(np.concatenate([np.ravel(value) for value in values]))
+    ends = np.cumsum([value.size for value in values])
+    for variable, value, part in zip(
+        _variables(model), values, np.split(flat, ends[:-1]), strict=True
+    ):
+        variable.assign(part.reshape(value.shape).astype(value.dtype))
+    return int(first)
+
+
+def release() -> None:
+    """Let the other workers end; for worker 0, when all is written."""
+    if is_active():
+        with contextlib.suppress(UserError):  # nothing needs them any more
+            _from_leader(np.zeros(3))
+
+
+def program(model: keras.Model, batch_size: int) -> Callable:
+    """Write one epoch of training that all replicas share; `batch_size` counts their rows together.
+
+    Returns `train(data, order)`, which gives the epoch's logs: the updates are those of one worker
+    with the same order, and `model` ends with them. Every worker must call it with the same data.
+    Raises UserError when a worker is lost.
+    """
+    with _strategy.scope():
+        copy = keras.models.clone_model(model)
+        copy.compile_from_config(model.get_compile_config())
+        copy.optimizer.build(copy.trainable_variables)
+        total = tf.Variable(
+            0.0,
+            synchronization=tf.VariableSynchronization.ON_READ,
+            aggregation=tf.VariableAggregation.SUM,
+        )
+
+    def step(data: tuple, order: tf.Tensor, start: tf.Tensor) -> None:
+        replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+        numbers, weight, size = shard(order, start, batch_size, replica)
+        X, y, given = (None if part is None else tf.gather(part, numbers) for part in data)
+        weight = weight if given is None else weight * given
+        with tf.GradientTape() as tape:
+            loss = copy.compute_loss(X, y, copy(X, training=True), weight)
+        gradients = tape.gradient(loss, copy.trainable_variables)
+        copy.optimizer.apply(gradients, copy.trainable_variables)
+        total.assign_add(loss * size)
+
+    @tf.function(autograph=False, reduce_retracing=True)
+    def epoch(
+        data: tuple, order: tf.Tensor
+    ) -> None:  # the loop stays outside of `run`, where collectives keep their order
+        def body(start: tf.Tensor) -> tuple:
+            _strategy.run(step, (data, order, start))
+            return (start + batch_size,)
+
+        tf.while_loop(lambda start: start < tf.size(order), body, (tf.constant(0),))
+
+    def train(data: tuple, order: np.ndarray) -> dict[str, float]:
+        _copy(model, copy)
+        total.assign(0.0)
+        with _lost_workers():
+            epoch(data, tf.constant(order, tf.int32))
+            loss = float(total.read_value()) / len(order)
+        _copy(copy, model)
+        # Adds up the parts of rows on disk.
+        model.metrics[0].update_state(loss, sample_weight=len(order))
+        return {"loss": float(model.metrics[0].result())}
+
+    return train
+
+
+def shard(order: tf.Tensor, start: tf.Tensor, batch_size: int, replica: tf.Tensor) -> tuple:
+    """Choose a replica's rows of the global batch that begins at `start` in `order`.
+
+    Every replica takes as many, so that all exchange gradients as often; rows beyond the end of the
+    batch weigh nothing. The weights make the gradients of all replicas add up to that of the mean
+    loss over the batch: Keras divides by the rows of a replica and by the number of replicas.
+
+    Returns (row numbers of shape (share,), weights of shape (share,), rows in the global batch).
+    """
+    replicas = _strategy.num_replicas_in_sync
+    share = -(-batch_size // replicas)
+    place = replica * share + tf.range(share)
+    size = tf.minimum(batch_size, tf.size(order) - start)
+    numbers = tf.gather(order, start + tf.minimum(place, size - 1))
+    size = tf.cast(size, tf.float32)
+    weight = tf.cast(tf.cast(place, tf.float32) < size, tf.float32)
+    return numbers, weight * (share * replicas / size), size
+
+
+def _variables(model: keras.Model) -> tuple:
+    return (*model.variables, *model.optimizer.variables)
+
+
+def _copy(source: keras.Model, target: keras.Model) -> None:
+    for old, new in zip(_variables(source), _variables(target), strict=True):
+        new.assign(old.numpy())
+
+
+def _from_leader(values: np.ndarray) -> np.ndarray:
+    """Exchange arrays of equal shape; return that of worker 0, exactly, as float64."""
+    values = values.astype(float)
+
+    def part(context: Any) -> tf.Tensor:
+        leads = context.replica_id_in_sync_group == 0
+        return tf.constant(values if leads else np.zeros_like(values))
+
+    with _lost_workers():
+        parts = _strategy.experimental_distribute_values_from_function(part)
+        return _strategy.reduce("SUM", parts, axis=None).numpy()
+
+
+@contextlib.contextmanager
+def _lost_workers() -> Iterator[None]:
+    try:
+        yield
+    except LOST as error:
+        raise UserError(
+            f"worker {_number} lost another worker ({str(error).splitlines()[0][-120:]}); expected "
+            "all to run to the end: start all of them again, with --resume for the last checkpoint"
+        ) from error
