@@ -488,7 +488,8 @@ def fit_network(
     """
     start, checkpoint = model_state(model), checkpoint or Checkpoint(None)
     rng = np.random.default_rng(seed)
-    train, validation = _search_rows(len(X), validate_on or range(len(X)), batch_size, rng)
+    validate_on = range(len(X)) if validate_on is None else validate_on
+    train, validation = _search_rows(len(X), validate_on, batch_size, rng)
     options: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "seed": seed}
     options["learning_rate"] = learning_rate
     if not distributed.is_leader():  # worker 0 searches, logs and says when to train
