@@ -31,8 +31,9 @@ START_UP_NOISE = re.compile(
 
 
 HERE = Path(__file__).parent
-SCRIPTS = ("mlflow_monitoring.py", "mlflow_retrain.py")
+SCRIPTS = ("mlflow_monitoring.py", "mlflow_retrain.py", "mlflow_score.py")
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+DATA_HELP = "CSV or Parquet, folder or glob (%(default)s)"
 STORE = "sqlite:///mlflow.db"  # where 'mlflow ui' looks without a flag
 
 
@@ -51,21 +52,13 @@ class Parser(argparse.ArgumentParser):
 def common_arguments(parser: Parser, data: str) -> None:
     """Add the flags that training and retraining share."""
     add = parser.add_argument
-    add("--data", default=data, metavar="FILE", help="CSV or Parquet, folder or glob (%(default)s)")
+    add("--data", default=data, metavar="FILE", help=DATA_HELP)
     add("--epochs", type=whole, default=60, help="passes over the training rows (%(default)s)")
     add("--batch-size", type=whole, default=32, help="rows per update (%(default)s)")
     add("--learning-rate", type=positive, default=1e-3, help="at the start (%(default)s)")
     add("--seed", type=natural, default=42, help="of split, weights and order (%(default)s)")
     add("--test-size", type=share, default=0.2, help="share of rows held out (%(default)s)")
-    experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME", "loan-amount")
-    add("--experiment", type=name, default=experiment, help="MLflow experiment (%(default)s)")
-    add("--model-name", type=model_name, default="loan-amount", help="registered (%(default)s)")
-    store = os.environ.get("MLFLOW_TRACKING_URI") or STORE
-    add("--tracking-uri", default=store, help="MLflow store or server (%(default)s)")
-    add("--models-dir", type=Path, default=Path("models"), help="local copies (%(default)s)")
-    shown = parser.add_mutually_exclusive_group().add_argument
-    shown("--quiet", action="store_true", help="print nothing but errors")
-    shown("--json", action="store_true", help="print the result as one JSON object, nothing else")
+    store_arguments(parser)
     add(
         "--stream",
         action=argparse.BooleanOptionalAction,
@@ -92,6 +85,20 @@ def common_arguments(parser: Parser, data: str) -> None:
         metavar="SECONDS",
         help="wait for the other workers of TF_CONFIG (%(default)s)",
     )
+
+
+def store_arguments(parser: Parser) -> None:
+    """Add the flags of every script: where things are kept, what is printed."""
+    add = parser.add_argument
+    experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME", "loan-amount")
+    add("--experiment", type=name, default=experiment, help="MLflow experiment (%(default)s)")
+    add("--model-name", type=model_name, default="loan-amount", help="registered (%(default)s)")
+    store = os.environ.get("MLFLOW_TRACKING_URI") or STORE
+    add("--tracking-uri", default=store, help="MLflow store or server (%(default)s)")
+    add("--models-dir", type=Path, default=Path("models"), help="local copies (%(default)s)")
+    shown = parser.add_mutually_exclusive_group().add_argument
+    shown("--quiet", action="store_true", help="print nothing but errors")
+    shown("--json", action="store_true", help="print the result as one JSON object, nothing else")
 
 
 def whole(text: str) -> int:
