@@ -45,9 +45,11 @@ def score(args: argparse.Namespace) -> int:
     """Do the work of `main`, phase by phase."""
     with cli.quiet_start():
         import model_store
+        import model_utils
         import streaming
         import tracking
 
+        model_utils.wake_device()
     terminal = cli.Terminal(args.quiet, args.json)
     tracking.connect(args.tracking_uri, args.experiment)
     uri = args.model_uri or f"models:/{args.model_name}@{model_store.CHAMPION}"

@@ -14,7 +14,7 @@ import json
 import operator
 import time
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from tabular import TARGET
 BLOCK = tabular.BLOCK
 # Weight decays to choose from; 1 to 3 suits a few thousand noisy rows, 0.1 and less a million.
 STRENGTHS = (0.1, 0.3, 1.0, 3.0, 10.0)
+FOLDS = 2  # searches of which the validation losses are averaged: one alone is much up to luck
 SEARCH_ROWS = 20_000  # rows enough to tell the strengths apart; more would only cost time
 
 
@@ -479,9 +480,9 @@ def fit_network(
 ) -> Fit:
     """Choose the weight decay on validation rows, then train on all rows with it.
 
-    Every candidate starts from the model's present weights and optimizer state. A fifth of
-    `validate_on` (row numbers; default all rows, at most `SEARCH_ROWS`) serves as validation rows.
-    X and y as in `train_model`; of many rows, at most `SEARCH_ROWS` are trained on in the search.
+    Every candidate starts from the model's present weights and optimizer state. In each of two
+    searches a fifth of `validate_on` (row numbers; default all rows, at most `SEARCH_ROWS`) serves
+    as validation rows. X and y as in `train_model`; a search trains on `SEARCH_ROWS` at most.
     The model ends trained on all rows, its learning rate back at `learning_rate`.
 
     Raises FloatingPointError when the loss is not finite whatever the strength.
@@ -489,7 +490,6 @@ def fit_network(
     start, checkpoint = model_state(model), checkpoint or Checkpoint(None)
     rng = np.random.default_rng(seed)
     validate_on = range(len(X)) if validate_on is None else validate_on
-    train, validation = _search_rows(len(X), validate_on, batch_size, rng)
     options: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "seed": seed}
     options["learning_rate"] = learning_rate
     if not distributed.is_leader():  # worker 0 searches, logs and says when to train
@@ -504,35 +504,49 @@ def fit_network(
             model, lambda **left: train_at(model, X, y, **held_out, **options, **left)
         )
 
-    def chosen(numbers: np.ndarray) -> tuple:
-        return X.take(numbers) if isinstance(X, DiskRows) else (X[numbers], np.asarray(y)[numbers])
-
-    held_out = dict(zip(("X_val", "y_val"), chosen(validation), strict=True))
-    if len(X) <= SEARCH_ROWS and not isinstance(X, DiskRows):  # spares a second compilation
-        few = {"X": X, "y": y, "rows": train}
-    else:
-        few = dict(zip(("X", "y"), chosen(train), strict=True))
-    tried = {strength: trained(strength, **few, **held_out) for strength in strengths}
-    last = {k: h["val_loss"][-1] for k, h in tried.items() if np.isfinite(h["val_loss"][-1])}
+    tried: dict[float, list] = {strength: [] for strength in strengths}
+    folds = FOLDS if len(strengths) > 1 else 1
+    for few in _searches(X, y, validate_on, folds, batch_size, rng):
+        for strength in strengths:
+            tried[strength].append(trained(strength, **few))
+    last = {k: float(np.mean([h["val_loss"][-1] for h in hs])) for k, hs in tried.items()}
+    last = {strength: loss for strength, loss in last.items() if np.isfinite(loss)}
     best = lowest(last) if last else strengths[0]
     final = trained(best, X, y, spread=distributed.is_active())["loss"] if last else [np.nan]
     checkpoint.save(model)
     if not np.isfinite(final[-1]):
         raise FloatingPointError(f"the loss is not finite at learning rate {learning_rate:g}")
-    return Fit(best, tried[min(last, key=last.__getitem__)], final, last)
+    return Fit(best, tried[min(last, key=last.__getitem__)][0], final, last)
 
 
-def _search_rows(
-    n_rows: int, validate_on: Sequence[int], batch_size: int, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
-    """Draw the numbers of rows to train and to validate on in a search, without listing all."""
+def _searches(
+    X: Any,
+    y: Any,
+    validate_on: Sequence[int],
+    folds: int,
+    batch_size: int,
+    rng: np.random.Generator,
+) -> Iterator[dict[str, Any]]:
+    """Draw the rows to train and to validate on, as arguments of `train_model`, fold by fold."""
+    on_disk = isinstance(X, DiskRows)
+
+    def chosen(numbers: np.ndarray) -> tuple:
+        return X.take(numbers) if on_disk else (X[numbers], np.asarray(y)[numbers])
+
     n_validation = max(1, min(len(validate_on), SEARCH_ROWS) // 5)
-    places = rng.choice(len(validate_on), n_validation, replace=False)
-    validation = np.sort([validate_on[i] for i in places])
-    train = rng.choice(n_rows, min(n_rows, SEARCH_ROWS + n_validation), replace=False)
-    train = train[~np.isin(train, validation)][:SEARCH_ROWS]
-    # A multiple of the batch size spares the compilation of a last short batch.
-    return train[: max(batch_size, len(train) // batch_size * batch_size)], validation
+    folds = min(folds, len(validate_on) // n_validation)
+    places = rng.choice(len(validate_on), folds * n_validation, replace=False)
+    rows = rng.choice(len(X), min(len(X), SEARCH_ROWS + n_validation), replace=False)
+    for fold in np.split(places, folds):
+        validation = np.sort([validate_on[i] for i in fold])
+        train = rows[~np.isin(rows, validation)][:SEARCH_ROWS]
+        # A multiple of the batch size spares the compilation of a last short batch.
+        train = train[: max(batch_size, len(train) // batch_size * batch_size)]
+        held_out = dict(zip(("X_val", "y_val"), chosen(validation), strict=True))
+        if len(X) <= SEARCH_ROWS and not on_disk:  # spares a second compilation
+            yield {"X": X, "y": y, "rows": train, **held_out}
+        else:
+            yield dict(zip(("X", "y"), chosen(train), strict=True)) | held_out
 
 
 def lowest(losses: dict[float, float]) -> float:
