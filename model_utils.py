@@ -454,8 +454,7 @@ def _compile(model: keras.Model, batch_size: int, decays: bool) -> tuple:
 class Fit:
     """Hold how a network was fitted.
 
-    curves: loss and val_loss per epoch of the best strength tried, trained without the validation
-    rows; final: loss per epoch of the final training on all rows; strengths: validation loss of
+    curves: loss and val_loss per epoch of the best strength tried, the mean of its searches; final: loss per epoch of the final training on all rows; strengths: validation loss of
     each weight decay tried.
     """
 
@@ -505,8 +504,8 @@ def fit_network(
         )
 
     tried: dict[float, list] = {strength: [] for strength in strengths}
-    folds = FOLDS if len(strengths) > 1 else 1
-    for few in _searches(X, y, validate_on, folds, batch_size, rng):
+    n_folds = FOLDS if len(strengths) > 1 else 1
+    for few in _searches(X, y, validate_on, n_folds, batch_size, rng):
         for strength in strengths:
             tried[strength].append(trained(strength, **few))
     last = {k: float(np.mean([h["val_loss"][-1] for h in hs])) for k, hs in tried.items()}
@@ -516,7 +515,9 @@ def fit_network(
     checkpoint.save(model)
     if not np.isfinite(final[-1]):
         raise FloatingPointError(f"the loss is not finite at learning rate {learning_rate:g}")
-    return Fit(best, tried[min(last, key=last.__getitem__)][0], final, last)
+    folds = tried[min(last, key=last.__getitem__)]
+    curves = {name: np.mean([h[name] for h in folds], axis=0).tolist() for name in folds[0]}
+    return Fit(best, curves, final, last)
 
 
 def _searches(
