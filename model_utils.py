@@ -454,8 +454,9 @@ def _compile(model: keras.Model, batch_size: int, decays: bool) -> tuple:
 class Fit:
     """Hold how a network was fitted.
 
-    curves: loss and val_loss per epoch of the best strength tried, the mean of its searches; final: loss per epoch of the final training on all rows; strengths: validation loss of
-    each weight decay tried.
+    curves: loss and val_loss per epoch of the best strength tried, the mean of its searches;
+    final: loss per epoch of the final training on all rows; strengths: validation loss of each
+    weight decay tried.
     """
 
     weight_decay: float
