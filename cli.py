@@ -144,7 +144,7 @@ def leave(exit_code: int) -> None:
 
 def explain(error: Exception) -> str | None:
     """Put an error that its user can mend into words; None for a programming error."""
-    first_line = (str(error).strip().splitlines() or [""])[0][:300]
+    first_line = reason(error)
     if type(error).__name__ in ("UserError", "ArgumentTypeError"):
         return str(error)
     if isinstance(error, FloatingPointError):
@@ -155,6 +155,13 @@ def explain(error: Exception) -> str | None:
     if type(error).__module__.split(".")[0] in ("mlflow", "sqlalchemy"):
         return f"MLflow refused: {first_line}; check --tracking-uri and that its store is writable"
     return None
+
+
+def reason(error: Exception) -> str:
+    """Take the words that matter out of an exception: the database's own, or the first line."""
+    text = str(error).strip()
+    own = re.search(r"\(\w+\.\w+Error\) (.+)", text)
+    return (own[1] if own else (text.splitlines() or [""])[0])[:200]
 
 
 def _interrupt(signum: int, frame) -> None:

@@ -12,6 +12,7 @@ printing, command lines, global seeds (callers own them).
 import contextlib
 import json
 import operator
+import os
 import time
 import warnings
 from collections.abc import Iterable, Sequence
@@ -534,7 +535,7 @@ class Checkpoint(keras.callbacks.Callback):
         progress = {"run_id": self.run_id, "done": self.done, "history": self.history}
         progress = json.dumps(progress)
         state = {f"state_{i}": value for i, value in enumerate(model_state(model))}
-        beside = self.file.with_suffix(".part")
+        beside = self.file.with_suffix(f".{os.getpid()}.part")
         with beside.open("wb") as stream:
             np.savez(stream, progress=progress, **state)
         beside.replace(self.file)
