@@ -98,8 +98,8 @@ def name(text: str) -> str:
 
 
 def model_name(text: str) -> str:
-    ok = re.compile(r"(?!\s*$|\.+$)[^/:]+").fullmatch
-    return _checked(text, str, ok, "a name without / and :")
+    ok = re.compile(r"(?!\s*$|\.$|.*\.\.)[^/:]+").fullmatch
+    return _checked(text, str, ok, "a name without / and : and ..")
 
 
 def _checked(text: str, convert: Callable, accepts: Callable, expected: str):

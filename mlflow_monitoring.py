@@ -224,9 +224,9 @@ def publish(client, run, args: argparse.Namespace, uri: str, metrics: dict) -> s
     """Register the model, make it champion when there is none, tell so in the run."""
     import model_store
     import tracking
-    from comparison import format_amount
+    from comparison import escape_markdown, format_amount
 
-    words = (
+    words = escape_markdown(
         f"Held-out rows: MAE {format_amount(metrics['MAE'], args.unit)}, R² {metrics['R2']:.3f} "
         f"(predicting the mean: MAE {format_amount(metrics['MAE_mean'], args.unit)})."
     )
@@ -235,7 +235,7 @@ def publish(client, run, args: argparse.Namespace, uri: str, metrics: dict) -> s
     if model_store.champion_version(client, args.model_name) is None:
         is_champion = model_store.promote(client, args.model_name, version, None)
     role = "@champion" if is_champion else "not champion: another version is"
-    note = f"**{args.model_name} version {version}**, {role}. {words}"
+    note = f"**{escape_markdown(args.model_name)} version {version}**, {role}. {words}"
     name = f"trained: MAE {format_amount(metrics['MAE'], args.unit)}"
     tags = {"mlflow.note.content": note, "mlflow.runName": name}
     tracking.log_numbers(client, run.info.run_id, {}, tags=tags)

@@ -203,9 +203,10 @@ def judge(client, run, args, champion, parent, evidence, uri: str) -> tuple[str,
     import model_store
     import retraining
     import tracking
+    from comparison import escape_markdown
 
     summary = retraining.headline(evidence)
-    version = model_store.register(client, args.model_name, uri, summary)
+    version = model_store.register(client, args.model_name, uri, escape_markdown(summary))
     wanted = args.promote == "always" or (args.promote == "auto" and evidence.verdict.promoted)
     reason = evidence.verdict.reason
     if wanted and args.promote == "auto" and champion is not None:
@@ -218,7 +219,8 @@ def judge(client, run, args, champion, parent, evidence, uri: str) -> tuple[str,
     if not wanted and args.promote == "never":
         reason = f"--promote never; {reason}"
     verdict = f"{'promoted' if wanted else 'kept champion'}: {reason}"
-    client.update_model_version(args.model_name, version, f"{verdict}.\n{summary}")
+    words = "\n".join(map(escape_markdown, (f"{verdict}.", summary)))
+    client.update_model_version(args.model_name, version, words)
     word = verdict.split(":")[0]
     tags = {
         "mlflow.note.content": retraining.note(evidence, verdict, tracking.link(client, parent)),

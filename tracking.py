@@ -286,7 +286,14 @@ def log_rows(rows: pd.DataFrame, schema: Schema, name: str, context: str) -> Non
     dataset = mlflow.data.from_pandas(
         rows, name=Path(name).name, targets=schema.target, digest=sha256[:32]
     )
-    mlflow.log_input(dataset, context=context, tags={"sha256": sha256})
+    for patience in (0.1, 0.3, 1.0, 0):
+        try:
+            mlflow.log_input(dataset, context=context, tags={"sha256": sha256})
+            break
+        except MlflowException:  # another process was logging the same rows at this instant
+            if not patience:
+                raise
+            time.sleep(patience)
 
 
 def content_hash(hashes) -> str:

@@ -10,6 +10,7 @@ written, renamed or removed, or a commit to the database. Each copy leaves STEP.
 .err in its folder; `done` says that the job has ended.
 """
 
+import contextlib
 import importlib
 import json
 import os
@@ -76,6 +77,7 @@ def work(job: dict, number: int, copy: int) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         Path(f"{name}.count").write_text(str(counted.count))
+        Path(f"{name}.modules").write_text("\n".join(sys.modules))
         os._exit(code)
 
 
@@ -117,7 +119,17 @@ def run(jobs: list[dict], at_once: int = 2) -> None:
             (folder / "done").touch()
 
 
+def import_as(job: dict) -> None:
+    """Import all that the child of a job did, so that the next ones find it there."""
+    file = Path(job["folder"], "0.0.modules")
+    for name in file.read_text().split() if file.exists() else ():
+        with contextlib.suppress(Exception):  # some are made while a model is loaded
+            importlib.import_module(name)
+    sqlalchemy.orm.configure_mappers()
+
+
 if __name__ == "__main__":
-    batches = json.loads(Path(sys.argv[2]).read_text())
-    for batch in batches:
+    for batch in json.loads(Path(sys.argv[2]).read_text()):
         run(batch)
+        for job in batch:
+            import_as(job)
