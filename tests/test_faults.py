@@ -87,7 +87,8 @@ def jobs(tmp_path_factory, trained, files, empty_store, launch):
     for script, at, number in SIGNALS:
         rest.append(made.job((script, at, number), steps[script] | {"at": at, "signal": number}))
     long = {"script": TRAIN, "flags": [*old, "--epochs", "20", "--checkpoint-seconds", "1e-9"]}
-    killed = long | {"at": 170, "signal": signal.SIGKILL}
+    # Two moments an epoch, six trainings of 20: number 262 is in the midst of the last one.
+    killed = long | {"at": 262, "signal": signal.SIGKILL}
     rest.append(
         made.job("resume", killed, long | {"flags": [*long["flags"], "--resume"]}, fresh=True)
     )
@@ -189,6 +190,11 @@ def test_killed_training_resumed_ends_with_the_bits_of_an_uninterrupted_one(jobs
     pairs = zip(*(model_utils.model_state(m.network) for m in (one, other)), strict=True)
     assert all(np.array_equal(a, b) for a, b in pairs)
     assert run.data.metrics == trained.run.data.metrics
+    curves = [
+        [p.value for p in each.client.get_metric_history(each.run.info.run_id, "epoch/final_loss")]
+        for each in (place, trained)
+    ]
+    assert curves[0] == curves[1]
 
 
 @pytest.mark.parametrize("script", [TRAIN, RETRAIN])
