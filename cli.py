@@ -122,8 +122,8 @@ def name(text: str) -> str:
 
 
 def model_name(text: str) -> str:
-    ok = re.compile(r"(?!\s*$|\.+$)[^/:]+").fullmatch
-    return _checked(text, str, ok, "a name without / and :")
+    ok = re.compile(r"(?!\s*$|\.$|.*\.\.)[^/:]+").fullmatch
+    return _checked(text, str, ok, "a name without / and : and ..")
 
 
 def _checked(text: str, convert: Callable, accepts: Callable, expected: str) -> Any:
@@ -168,7 +168,7 @@ def leave(exit_code: int) -> None:
 
 def explain(error: Exception) -> str | None:
     """Put an error that its user can mend into words; None for a programming error."""
-    first_line = (str(error).strip().splitlines() or [""])[0][:300]
+    first_line = reason(error)
     if type(error).__name__ in ("UserError", "ArgumentTypeError"):
         return str(error)
     if isinstance(error, FloatingPointError):
@@ -179,6 +179,13 @@ def explain(error: Exception) -> str | None:
     if type(error).__module__.split(".")[0] in ("mlflow", "sqlalchemy"):
         return f"MLflow refused: {first_line}; check --tracking-uri and that its store is writable"
     return None
+
+
+def reason(error: Exception) -> str:
+    """Take the words that matter out of an exception: the database's own, or the first line."""
+    text = str(error).strip()
+    own = re.search(r"\(\w+\.\w+Error\) (.+)", text)
+    return (own[1] if own else (text.splitlines() or [""])[0])[:200]
 
 
 def _interrupt(*_: object) -> NoReturn:

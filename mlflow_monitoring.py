@@ -351,18 +351,20 @@ def publish(
     import model_card
     import model_store
     import tracking
+    from comparison import escape_markdown
 
-    words, about = trained.card["result"], model_card.about(trained.card, trained.schema)
+    words = escape_markdown(trained.card["result"])
+    about = model_card.about(trained.card, trained.schema)
     version = model_store.register(client, args.model_name, uri, f"{words}\n\n{about}")
     is_champion = False
     if model_store.champion_version(client, args.model_name) is None:
         is_champion = model_store.promote(client, args.model_name, version, None)
     role = "champion" if is_champion else "not champion, another version is"
-    note = f"**{args.model_name} version {version}, {role}.** {words}"
-    name = f"trained: {words.split(' on held-out')[0]}"
+    note = f"**{escape_markdown(args.model_name)} version {version}, {role}.** {words}"
+    name = f"trained: {trained.card['result'].split(' on held-out')[0]}"
     tags = {"mlflow.note.content": note, "mlflow.runName": name}
     tracking.log_numbers(client, run.info.run_id, {}, tags=tags)
-    return version, f"{role}: {words}"
+    return version, f"{role}: {trained.card['result']}"
 
 
 def conclude(

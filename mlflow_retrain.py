@@ -287,8 +287,10 @@ def judge(
     import model_store
     import retraining
     import tracking
+    from comparison import escape_markdown
 
-    summary = f"{retraining.headline(evidence)}\n\n{model_card.about(child.card, child.schema)}"
+    headline = escape_markdown(retraining.headline(evidence))
+    summary = f"{headline}\n\n{model_card.about(child.card, child.schema)}"
     version = model_store.register(client, args.model_name, uri, summary)
     wanted = args.promote == "always" or (args.promote == "auto" and evidence.verdict.promoted)
     reason = evidence.verdict.reason
@@ -302,7 +304,8 @@ def judge(
     if not wanted and args.promote == "never":
         reason = f"--promote never; {reason}"
     verdict = f"{'promoted' if wanted else 'kept champion'}: {reason}"
-    client.update_model_version(args.model_name, version, f"{verdict}.\n{summary}")
+    words = f"{escape_markdown(verdict)}.\n{summary}"
+    client.update_model_version(args.model_name, version, words)
     word = verdict.split(":")[0]
     tags = {
         "mlflow.note.content": retraining.note(evidence, verdict, tracking.link(client, parent)),

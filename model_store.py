@@ -5,10 +5,12 @@ Not here: training, statistics, command lines.
 """
 
 import contextlib
+import fcntl
 import hashlib
 import io
 import json
 import logging
+import os
 import shutil
 import sys
 import tempfile
@@ -29,6 +31,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.types.schema import ColSpec, DataType, Schema
 
+import cli
 import model_card
 import tabular
 from memory import Memory
@@ -164,32 +167,60 @@ def save_folder(trained: TrainedModel, folder: Path) -> Path:
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     for leftover in folder.parent.glob(f".{folder.name}-*"):
-        shutil.rmtree(leftover, ignore_errors=True)
-    beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        pid = leftover.name.removeprefix(f".{folder.name}-").split("-")[0]
+        if not (pid.isdigit() and Path("/proc", pid).exists()):
+            shutil.rmtree(leftover, ignore_errors=True)
+    beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-{os.getpid()}-", dir=folder.parent))
     try:
         save_model(str(beside / "new"), trained)
-        if folder.exists():
-            folder.rename(beside / "old")
-        try:
-            (beside / "new").rename(folder)
-        except OSError:
-            (beside / "old").rename(folder)
-            raise
+        with _alone_in(folder.parent):
+            if folder.exists():
+                folder.rename(beside / "old")
+            try:
+                (beside / "new").rename(folder)
+            except OSError:
+                (beside / "old").rename(folder)
+                raise
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     return folder
 
 
 def save_preprocessor(preprocessor: object, path: Path) -> None:
-    """Write a fitted preprocessor with joblib, and its hash beside it, never half."""
+    """Write a fitted preprocessor with joblib, and its hash beside it, never half.
+
+    The hash of the file before is kept too: a process killed between the two leaves a valid pair.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix(f".{time.time_ns()}.part")
+    beside, record = path.with_suffix(f".{os.getpid()}.part"), path.with_suffix(".pkl.sha256")
+    record_beside = record.with_suffix(f".{os.getpid()}.part")
     try:
         joblib.dump(preprocessor, beside)
-        path.with_suffix(".pkl.sha256").write_text(sha256(beside) + "\n")
-        beside.replace(path)
+        with _alone_in(path.parent):
+            before = [sha256(path)] if path.is_file() and is_ours(path) else []
+            record_beside.write_text("\n".join([sha256(beside), *before]) + "\n")
+            record_beside.replace(record)
+            beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
+        record_beside.unlink(missing_ok=True)
+
+
+def is_ours(path: Path) -> bool:
+    """Tell whether a preprocessor file has a hash that we recorded beside it."""
+    record = path.with_suffix(".pkl.sha256")
+    return record.is_file() and sha256(path) in record.read_text().split()
+
+
+@contextlib.contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Keep other processes from exchanging files in a folder at the same time."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 # --- loading -----------------------------------------------------------------------------------
@@ -225,7 +256,7 @@ def _download(uri: str, folder: str) -> Path:
     try:
         local = Path(mlflow.artifacts.download_artifacts(uri, dst_path=folder))
     except (MlflowException, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0][:200]
+        reason = cli.reason(error)
         raise UserError(
             f"no model at {uri} ({reason}); expected a URI such as models:/loan-amount@champion, "
             "models:/loan-amount/1, runs:/RUN_ID/NAME or a model folder: see 'mlflow ui'"
@@ -270,7 +301,7 @@ def _load_network(uri: str, file: Path) -> keras.Model:
     try:
         return keras.saving.load_model(file, safe_mode=True)
     except (ValueError, OSError, TypeError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0][:200]
+        reason = cli.reason(error)
         raise UserError(f"the network of {uri} cannot be loaded safely: {reason}") from error
 
 
@@ -302,8 +333,8 @@ def load_preprocessor(path: Path, uri: str) -> Any:
             f"{uri} is a plain Keras model without a preprocessor, and there is no {path}; "
             "expected the preprocessor it was trained with: put it there"
         )
-    record = path.with_suffix(".pkl.sha256")
-    if not record.is_file() or record.read_text().strip() != sha256(path):
+    if not is_ours(path):
+        record = path.with_suffix(".pkl.sha256")
         raise UserError(
             f"{path} is not the file that mlflow_monitoring.py wrote, and unpickling it would run "
             f"its code; if you trust it: sha256sum {path} | cut -d' ' -f1 > {record}"

@@ -12,6 +12,7 @@ printing, command lines, global seeds (callers own them).
 import contextlib
 import json
 import operator
+import os
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -624,7 +625,7 @@ class Checkpoint(keras.callbacks.Callback):
         progress = {"run_id": self.run_id, "done": self.done, "history": self.history}
         arrays: dict[str, Any] = {"progress": json.dumps(progress)}
         arrays |= {f"state_{i}": value for i, value in enumerate(model_state(model))}
-        beside = self.file.with_suffix(".part")
+        beside = self.file.with_suffix(f".{os.getpid()}.part")
         with beside.open("wb") as stream:
             np.savez(stream, **arrays)
         beside.replace(self.file)

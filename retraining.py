@@ -478,9 +478,11 @@ def score_table(evidence: comparison.Evidence) -> tuple[list[str], list[list[str
 def note(evidence: comparison.Evidence, verdict: str, parent_link: str) -> str:
     """Write the run's description, Markdown: verdict first, since the rest is folded away."""
     header, lines = score_table(evidence)
-    table = [header, ["---"] * len(header), *lines]
+    cells = [[comparison.escape_markdown(cell) for cell in line] for line in (header, *lines)]
+    table = [cells[0], ["---"] * len(header), *cells[1:]]
     rows = ["| " + " | ".join(cells) + " |" for cells in table]
     sentence = evidence.attribution.sentence if evidence.attribution else ""
+    sentence = comparison.escape_markdown(sentence)
     text = [f"**{comparison.escape_markdown(verdict)}**", "\n".join(rows), sentence]
     where = f"Continues {parent_link}. The whole proof: `report.md` and `figures/` under Artifacts."
     return "\n\n".join([*text, where])

@@ -71,10 +71,9 @@ def connect(tracking_uri: str, experiment: str) -> tuple[MlflowClient, str]:
             experiment_id = _experiment(client, tracking_uri, experiment)
         _sweep(client, experiment_id)
     except (MlflowException, OSError) as error:
-        reason = str(error).strip().splitlines()[0][:200]
         raise UserError(
-            f"the tracking store {tracking_uri} does not work ({reason}); check that it is "
-            "reachable and writable, or pass another one with --tracking-uri"
+            f"the tracking store {tracking_uri} does not work ({cli.reason(error)}); check that "
+            "it is reachable and writable, or pass another one with --tracking-uri"
         ) from error
     return client, experiment_id
 
@@ -251,11 +250,14 @@ def kept_if_logging_fails(save: Callable[[], Path]) -> Iterator[None]:
     try:
         yield
     except (MlflowException, OSError) as error:
-        reason = (str(error).strip().splitlines() or [""])[0][:200]
+        try:
+            kept = f"the model is in {save()}"
+        except OSError as full:
+            kept = f"the model could not be saved either ({full}), but its checkpoint is there"
         command = cli.command("python", *sys.argv, "--resume")
         raise UserError(
-            f"the training is done but could not be logged ({reason}); the model is in {save()}: "
-            f"once the store works again, log it with: {command}"
+            f"the training is done but could not be logged ({cli.reason(error)}); {kept}: once the "
+            f"store works again, log it with: {command}"
         ) from error
 
 
@@ -297,7 +299,14 @@ def log_rows(
     """
     sha256 = sha256 or content_hash(row_hashes(rows.drop(columns=target), rows[target]))
     dataset = from_pandas(rows, name=Path(name).name, targets=target, digest=sha256[:32])
-    mlflow.log_input(dataset, context=context, tags={"sha256": sha256})
+    for patience in (0.1, 0.3, 1.0, 0):
+        try:
+            mlflow.log_input(dataset, context=context, tags={"sha256": sha256})
+            break
+        except MlflowException:  # another process was logging the same rows at this instant
+            if not patience:
+                raise
+            time.sleep(patience)
 
 
 def content_hash(hashes: np.ndarray) -> str:
