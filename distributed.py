@@ -137,6 +137,17 @@ def _listens(address: str) -> bool:
 # --- one training, shared out ------------------------------------------------------------------
 
 
+@contextlib.contextmanager
+def _told_when_lost() -> Iterator[None]:
+    try:
+        yield
+    except LOST as error:
+        raise UserError(
+            f"worker {_number} lost another worker ({type(error).__name__}); expected "
+            "all to run to the end: start all of them again, with --resume for the last checkpoint"
+        ) from error
+
+
 def agree(model: keras.Model, initial_epoch: int) -> int | None:
     """Give every worker the model's state, weight decay and first epoch of worker 0.
 
@@ -202,12 +213,12 @@ def program(model: keras.Model, batch_size: int) -> Callable:
 
         tf.while_loop(lambda start: start < tf.size(order), body, (tf.constant(0),))
 
+    @_told_when_lost()
     def train(data, order):
         _copy(model, copy)
         total.assign(0.0)
-        with _lost_workers():
-            epoch(data, tf.constant(order, tf.int32))
-            loss = float(total.read_value()) / len(order)
+        epoch(data, tf.constant(order, tf.int32))
+        loss = float(total.read_value()) / len(order)
         _copy(copy, model)
         return {"loss": loss}
 
@@ -242,6 +253,7 @@ def _copy(source: keras.Model, target: keras.Model) -> None:
         new.assign(old.numpy())
 
 
+@_told_when_lost()
 def _from_leader(values: np.ndarray) -> np.ndarray:
     """Exchange arrays of equal shape; return that of worker 0, exactly, as float64."""
     values = values.astype(float)
@@ -250,17 +262,5 @@ def _from_leader(values: np.ndarray) -> np.ndarray:
         leads = context.replica_id_in_sync_group == 0
         return tf.constant(values if leads else np.zeros_like(values))
 
-    with _lost_workers():
-        parts = _strategy.experimental_distribute_values_from_function(part)
-        return _strategy.reduce("SUM", parts, axis=None).numpy()
-
-
-@contextlib.contextmanager
-def _lost_workers() -> Iterator[None]:
-    try:
-        yield
-    except LOST as error:
-        raise UserError(
-            f"worker {_number} lost another worker ({str(error).splitlines()[0][-120:]}); expected "
-            "all to run to the end: start all of them again, with --resume for the last checkpoint"
-        ) from error
+    parts = _strategy.experimental_distribute_values_from_function(part)
+    return _strategy.reduce("SUM", parts, axis=None).numpy()
