@@ -188,11 +188,7 @@ def program(model: keras.Model, batch_size: int) -> Callable:
         copy = keras.models.clone_model(model)
         copy.compile_from_config(model.get_compile_config())
         copy.optimizer.build(copy.trainable_variables)
-        total = tf.Variable(
-            0.0,
-            synchronization=tf.VariableSynchronization.ON_READ,
-            aggregation=tf.VariableAggregation.SUM,
-        )
+    weights = copy.trainable_variables
 
     def step(data, order, start):
         replica = tf.distribute.get_replica_context().replica_id_in_sync_group
@@ -201,28 +197,34 @@ def program(model: keras.Model, batch_size: int) -> Callable:
         weight = weight if given is None else weight * given
         with tf.GradientTape() as tape:
             loss = copy.compute_loss(X, y, copy(X, training=True), weight)
-        gradients = tape.gradient(loss, copy.trainable_variables)
-        copy.optimizer.apply(gradients, copy.trainable_variables)
-        total.assign_add(loss * size)
+        gradients = tape.gradient(loss, weights, unconnected_gradients="zero")
+        return tf.concat([[loss * size], *[tf.reshape(g, [-1]) for g in gradients]], 0)
 
     @tf.function(autograph=False, reduce_retracing=True)
-    def epoch(data, order):  # the loop stays outside of `run`, where collectives keep their order
-        def body(start):
-            _strategy.run(step, (data, order, start))
-            return (start + batch_size,)
+    def epoch(data, order):  # not by XLA, which cannot compile an exchange between CPUs
+        def body(start, total):
+            summed = _sum(_strategy.run(step, (data, order, start)))
+            loss, *parts = tf.split(summed, [1, *[int(np.prod(w.shape)) for w in weights]])
+            gradients = [tf.reshape(p, w.shape) for p, w in zip(parts, weights, strict=True)]
+            copy.optimizer.apply(gradients, weights)
+            return start + batch_size, total + loss[0]
 
-        tf.while_loop(lambda start: start < tf.size(order), body, (tf.constant(0),))
+        state = (tf.constant(0), tf.constant(0.0))
+        return tf.while_loop(lambda start, _: start < tf.size(order), body, state)[1]
 
     @_told_when_lost()
     def train(data, order):
         _copy(model, copy)
-        total.assign(0.0)
-        epoch(data, tf.constant(order, tf.int32))
-        loss = float(total.read_value()) / len(order)
+        loss = float(epoch(data, tf.constant(order, tf.int32))) / len(order)
         _copy(copy, model)
         return {"loss": loss}
 
     return train
+
+
+def _sum(parts):
+    """Add the vectors of all replicas: one exchange for loss and gradients together."""
+    return _strategy.reduce("SUM", parts, axis=None)
 
 
 def shard(order, start, batch_size: int, replica):
