@@ -1,7 +1,8 @@
-"""Claims about scoring with Spark: the artifact is a function on its columns, as it is."""
+"""Claims about scoring with Spark: the artifact is a function on rows, without a change."""
 
 import importlib.util
 import shutil
+import sys
 
 import numpy as np
 import pandas as pd
@@ -25,17 +26,20 @@ def session(tmp_path_factory):
         "spark.sql.shuffle.partitions": "2",
         "spark.sql.warehouse.dir": str(tmp_path_factory.mktemp("warehouse")),
     }
-    session = SparkSession.builder.master("local[1]").config(map=settings).getOrCreate()
-    yield session
-    session.stop()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYSPARK_PYTHON", sys.executable)
+        session = SparkSession.builder.master("local[1]").config(map=settings).getOrCreate()
+        yield session
+        session.stop()
 
 
 def test_spark_scores_raw_rows_as_mlflow_does(session, trained, files):
     import mlflow
+    from pyspark.sql.functions import struct
 
     trained.use()
     rows = pd.read_csv(files / "new.csv").head(50)
     score = mlflow.pyfunc.spark_udf(session, trained.uri, result_type="double", env_manager="local")
-    scored = session.createDataFrame(rows).withColumn("amount", score(*rows.columns)).toPandas()
+    scored = session.createDataFrame(rows).withColumn("amount", score(struct(*rows))).toPandas()
     expected = trained.predict(trained.uri, rows)
     np.testing.assert_allclose(scored["amount"], np.ravel(expected), rtol=1e-5)
