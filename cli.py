@@ -1,4 +1,4 @@
-"""What both scripts share on the terminal: arguments, quiet start, errors, tables.
+"""What both scripts share on the terminal: arguments, quiet start, errors, progress, tables.
 
 Imports nothing heavy, so that `--help` answers at once. Not here: what a script does.
 """
@@ -7,6 +7,7 @@ import argparse
 import contextlib
 import difflib
 import gc
+import json
 import os
 import re
 import shlex
@@ -15,9 +16,11 @@ import signal
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, NoReturn
 
 # What TensorFlow, its C++ libraries and Alembic write at every start, whatever happens.
 START_UP_NOISE = re.compile(
@@ -28,14 +31,16 @@ START_UP_NOISE = re.compile(
 
 
 HERE = Path(__file__).parent
-SCRIPTS = ("mlflow_monitoring.py", "mlflow_retrain.py")
+SCRIPTS = ("mlflow_monitoring.py", "mlflow_retrain.py", "mlflow_score.py")
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+DATA_HELP = "CSV or Parquet, folder or glob (%(default)s)"
 STORE = "sqlite:///mlflow.db"  # where 'mlflow ui' looks without a flag
 
 
 class Parser(argparse.ArgumentParser):
     """Report a wrong argument in one line, with the flag that was probably meant."""
 
-    def error(self, message: str) -> None:
+    def error(self, message: str) -> NoReturn:
         unknown = re.search(r"unrecognized arguments: (--?[\w-]+)", message)
         if unknown:
             known = [flag for action in self._actions for flag in action.option_strings]
@@ -47,19 +52,18 @@ class Parser(argparse.ArgumentParser):
 def common_arguments(parser: Parser, data: str) -> None:
     """Add the flags that training and retraining share."""
     add = parser.add_argument
-    add("--data", default=data, metavar="FILE", help="CSV or Parquet, folder or glob (%(default)s)")
+    add("--data", default=data, metavar="FILE", help=DATA_HELP)
     add("--epochs", type=whole, default=60, help="passes over the training rows (%(default)s)")
     add("--batch-size", type=whole, default=32, help="rows per update (%(default)s)")
     add("--learning-rate", type=positive, default=1e-3, help="at the start (%(default)s)")
     add("--seed", type=natural, default=42, help="of split, weights and order (%(default)s)")
     add("--test-size", type=share, default=0.2, help="share of rows held out (%(default)s)")
-    experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME", "loan-amount")
-    add("--experiment", default=experiment, help="MLflow experiment (%(default)s)")
-    add("--model-name", default="loan-amount", help="registered model (%(default)s)")
-    store = os.environ.get("MLFLOW_TRACKING_URI") or STORE
-    add("--tracking-uri", default=store, help="MLflow store or server (%(default)s)")
-    add("--models-dir", type=Path, default=Path("models"), help="local copies (%(default)s)")
-    add("--quiet", action="store_true", help="print nothing but errors")
+    store_arguments(parser)
+    add(
+        "--stream",
+        action=argparse.BooleanOptionalAction,
+        help="keep rows on disk, not in memory (when they are many)",
+    )
     add(
         "--memory-rows",
         type=natural,
@@ -83,23 +87,46 @@ def common_arguments(parser: Parser, data: str) -> None:
     )
 
 
+def store_arguments(parser: Parser) -> None:
+    """Add the flags of every script: where things are kept, what is printed."""
+    add = parser.add_argument
+    experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME", "loan-amount")
+    add("--experiment", type=name, default=experiment, help="MLflow experiment (%(default)s)")
+    add("--model-name", type=model_name, default="loan-amount", help="registered (%(default)s)")
+    store = os.environ.get("MLFLOW_TRACKING_URI") or STORE
+    add("--tracking-uri", default=store, help="MLflow store or server (%(default)s)")
+    add("--models-dir", type=Path, default=Path("models"), help="local copies (%(default)s)")
+    shown = parser.add_mutually_exclusive_group().add_argument
+    shown("--quiet", action="store_true", help="print nothing but errors")
+    shown("--json", action="store_true", help="print the result as one JSON object, nothing else")
+
+
 def whole(text: str) -> int:
-    return _number(text, int, lambda v: v >= 1, "a whole number of at least 1")
+    return _checked(text, int, lambda v: v >= 1, "a whole number of at least 1")
 
 
 def natural(text: str) -> int:
-    return _number(text, int, lambda v: 0 <= v < 2**31, "a whole number from 0 on")
+    return _checked(text, int, lambda v: 0 <= v < 2**31, "a whole number from 0 on")
 
 
 def positive(text: str) -> float:
-    return _number(text, float, lambda v: 0 < v < float("inf"), "a number above 0")
+    return _checked(text, float, lambda v: 0 < v < float("inf"), "a number above 0")
 
 
 def share(text: str) -> float:
-    return _number(text, float, lambda v: 0 < v < 1, "a share between 0 and 1, such as 0.2")
+    return _checked(text, float, lambda v: 0 < v < 1, "a share between 0 and 1, such as 0.2")
 
 
-def _number(text: str, convert: Callable, accepts: Callable, expected: str):
+def name(text: str) -> str:
+    return _checked(text, str, str.strip, "a name")
+
+
+def model_name(text: str) -> str:
+    ok = re.compile(r"(?!\s*$|\.+$)[^/:]+").fullmatch
+    return _checked(text, str, ok, "a name without / and :")
+
+
+def _checked(text: str, convert: Callable, accepts: Callable, expected: str) -> Any:
     with contextlib.suppress(ValueError):
         value = convert(text)
         if accepts(value):
@@ -113,20 +140,23 @@ def run(script: Callable[[argparse.Namespace], int], args: argparse.Namespace) -
     0 done, 2 a user's error, 130 interrupted. Programming errors keep their traceback.
     """
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _interrupt)
+        for signum in SIGNALS:
+            if signal.getsignal(signum) != signal.SIG_IGN:  # a shell's background job ignores them
+                signal.signal(signum, _interrupt)
     try:
+        _check_text(args)
         args.models_dir.mkdir(parents=True, exist_ok=True)  # an error now, not after the training
         tempfile.TemporaryFile(dir=args.models_dir).close()
         return script(args)
     except KeyboardInterrupt:
-        words = "interrupted: no model was registered; a run that had begun is marked KILLED"
+        words = "interrupted: a run that had not finished is marked KILLED"
         print(words, file=sys.stderr)
         return 130
     except Exception as error:
-        words = explain(error)
-        if words is None:
+        reason = explain(error)
+        if reason is None:
             raise
-        print(f"error: {' '.join(words.split())}", file=sys.stderr)
+        print(f"error: {' '.join(reason.split())}", file=sys.stderr)
         return 2
 
 
@@ -139,7 +169,7 @@ def leave(exit_code: int) -> None:
 def explain(error: Exception) -> str | None:
     """Put an error that its user can mend into words; None for a programming error."""
     first_line = (str(error).strip().splitlines() or [""])[0][:300]
-    if type(error).__name__ == "UserError":
+    if type(error).__name__ in ("UserError", "ArgumentTypeError"):
         return str(error)
     if isinstance(error, FloatingPointError):
         return f"training diverged: {error}; expected a finite loss: lower --learning-rate"
@@ -151,8 +181,39 @@ def explain(error: Exception) -> str | None:
     return None
 
 
-def _interrupt(signum: int, frame) -> None:
+def _interrupt(*_: object) -> NoReturn:
+    for each in SIGNALS:  # a second Ctrl-C must not interrupt the tidying up
+        signal.signal(each, signal.SIG_IGN)
     raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Put SIGINT and SIGTERM off until the block is done, for steps that belong together."""
+    came = []
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {signum: signal.signal(signum, lambda *_: came.append(1)) for signum in SIGNALS}
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+    if came:
+        _interrupt(0, None)
+
+
+def _check_text(args: argparse.Namespace) -> None:
+    """Refuse arguments that were not UTF-8: neither MLflow nor JSON can write them down."""
+    for name, value in vars(args).items():
+        try:
+            str(value).encode()
+        except UnicodeEncodeError:
+            flag = f"--{name.replace('_', '-')}"
+            raise argparse.ArgumentTypeError(
+                f"{flag} {str(value)!r} is not UTF-8 text; expected UTF-8: rename it"
+            ) from None
 
 
 @contextlib.contextmanager
@@ -187,7 +248,7 @@ def quiet_start() -> Iterator[None]:
                     print(line, file=sys.stderr)
 
 
-def background(function: Callable, *arguments) -> Future:
+def background(function: Callable, *arguments: Any) -> Future:
     """Run a function in a thread; `.result()` waits for it and raises what it raised."""
     pool = ThreadPoolExecutor(1)
     future = pool.submit(function, *arguments)
@@ -204,26 +265,130 @@ def command(program: str, *arguments: str) -> str:
     return shlex.join(str(word).removeprefix(here) for word in words)
 
 
+def store_flags(args: argparse.Namespace, flag: str = "--tracking-uri") -> list[str]:
+    """Name the store in use for a command to paste; nothing where it looks there anyway."""
+    return [] if args.tracking_uri == STORE else [flag, args.tracking_uri]
+
+
+def conclude(
+    terminal: "Terminal",
+    args: argparse.Namespace,
+    run: Any,
+    uri: str,
+    version: str,
+    verdict: str,
+    steps: list[str],
+    **more: object,
+) -> None:
+    """End a script: the verdict in one sentence, the model, the next commands to paste."""
+    terminal.say(f"{verdict}\n{args.model_name} version {version} is {uri}\n\nNext:")
+    for step in steps:
+        terminal.say(f"  {step}")
+    address = "then open "
+    terminal.result(
+        verdict=verdict,
+        model_name=args.model_name,
+        version=version,
+        model_uri=uri,
+        run_id=run.info.run_id,
+        experiment_id=run.info.experiment_id,
+        next=[step for step in steps if not step.startswith(address)],
+        url=next(step.removeprefix(address) for step in steps if step.startswith(address)),
+        **more,
+    )
+
+
 class Terminal:
-    """Print words and tables; nothing at all with `--quiet`."""
+    """Print words and tables; with `--json` one object instead, with `--quiet` nothing at all."""
 
-    def __init__(self, quiet: bool) -> None:
-        from rich.console import Console
-
-        self.console = Console(
-            quiet=quiet, highlight=False, markup=False, emoji=False, soft_wrap=True
-        )
+    def __init__(self, quiet: bool, as_json: bool = False) -> None:
+        self.quiet, self.as_json = quiet, as_json
 
     def say(self, text: str = "") -> None:
-        self.console.print(text)
+        """Print words for a person."""
+        if not self.quiet and not self.as_json:
+            print(text)
 
     def table(self, header: list[str], rows: list[list[str]]) -> None:
-        """Print aligned columns, the first to the left, numbers to the right."""
-        from rich.table import Table
+        """Print aligned columns, the first to the left, numbers to the right.
 
-        table = Table(box=None, pad_edge=False, header_style="bold")
-        for i, name in enumerate(header):
-            table.add_column(name, justify="left" if i == 0 else "right", no_wrap=i > 0)
-        for row in rows:
-            table.add_row(*row)
-        self.console.print(table, soft_wrap=False)
+        On a terminal that is too narrow, each row becomes a few lines.
+        """
+        widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+        columns = shutil.get_terminal_size(fallback=(10_000, 24)).columns
+        if sum(widths) + 2 * len(widths[1:]) <= columns:
+            for name, *cells in (header, *rows):
+                numbers = [cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True)]
+                self.say("  ".join([name.ljust(widths[0]), *numbers]))
+            return
+        for name, *cells in rows:
+            self.say(name)
+            for title, cell in zip(header[1:], cells, strict=True):
+                self.say(f"  {title}: {cell}")
+
+    def result(self, **values: object) -> None:
+        """Print the one object of `--json`; NaN and infinity, which JSON lacks, become null."""
+        if self.as_json:
+            finite = json.loads(json.dumps(values), parse_constant=lambda _: None)
+            print(json.dumps(finite, ensure_ascii=False, indent=1))
+
+    def progress(self, text: str) -> "Progress":
+        """Show a live line while a block runs, on a terminal; in a pipe and in logs nothing."""
+        is_terminal = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+        return Progress(text, is_terminal and not self.quiet)
+
+
+class Progress:
+    """Keep one line of stderr up to date from a thread, and remove it at the end.
+
+    Whoever works only leaves words behind (`epoch`), so that drawing costs it nothing.
+    """
+
+    SECONDS, PATIENCE = 0.25, 0.5  # between two drawings; before the first one
+
+    def __init__(self, text: str, shown: bool) -> None:
+        self.text, self.words, self.shown = text, text, shown
+        self.number, self.trainings, self.began, self.what = 0, 0, time.monotonic(), ""
+        self.ended = threading.Event()
+
+    def epoch(self, number: int, epochs: int, loss: float) -> None:
+        """Tell that an epoch is over: its number, how many there are, its loss."""
+        now = time.monotonic()
+        if number <= self.number or not self.trainings:
+            self.trainings += 1
+            self.first, self.since = number, now
+        self.number, done = number, number - self.first
+        left = f", {(now - self.since) / done * (epochs - number):.0f} s left" if done else ""
+        self.words = f"{self.text} {self.trainings}: epoch {number} of {epochs}, loss {loss:.4g}"
+        self.words += left
+
+    def rows(self, what: str, done: int, total: int) -> None:
+        """Tell how many of all rows (or bytes) were read so far."""
+        if what != self.what:
+            self.what, self.since = what, time.monotonic()
+        seconds = time.monotonic() - self.since
+        left = seconds / done * (total - done)
+        self.words = f"{self.text}: {what}, {done / total:.0%}, {left:.0f} s left"
+
+    def __enter__(self) -> "Progress":
+        self.thread = threading.Thread(target=self._draw, daemon=True)
+        if self.shown:
+            self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.ended.set()
+        if self.shown:
+            self.thread.join()
+
+    def _draw(self) -> None:
+        width = 0
+        while not self.ended.wait(self.SECONDS):
+            seconds = time.monotonic() - self.began
+            if seconds < self.PATIENCE:
+                continue
+            line = f"{self.words} ({seconds:.0f} s)"[: shutil.get_terminal_size().columns - 1]
+            print(f"\r{line.ljust(width)}", end="", file=sys.stderr, flush=True)
+            width = len(line)
+        if width:
+            print(f"\r{' ' * width}\r", end="", file=sys.stderr, flush=True)

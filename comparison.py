@@ -43,6 +43,15 @@ class HeldOut:
     scores: pd.DataFrame
     difference: Interval | None
 
+    @property
+    def change(self) -> Interval:
+        """Return the difference; raises ValueError where no pair of models was scored."""
+        if self.difference is None:
+            raise ValueError(
+                "no difference: expected predictions of a parent and a retrained model"
+            )
+        return self.difference
+
 
 @dataclass(frozen=True)
 class Attribution:
@@ -334,8 +343,8 @@ def groups(
     it is taken group by group, so that one unchanged group in forty is named by chance. Arrays
     of shape (n_rows,); without `parent_prediction` only the "after" columns are there.
     """
-    models = {"before": parent_prediction, "after": child_prediction}
-    models = {when: values for when, values in models.items() if values is not None}
+    models = {} if parent_prediction is None else {"before": parent_prediction}
+    models |= {"after": child_prediction}
     y, *arrays = _vectors(y_true, models)
     by_model = dict(zip(models, arrays, strict=True))
     values = pd.DataFrame({"actual": y})
@@ -414,7 +423,7 @@ def format_interval(interval: Interval, unit: str = "") -> str:
 
 def escape_markdown(text: object) -> str:
     """Write `text` on one line so that no part of it acts as Markdown, HTML or a link."""
-    special = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "@": "&#64;"}
+    special: dict[str, str | int | None] = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "@": "&#64;"}
     special |= {character: f"\\{character}" for character in "\\`*_[]{}#|~$!"}
     escaped = _printable(text).translate(str.maketrans(special))
     return escaped.replace("://", "\\://").replace("www.", "www\\.")
@@ -542,9 +551,9 @@ def _bounds_text(bounds: pd.DataFrame) -> str:
 
 
 def _listed(names: Iterable[object], most: int = 5) -> str:
-    names = [str(name) for name in names]
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+    texts = [str(name) for name in names]
+    more = f" and {len(texts) - most} more" if len(texts) > most else ""
+    return ", ".join(texts[:most]) + more
 
 
 def _printable(text: object) -> str:

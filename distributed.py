@@ -14,6 +14,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import keras
 import numpy as np
@@ -31,7 +32,7 @@ LOST = (
 )
 
 # TensorFlow allows one cluster per process.
-_strategy: tf.distribute.Strategy | None = None
+_strategy: Any = None
 _number = 0
 
 
@@ -190,7 +191,7 @@ def program(model: keras.Model, batch_size: int) -> Callable:
         copy.optimizer.build(copy.trainable_variables)
     weights = copy.trainable_variables
 
-    def step(data, order, start):
+    def step(data: tuple, order: tf.Tensor, start: tf.Tensor) -> tf.Tensor:
         replica = tf.distribute.get_replica_context().replica_id_in_sync_group
         numbers, weight, size = shard(order, start, batch_size, replica)
         X, y, given = (None if part is None else tf.gather(part, numbers) for part in data)
@@ -201,8 +202,8 @@ def program(model: keras.Model, batch_size: int) -> Callable:
         return tf.concat([[loss * size], *[tf.reshape(g, [-1]) for g in gradients]], 0)
 
     @tf.function(autograph=False, reduce_retracing=True)
-    def epoch(data, order):  # not by XLA, which cannot compile an exchange between CPUs
-        def body(start, total):
+    def epoch(data: tuple, order: tf.Tensor) -> tf.Tensor:  # XLA compiles no exchange of CPUs
+        def body(start: tf.Tensor, total: tf.Tensor) -> tuple:
             summed = _sum(_strategy.run(step, (data, order, start)))
             loss, *parts = tf.split(summed, [1, *[int(np.prod(w.shape)) for w in weights]])
             gradients = [tf.reshape(p, w.shape) for p, w in zip(parts, weights, strict=True)]
@@ -213,21 +214,23 @@ def program(model: keras.Model, batch_size: int) -> Callable:
         return tf.while_loop(lambda start, _: start < tf.size(order), body, state)[1]
 
     @_told_when_lost()
-    def train(data, order):
+    def train(data: tuple, order: np.ndarray) -> dict[str, float]:
         _copy(model, copy)
         loss = float(epoch(data, tf.constant(order, tf.int32))) / len(order)
         _copy(copy, model)
-        return {"loss": loss}
+        # Adds up the parts of rows on disk.
+        model.metrics[0].update_state(loss, sample_weight=len(order))
+        return {"loss": float(model.metrics[0].result())}
 
     return train
 
 
-def _sum(parts):
+def _sum(parts: tf.distribute.DistributedValues) -> tf.Tensor:
     """Add the vectors of all replicas: one exchange for loss and gradients together."""
     return _strategy.reduce("SUM", parts, axis=None)
 
 
-def shard(order, start, batch_size: int, replica):
+def shard(order: tf.Tensor, start: tf.Tensor, batch_size: int, replica: tf.Tensor) -> tuple:
     """Choose a replica's rows of the global batch that begins at `start` in `order`.
 
     Every replica takes as many, so that all exchange gradients as often; rows beyond the end of the
@@ -260,7 +263,7 @@ def _from_leader(values: np.ndarray) -> np.ndarray:
     """Exchange arrays of equal shape; return that of worker 0, exactly, as float64."""
     values = values.astype(float)
 
-    def part(context):
+    def part(context: Any) -> tf.Tensor:
         leads = context.replica_id_in_sync_group == 0
         return tf.constant(values if leads else np.zeros_like(values))
 

@@ -85,7 +85,9 @@ def error_per_group(groups_table: pd.DataFrame, unit: str = "") -> Figure:
     Of more than 80 categories the largest are drawn. A star marks groups that got worse.
     """
     table = groups_table.nlargest(MAX_LINES, "rows").sort_index()
-    labels, places, headers = [], [], []
+    labels: list[str] = []
+    places: list[int] = []
+    headers: list[int] = []
     for column, part in table.groupby("column", sort=False):
         headers.append(len(labels))
         places += range(len(labels) + 1, len(labels) + 1 + len(part))
@@ -130,7 +132,15 @@ def before_after(held_out: Mapping[str, HeldOut], unit: str = "") -> Figure:
             bounds = np.array([held.difference.low, held.difference.high]) + pair[PARENT]
             axes.plot(pair, [line, line], color=GREY, linewidth=0.8)
             if np.isfinite(bounds).all():
-                axes.hlines(line, *bounds, ORANGE, linewidth=7, alpha=0.35, label="95 % interval")
+                axes.hlines(
+                    line,
+                    bounds[0],
+                    bounds[1],
+                    ORANGE,
+                    linewidth=7,
+                    alpha=0.35,
+                    label="95 % interval",
+                )
             text = _label(format_interval(held.difference, unit), 60)
             axes.annotate(text, (pair.mean(), line - 0.26), ha="center", va="bottom", fontsize=9)
         axes.plot(pair[PARENT], line, "o", color=BLUE, markersize=9, label=PARENT)

@@ -4,21 +4,23 @@ Belongs here: the roles of rows over a chain of retrainings (the purity of held-
 bounded sample of rows that travels with a model. Not here: files, MLflow, Keras.
 """
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
 
-from model_utils import split
 from tabular import MIN_ROWS, UserError
 
-TRAIN, HELD_OUT = "train", "held_out"
+TRAIN, HELD_OUT = ROLES = ["train", "held_out"]
 # Columns that the memory adds to the rows; the prefix keeps clear of users' column names.
 ROLE, GENERATION, PRIORITY = "__role", "__generation", "__priority"
+BLOCK = 1_000_000  # rows looked at together
+FIRST_BITS = 26
 
 
 def _no_seen_rows() -> pd.DataFrame:
-    return pd.DataFrame({"hash": np.array([], np.uint64), ROLE: pd.Series([], dtype="str")})
+    return pd.DataFrame({"hash": np.array([], np.uint64), ROLE: pd.Categorical([], ROLES)})
 
 
 @dataclass(frozen=True)
@@ -64,17 +66,17 @@ def assign_roles(
     hashes: uint64 of shape (n_rows,). Returns row numbers and the counts for the report.
     Raises UserError when too few rows are left to train or to score.
     """
-    numbers = np.arange(len(hashes))
-    was_held_out = np.isin(hashes, memory.hashes(HELD_OUT))
-    was_trained = np.isin(hashes, memory.hashes(TRAIN)) & ~was_held_out
-    fresh = numbers[~was_held_out & ~was_trained]
-    train, held_out = fresh, fresh[:0]
-    if len(fresh) > 1:
-        train, held_out, _, _ = split(fresh, fresh, test_size, seed)
-    train = np.sort(np.concatenate([train, numbers[was_trained]]))
-    held_out = np.sort(np.concatenate([held_out, numbers[was_held_out]]))
+    was_held_out = contained(hashes, memory.hashes(HELD_OUT))
+    was_trained = contained(hashes, memory.hashes(TRAIN)) & ~was_held_out
+    fresh = np.flatnonzero(~was_held_out & ~was_trained).astype(np.int32)
+    shuffled = split_order(len(fresh), seed)
+    n_held_out = math.ceil(test_size * len(fresh)) if len(fresh) > 1 else 0
+    is_held_out = was_held_out.copy()
+    is_held_out[fresh[shuffled[:n_held_out]]] = True
+    held_out = np.flatnonzero(is_held_out).astype(np.int32)
+    train = np.flatnonzero(~is_held_out).astype(np.int32)
     # Rows are judged by content, since the same row may stand twice in one file.
-    impure = np.isin(hashes[train], hashes[held_out])
+    impure = contained(hashes[train], hashes[held_out])
     counts = {
         "rows": len(hashes),
         "trained_on": int(len(train) - impure.sum()),
@@ -93,6 +95,58 @@ def assign_roles(
     return Roles(train, held_out, counts)
 
 
+def split_order(n_rows: int, seed: int) -> np.ndarray:
+    """Shuffle row numbers as `model_utils.split` does; the first ones are held out.
+
+    int32 of shape (n_rows,), shuffled in place: half the memory of `split`, and no copy.
+    """
+    order = np.arange(n_rows, dtype=np.int32)
+    np.random.RandomState(seed).shuffle(order)
+    return order
+
+
+def contained(values: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """Tell which values are in `reference`, as `np.isin`, in little memory: block by block.
+
+    Both uint64, hashes whose bits are all alike; booleans of the shape of `values`.
+    """
+    found = np.zeros(len(values), bool)
+    if len(reference) == 0:
+        return found
+    reference = np.sort(reference)
+    # Most values are ruled out by their first bits: a look-up costs less than a search.
+    present = np.zeros(2**FIRST_BITS, bool)
+    present[reference >> (64 - FIRST_BITS)] = True
+    for start in range(0, len(values), BLOCK):
+        block = values[start : start + BLOCK]
+        likely = np.flatnonzero(present[block >> (64 - FIRST_BITS)])
+        places = np.searchsorted(reference, block[likely]).clip(max=len(reference) - 1)
+        found[start + likely] = reference[places] == block[likely]
+    return found
+
+
+def draw(
+    hashes: np.ndarray, roles: Roles, memory: Memory, *, generation: int, limit: int, seed: int
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Draw a random priority for each row not seen before, and keep the `limit` smallest.
+
+    Returns {role: (row numbers, priorities)}, in the order of the rows.
+    """
+    random, drawn = np.random.default_rng([seed, generation]), {}
+    for role, numbers in ((TRAIN, roles.train), (HELD_OUT, roles.held_out)):
+        numbers = numbers[~contained(hashes[numbers], memory.hashes(role))]
+        kept, priorities = numbers[:0], np.empty(0)
+        for start in range(0, len(numbers), BLOCK):
+            block = numbers[start : start + BLOCK]
+            kept = np.concatenate([kept, block])
+            priorities = np.concatenate([priorities, random.random(len(block))])
+            if len(kept) > limit:
+                smallest = np.sort(np.argpartition(priorities, limit)[:limit])
+                kept, priorities = kept[smallest], priorities[smallest]
+        drawn[role] = kept, priorities
+    return drawn
+
+
 def remember(
     memory: Memory,
     rows: pd.DataFrame,
@@ -108,15 +162,21 @@ def remember(
     Every row draws a random priority once and the smallest ones are kept, which makes the memory
     a uniform sample without replacement of all rows ever added, over any chain of retrainings
     (bottom-k sampling, Cohen & Kaplan 2007). Rows added before are not added again.
+
+    rows: found by their number in the index; those that `draw` returns are needed.
     """
-    random = np.random.default_rng([seed, generation])
     parts, seen = [memory.rows], [memory.seen]
+    drawn = draw(hashes, roles, memory, generation=generation, limit=limit, seed=seed)
     for role, numbers in ((TRAIN, roles.train), (HELD_OUT, roles.held_out)):
-        numbers = numbers[~np.isin(hashes[numbers], memory.hashes(role))]
-        seen.append(pd.DataFrame({"hash": hashes[numbers], ROLE: role}))
-        extra = {ROLE: role, GENERATION: generation, PRIORITY: random.random(len(numbers))}
-        parts.append(rows.iloc[numbers].assign(**extra))
-    everything = pd.concat([part for part in parts if len(part)], ignore_index=True)
+        kept, priorities = drawn[role]
+        extra = {ROLE: role, GENERATION: generation, PRIORITY: priorities}
+        parts.append(rows.loc[kept].assign(**extra))
+        new = hashes[numbers[~contained(hashes[numbers], memory.hashes(role))]]
+        new.sort()
+        new = new[np.concatenate([[True], new[1:] != new[:-1]])[: len(new)]]
+        codes = np.full(len(new), ROLES.index(role), np.int8)
+        seen.append(pd.DataFrame({"hash": new, ROLE: pd.Categorical.from_codes(codes, ROLES)}))
+    everything = pd.concat([p for p in parts if len(p)] or parts[-1:], ignore_index=True)
     rank = everything.groupby(ROLE)[PRIORITY].rank(method="first")
     kept = everything[rank <= limit].reset_index(drop=True)
-    return Memory(kept, pd.concat(seen, ignore_index=True).drop_duplicates("hash"))
+    return Memory(kept, pd.concat([part for part in seen if len(part)], ignore_index=True))

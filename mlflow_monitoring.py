@@ -6,16 +6,25 @@ mlflow ui
 """
 
 import argparse
+import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import cli
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
     import numpy as np
     import pandas as pd
+    from matplotlib.figure import Figure
+    from mlflow import ActiveRun, MlflowClient
 
     from memory import Roles
+    from model_store import TrainedModel
+    from model_utils import Checkpoint, Fit
+    from streaming import DiskRows, Source, Stream
     from tabular import Schema
 
 MODEL_NAME = "mlflow_model"
@@ -45,99 +54,178 @@ def train(args: argparse.Namespace) -> int:
         import skops.io  # noqa: F401  (before TensorFlow: a second faster)
 
         import distributed
-        import model_store
+        import model_store  # noqa: F401
         import model_utils
-        import tracking
+        import streaming
+        import tracking  # noqa: F401
 
         distributed.join(args.worker_timeout)
         model_utils.wake_device()
-    terminal = cli.Terminal(args.quiet or not distributed.is_leader())
-    data = read(args)
-    for note in [*data.notes, *distributed.notes(args.batch_size)]:
-        terminal.say(f"note: {note}")
+    terminal = cli.Terminal(args.quiet or not distributed.is_leader(), args.json)
+    with streaming.workspace(args.models_dir) as folder:
+        with terminal.progress(f"reading {args.data}") as progress:
+            data = read(args, folder, progress.rows)
+        for note in [*data.notes, *distributed.notes(args.batch_size)]:
+            terminal.say(f"note: {note}")
+        return track(args, data, terminal)
+
+
+def track(args: argparse.Namespace, data: "Data", terminal: cli.Terminal) -> int:
+    """Train, score, log and register in one MLflow run."""
+    import distributed
+    import model_store
+    import model_utils
+    import tracking
+
     building = cli.background(build_model, args, data)  # XLA compiles meanwhile
     if not distributed.is_leader():
-        fit_model(args, data, *building.result(), model_utils.Checkpoint(None))
+        trained, X, y = building.result()
+        fit_model(args, data, trained, X, y, model_utils.Checkpoint(None))
         return 0
     client, experiment_id = tracking.connect(args.tracking_uri, args.experiment)
     tags = {"phase": "training", "data_sha256": data.sha256}
-    checkpoint = model_utils.Checkpoint(
-        tracking.checkpoint_file(args, __file__, data.sha256), args.checkpoint_seconds
-    )
+    saved = tracking.checkpoint_file(args, __file__, data.sha256)
+    checkpoint = model_utils.Checkpoint(saved, args.checkpoint_seconds)
     name = f"train {args.model_name}"
     with tracking.tracked_run(experiment_id, name, tags, checkpoint.run_id) as run:
         checkpoint.run_id = run.info.run_id
         log_inputs(client, run, args, data)
-        trained, X, y = building.result()
-        fit = fit_model(args, data, trained, X, y, checkpoint)
+        with terminal.progress("training") as progress:
+            if data.stream:
+                data.stream.source.report = progress.rows
+            checkpoint.watchers = [model_utils.Watch(progress.epoch)]
+            trained, X, y = building.result()
+            fit = fit_model(args, data, trained, X, y, checkpoint)
         model_store.save_preprocessor(trained.preprocessor, args.models_dir / "preprocessor.pkl")
         folder = args.models_dir / MODEL_NAME
         with tracking.kept_if_logging_fails(lambda: model_store.save_folder(trained, folder)):
             metrics = log_results(client, run, args, data, trained, fit)
+            trained.card["result"] = in_words(metrics, args.unit)
             uri = model_store.log_model(trained, MODEL_NAME, step=args.epochs)
-            version = publish(client, run, args, uri, metrics)
-        checkpoint.file.unlink(missing_ok=True)
-    conclude(terminal, args, experiment_id, metrics, uri, version)
+            with cli.uninterrupted():  # registered, promoted and told, or nothing of it
+                version, verdict = publish(client, run, args, uri, trained)
+        saved.unlink(missing_ok=True)
+    conclude(terminal, args, run, metrics, uri, version, verdict)
     distributed.release()
     return 0
 
 
 @dataclass
 class Data:
-    """Hold the rows of a first training: features of float64 and text, target, roles."""
+    """Hold the rows of a first training, with their target: features of float64 and text.
+
+    table: all rows, or a sample of both roles where `stream` has them all. sample: the numbers of
+    the rows to train and to score on that are in the table.
+    """
 
     schema: "Schema"
     table: "pd.DataFrame"
-    y: "pd.Series"
     hashes: "np.ndarray"
     roles: "Roles"
-    sha256: str
+    sample: dict[str, "np.ndarray"]
     notes: list[str]
+    stream: "Stream | None" = None
 
-    def part(self, numbers: "np.ndarray") -> "pd.DataFrame":
-        """Return some rows with their target, as the memory and MLflow see them."""
-        return self.table.iloc[numbers].assign(**{self.schema.target: self.y.iloc[numbers]})
+    @property
+    def sha256(self) -> str:
+        from tracking import content_hash
+
+        return content_hash(self.hashes)
 
 
-def read(args: argparse.Namespace) -> Data:
+def read(
+    args: argparse.Namespace, folder: "Path", report: "Callable[[str, int, int], None]"
+) -> Data:
     """Read and check the rows, and split them before anything is measured on them."""
-    import numpy as np
-
+    import streaming
     import tabular
-    from memory import Memory, assign_roles
-    from model_utils import split
-    from tracking import content_hash
+    from memory import HELD_OUT, TRAIN, Memory, assign_roles
 
+    options = {"test_size": args.test_size, "seed": args.seed, "source": args.data}
+    if streaming.is_large(args.data) if args.stream is None else args.stream:
+        source = streaming.Source(args.data, folder, report)
+        return read_stream(args, source, folder, options)
     rows, notes = tabular.read_rows(args.data)
     y = tabular.check_target(rows, args.target, args.data)
-    train_numbers, *_ = split(np.arange(len(y)), y, args.test_size, args.seed)
-    schema, remarks = tabular.infer_schema(rows.iloc[train_numbers], args.target, args.drop)
+    schema, remarks = infer_schema(args, rows, len(rows))
     table = tabular.conform(rows, schema, source=args.data)
     hashes = tabular.row_hashes(table, y)
-    roles = assign_roles(
-        hashes, Memory(), test_size=args.test_size, seed=args.seed, source=args.data
-    )
-    return Data(schema, table, y, hashes, roles, content_hash(hashes), notes + remarks)
+    roles = assign_roles(hashes, Memory(), **options)
+    sample = {TRAIN: roles.train, HELD_OUT: roles.held_out}
+    return Data(schema, table.assign(**{args.target: y}), hashes, roles, sample, notes + remarks)
 
 
-def log_inputs(client, run, args: argparse.Namespace, data: Data) -> None:
+def read_stream(args: argparse.Namespace, source: "Source", folder: "Path", options: dict) -> Data:
+    """Do as `read` for rows that do not fit in memory; only a sample of them comes along."""
+    import numpy as np
+
+    import streaming
+    from memory import HELD_OUT, TRAIN, Memory, assign_roles, draw
+
+    schema, remarks = infer_schema(args, next(source.chunks()), source.n_rows)
+    hashes = source.hashes(schema, folder)
+    roles = assign_roles(hashes, Memory(), **options)
+    limit = max(args.memory_rows, streaming.SAMPLE_ROWS)
+    drawn = draw(hashes, roles, Memory(), generation=0, limit=limit, seed=args.seed)
+    sample = {role: drawn[role][0] for role in (TRAIN, HELD_OUT)}
+    is_train = np.zeros(source.n_rows, bool)
+    is_train[roles.train] = True
+    chosen = np.sort(np.concatenate([*sample.values()]))
+    totals, table = source.survey(schema, is_train, chosen)
+    notes = [*source.notes, *remarks, f"{source.n_rows:,} rows are read in chunks, kept on disk"]
+    if len(sample[HELD_OUT]) < len(roles.held_out):
+        notes.append(f"scores are of {limit:,} of {len(roles.held_out):,} held-out rows, at random")
+    stream = streaming.Stream(source, folder, is_train, totals)
+    return Data(schema, table, hashes, roles, sample, notes, stream)
+
+
+def infer_schema(args: argparse.Namespace, rows: "pd.DataFrame", n_rows: int) -> tuple:
+    """Tell the kinds of columns by those of the first rows that train."""
+    import tabular
+    from memory import split_order
+
+    n_held_out = math.ceil(args.test_size * n_rows)
+    held_out = split_order(n_rows, args.seed)[:n_held_out]
+    train = rows.drop(index=held_out[held_out < len(rows)])
+    return tabular.infer_schema(train, args.target, args.drop)
+
+
+def log_inputs(
+    client: "MlflowClient", run: "ActiveRun", args: argparse.Namespace, data: Data
+) -> None:
     """Log the arguments and the two datasets, before training starts."""
     import tracking
+    from memory import HELD_OUT, TRAIN
 
     tracking.log_arguments(client, run.info.run_id, vars(args) | data.roles.counts)
-    for context, numbers in (("training", data.roles.train), ("held-out", data.roles.held_out)):
-        tracking.log_rows(data.part(numbers), data.schema, args.data, context)
+    for context, role, numbers in (
+        ("training", TRAIN, data.roles.train),
+        ("held-out", HELD_OUT, data.roles.held_out),
+    ):
+        sha256 = tracking.content_hash(data.hashes[numbers])
+        tracking.log_rows(
+            data.table.loc[data.sample[role]], args.target, args.data, context, sha256
+        )
 
 
-def build_model(args: argparse.Namespace, data: Data):
+def build_model(
+    args: argparse.Namespace, data: Data
+) -> tuple["TrainedModel", "np.ndarray | DiskRows", "np.ndarray | None"]:
     """Fit the preprocessor and create the network; return (TrainedModel, X, y) of training rows."""
     import model_utils
     from model_store import TrainedModel
 
-    rows = data.part(data.roles.train)
-    X, y, preprocessor = model_utils.preprocessing(rows, target=args.target)
-    y = y.to_numpy()
-    scale = model_utils.target_scale(y)
+    X: Any
+    y: Any = None
+    if data.stream:
+        preprocessor = data.stream.totals.preprocessor()
+        X = data.stream.encode(data.schema, preprocessor, args.batch_size, args.seed)
+        scale = model_utils.scale_of(data.stream.totals)
+    else:
+        rows = data.table.loc[data.roles.train]
+        X, y, preprocessor = model_utils.preprocessing(rows, target=args.target)
+        y = y.to_numpy()
+        scale = model_utils.target_scale(y)
     network = model_utils.create_nn_model(
         X.shape[1], scale=scale, learning_rate=args.learning_rate, seed=args.seed
     )
@@ -145,7 +233,14 @@ def build_model(args: argparse.Namespace, data: Data):
     return TrainedModel(network, preprocessor, data.schema, scale), X, y
 
 
-def fit_model(args: argparse.Namespace, data: Data, trained, X, y, checkpoint):
+def fit_model(
+    args: argparse.Namespace,
+    data: Data,
+    trained: "TrainedModel",
+    X: "np.ndarray | DiskRows",
+    y: "np.ndarray | None",
+    checkpoint: "Checkpoint",
+) -> "Fit":
     """Train the network and give it its memory and card; return how it was fitted."""
     import model_utils
     from memory import Memory, remember
@@ -162,7 +257,7 @@ def fit_model(args: argparse.Namespace, data: Data, trained, X, y, checkpoint):
     )
     trained.memory = remember(
         Memory(),
-        data.part(slice(None)),
+        data.table,
         data.hashes,
         data.roles,
         generation=0,
@@ -180,25 +275,27 @@ def fit_model(args: argparse.Namespace, data: Data, trained, X, y, checkpoint):
     return fit
 
 
-def score(args: argparse.Namespace, data: Data, trained, fit) -> tuple[dict, dict]:
+def score(
+    args: argparse.Namespace, data: Data, trained: "TrainedModel", fit: "Fit"
+) -> tuple[dict[str, float], dict[str, "Figure"]]:
     """Score the model on the held-out rows; return (metrics, figures)."""
     import numpy as np
 
     import comparison
     import figures
     import tabular
-    from model_utils import evaluate_performance, model_predict
+    from memory import HELD_OUT
+    from model_utils import TargetScale, evaluate_performance, model_predict
 
-    held_out = data.table.iloc[data.roles.held_out]
-    y = data.y.iloc[data.roles.held_out].to_numpy()
+    held_out = data.table.loc[data.sample[HELD_OUT]]
+    y = held_out[args.target].to_numpy()
     prediction = model_predict(trained.network, tabular.encode(held_out, trained.preprocessor))
-    scores = evaluate_performance(y, prediction)
-    mean = data.y.iloc[data.roles.train].mean()
+    scores, scale = evaluate_performance(y, prediction), trained.scale or TargetScale()
     metrics = {
         "MAE": scores["MAE"],
         "MSE": scores["MSE"],
         "R2": scores["R²"],
-        "MAE_mean": float(np.abs(y - mean).mean()),
+        "MAE_mean": float(np.abs(y - scale.mean).mean()),
         "weight_decay": fit.weight_decay,
     }
     groups = comparison.groups(held_out, data.schema.categorical, y, None, prediction)
@@ -213,7 +310,14 @@ def score(args: argparse.Namespace, data: Data, trained, fit) -> tuple[dict, dic
     return metrics, pictures
 
 
-def log_results(client, run, args: argparse.Namespace, data: Data, trained, fit) -> dict:
+def log_results(
+    client: "MlflowClient",
+    run: "ActiveRun",
+    args: argparse.Namespace,
+    data: Data,
+    trained: "TrainedModel",
+    fit: "Fit",
+) -> dict[str, float]:
     """Log scores, curves and figures; return the metrics."""
     import tracking
 
@@ -225,34 +329,54 @@ def log_results(client, run, args: argparse.Namespace, data: Data, trained, fit)
     return metrics
 
 
-def publish(client, run, args: argparse.Namespace, uri: str, metrics: dict) -> str:
-    """Register the model, make it champion when there is none, tell so in the run."""
-    import model_store
-    import tracking
+def in_words(metrics: dict, unit: str) -> str:
+    """Say in one line how well the model does."""
     from comparison import format_amount
 
-    words = (
-        f"Held-out rows: MAE {format_amount(metrics['MAE'], args.unit)}, R² {metrics['R2']:.3f} "
-        f"(predicting the mean: MAE {format_amount(metrics['MAE_mean'], args.unit)})."
-    )
-    version = model_store.register(client, args.model_name, uri, words)
+    mae, mean = (format_amount(metrics[key], unit) for key in ("MAE", "MAE_mean"))
+    return f"MAE {mae} on held-out rows, R² {metrics['R2']:.3f} (predicting the mean: MAE {mean})"
+
+
+def publish(
+    client: "MlflowClient",
+    run: "ActiveRun",
+    args: argparse.Namespace,
+    uri: str,
+    trained: "TrainedModel",
+) -> tuple[str, str]:
+    """Register the model, make it champion when there is none, tell so in the run.
+
+    Returns (version, verdict in words).
+    """
+    import model_card
+    import model_store
+    import tracking
+
+    words, about = trained.card["result"], model_card.about(trained.card, trained.schema)
+    version = model_store.register(client, args.model_name, uri, f"{words}\n\n{about}")
     is_champion = False
     if model_store.champion_version(client, args.model_name) is None:
         is_champion = model_store.promote(client, args.model_name, version, None)
-    role = "@champion" if is_champion else "not champion: another version is"
-    note = f"**{args.model_name} version {version}**, {role}. {words}"
-    name = f"trained: MAE {format_amount(metrics['MAE'], args.unit)}"
+    role = "champion" if is_champion else "not champion, another version is"
+    note = f"**{args.model_name} version {version}, {role}.** {words}"
+    name = f"trained: {words.split(' on held-out')[0]}"
     tags = {"mlflow.note.content": note, "mlflow.runName": name}
     tracking.log_numbers(client, run.info.run_id, {}, tags=tags)
-    return version
+    return version, f"{role}: {words}"
 
 
 def conclude(
-    terminal: cli.Terminal, args, experiment_id: str, metrics: dict, uri: str, version: str
+    terminal: cli.Terminal,
+    args: argparse.Namespace,
+    run: "ActiveRun",
+    metrics: dict[str, float],
+    uri: str,
+    version: str,
+    verdict: str,
 ) -> None:
-    """Print the metrics and the two next commands."""
+    """Print the metrics, the verdict and the next commands, or all of it as one object."""
     from comparison import format_amount
-    from tracking import deep_link
+    from tracking import ui_steps
 
     unit = args.unit
     terminal.table(
@@ -263,13 +387,11 @@ def conclude(
             ["R²", f"{metrics['R2']:.3f}", ""],
         ],
     )
-    store = ["--tracking-uri", args.tracking_uri] if args.tracking_uri != cli.STORE else []
-    retrain = cli.command("python", "mlflow_retrain.py", "--model-uri", uri, *store)
-    ui = [] if args.tracking_uri == cli.STORE else ["--backend-store-uri", args.tracking_uri]
-    terminal.say(f"\n{args.model_name} version {version} is {uri}\n\nNext:")
-    terminal.say(f"  {retrain}")
-    terminal.say(f"  {cli.command('mlflow', 'ui', *ui)}")
-    terminal.say(f"  then open {deep_link(args.tracking_uri, experiment_id)}")
+    terminal.say()
+    flags = ["--model-uri", uri, *cli.store_flags(args)]
+    steps = [cli.command("python", "mlflow_retrain.py", *flags)]
+    steps += ui_steps(args, run.info.experiment_id)
+    cli.conclude(terminal, args, run, uri, version, verdict, steps, metrics=metrics)
 
 
 if __name__ == "__main__":

@@ -7,12 +7,15 @@ python mlflow_retrain.py --rollback
 """
 
 import argparse
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import cli
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from mlflow import ActiveRun, MlflowClient
 
     from comparison import Evidence
     from model_store import TrainedModel
@@ -53,81 +56,133 @@ def retrain(args: argparse.Namespace) -> int:
         import model_store
         import model_utils
         import retraining
+        import streaming
         import tracking
 
         distributed.join(args.worker_timeout)
         model_utils.wake_device()
-    terminal = cli.Terminal(args.quiet or not distributed.is_leader())
+    terminal = cli.Terminal(args.quiet or not distributed.is_leader(), args.json)
     client, experiment_id = tracking.connect(args.tracking_uri, args.experiment)
     champion = model_store.champion_version(client, args.model_name)
     uri = args.model_uri or f"models:/{args.model_name}@{model_store.CHAMPION}"
     parent = model_store.load_model(uri, args.models_dir / "preprocessor.pkl")
     if not args.model_uri and parent.model_id:
         parent.uri = f"models:/{parent.model_id}"  # an alias will point elsewhere one day
-    rows = retraining.prepare_rows(
-        parent, args.data, test_size=args.test_size, seed=args.seed, replay=args.replay
-    )
-    rows.notes.extend(distributed.notes(args.batch_size))
-    announce(terminal, parent, rows)
-    if args.dry_run:
-        return 0
+    with streaming.workspace(args.models_dir) as folder:
+        large = streaming.is_large(args.data) if args.stream is None else args.stream
+        with terminal.progress(f"reading {args.data}") as progress:
+            rows = retraining.prepare_rows(
+                parent,
+                args.data,
+                test_size=args.test_size,
+                seed=args.seed,
+                replay=args.replay,
+                memory_rows=args.memory_rows,
+                folder=folder if large else None,
+                report=progress.rows,
+            )
+        rows.notes.extend(distributed.notes(args.batch_size))
+        announce(terminal, parent, rows, args.dry_run)
+        if args.dry_run:
+            return 0
+        return track(args, terminal, client, experiment_id, champion, parent, rows)
+
+
+def track(
+    args: argparse.Namespace,
+    terminal: cli.Terminal,
+    client: "MlflowClient",
+    experiment_id: str,
+    champion: str | None,
+    parent: "TrainedModel",
+    rows: "Rows",
+) -> int:
+    """Retrain, compare, log, register and judge in one MLflow run."""
+    import distributed
+    import model_store
+    import model_utils
+    import retraining
+    import tracking
+
     rates = {"learning_rate": args.learning_rate, "batch_size": args.batch_size}
-    preparing = cli.background(lambda: retraining.prepare_child(parent, rows, **rates))
+    preparing = cli.background(
+        lambda: retraining.prepare_child(parent, rows, seed=args.seed, **rates)
+    )
     options = rates | {"epochs": args.epochs, "seed": args.seed, "memory_rows": args.memory_rows}
     if not distributed.is_leader():
         retraining.retrain(parent, rows, preparing.result(), controls=False, **options)
         return 0
     tags = {"phase": "retraining", "parent_model_uri": parent.uri, "parent_run_id": parent.run_id}
     inputs = (parent.model_id or parent.uri, tracking.content_hash(rows.hashes))
-    checkpoint = model_utils.Checkpoint(
-        tracking.checkpoint_file(args, __file__, *inputs), args.checkpoint_seconds
-    )
+    saved = tracking.checkpoint_file(args, __file__, *inputs)
+    checkpoint = model_utils.Checkpoint(saved, args.checkpoint_seconds)
     name = f"retrain {args.model_name}"
     with tracking.tracked_run(experiment_id, name, tags, checkpoint.run_id) as run:
         checkpoint.run_id = run.info.run_id
         log_inputs(client, run, args, parent, rows)
-        result = retraining.retrain(
-            parent,
-            rows,
-            preparing.result(),
-            controls=args.controls,
-            checkpoint=checkpoint,
-            **options,
-        )
+        with terminal.progress("training") as progress:
+            if rows.stream:
+                rows.stream.source.report = progress.rows
+            checkpoint.watchers = [model_utils.Watch(progress.epoch)]
+            result = retraining.retrain(
+                parent,
+                rows,
+                preparing.result(),
+                controls=args.controls,
+                checkpoint=checkpoint,
+                **options,
+            )
         evidence = retraining.gather_evidence(parent, rows, result, args.max_forgetting)
-        folder = save_child(run, args, parent, result)
+        folder = save_child(run, args, parent, result, evidence)
         with tracking.kept_if_logging_fails(lambda: folder):
-            log_evidence(client, run, result, evidence, rows, parent)
+            metrics = log_evidence(client, run, result, evidence, rows, parent)
             child_uri = model_store.log_model(result.model, MODEL_NAME, step=args.epochs)
-            verdict, version = judge(client, run, args, champion, parent, evidence, child_uri)
-        checkpoint.file.unlink(missing_ok=True)
-    conclude(terminal, args, experiment_id, evidence, verdict, child_uri, version)
+            with cli.uninterrupted():  # registered, promoted and told, or nothing of it
+                verdict, version = judge(
+                    client, run, args, champion, parent, evidence, result.model, child_uri
+                )
+        saved.unlink(missing_ok=True)
+    conclude(terminal, args, run, evidence, metrics, verdict, child_uri, version)
     distributed.release()
     return 0
 
 
-def announce(terminal: cli.Terminal, parent: "TrainedModel", rows: "Rows") -> None:
-    """Print what is continued on what, and at most three lines on drift."""
+def announce(terminal: cli.Terminal, parent: "TrainedModel", rows: "Rows", alone: bool) -> None:
+    """Print what is continued on what, and at most three lines on drift.
+
+    With `alone` that is the whole result of the script.
+    """
     import comparison
     import retraining
 
     for note in rows.notes:
         terminal.say(f"note: {note}")
+    counts = {name: len(table) for name, table in rows.held_out.items()}
     terminal.say(
-        f"parent {parent.uri}: {len(rows.new)} new rows and {len(rows.replay)} remembered ones to "
-        f"train on, {len(rows.held_out['new'])} new and {len(rows.held_out.get('old', ()))} old "
-        "ones to score on"
+        f"parent {parent.uri}: {len(rows.roles.train):,} new rows and {len(rows.replay):,} "
+        f"remembered ones to train on, {counts['new']:,} new and {counts.get('old', 0):,} old ones "
+        "to score on"
     )
     drift, bounds = retraining.measure_drift(parent, rows)
     if drift is None:
-        terminal.say("drift: unknown, the parent remembers no training row")
-        return
-    for line in comparison.drift_summary(drift, bounds):
+        lines = ["drift: unknown, the parent remembers no training row"]
+    else:
+        lines = comparison.drift_summary(drift, bounds)
+        lines.append(retraining.looks_worthwhile(parent, rows, drift))
+    for line in lines:
         terminal.say(line)
-    terminal.say(retraining.looks_worthwhile(parent, rows, drift))
+    if alone:
+        columns = [] if drift is None else drift.to_dict("records")
+        terminal.result(verdict=lines[-1], parent_model_uri=parent.uri, drift=columns)
 
 
-def log_inputs(client, run, args, parent: "TrainedModel", rows: "Rows") -> None:
+def log_inputs(
+    client: "MlflowClient",
+    run: "ActiveRun",
+    args: argparse.Namespace,
+    parent: "TrainedModel",
+    rows: "Rows",
+) -> None:
     """Log arguments, parent and datasets, before training starts."""
     from mlflow.entities import LoggedModelInput
 
@@ -139,14 +194,21 @@ def log_inputs(client, run, args, parent: "TrainedModel", rows: "Rows") -> None:
         client.log_inputs(run_id, models=[LoggedModelInput(parent.model_id)])
     parts = {"training": rows.new, "replay": rows.replay}
     parts |= {f"held-out {name}": table for name, table in rows.held_out.items()}
-    columns = [*parent.schema.features, parent.schema.target]
+    target, features = parent.schema.target, [*parent.schema.features]
     for context, table in parts.items():
         if len(table):
-            tracking.log_rows(table[columns], parent.schema, args.data, context)
+            tracking.log_rows(table[[*features, target]], target, args.data, context)
 
 
-def log_evidence(client, run, result: "Retrained", evidence: "Evidence", rows, parent) -> None:
-    """Log metrics, curves, figures, tables and the report."""
+def log_evidence(
+    client: "MlflowClient",
+    run: "ActiveRun",
+    result: "Retrained",
+    evidence: "Evidence",
+    rows: "Rows",
+    parent: "TrainedModel",
+) -> dict[str, float]:
+    """Log metrics, curves, figures, tables and the report; return the metrics."""
     import comparison
     import figures
     import tracking
@@ -158,7 +220,7 @@ def log_evidence(client, run, result: "Retrained", evidence: "Evidence", rows, p
     for part, held_out in evidence.held_out.items():
         for model, scores in held_out.scores.iterrows():
             metrics |= {f"{part}/{k.replace('²', '2')}_{model}": v for k, v in scores.items()}
-        difference = held_out.difference
+        difference = held_out.change
         metrics[f"{part}/MAE_difference"] = difference.estimate
         metrics[f"{part}/MAE_difference_low"] = difference.low
         metrics[f"{part}/MAE_difference_high"] = difference.high
@@ -181,9 +243,16 @@ def log_evidence(client, run, result: "Retrained", evidence: "Evidence", rows, p
         files["drift.csv"] = comparison.safe_cells(evidence.drift).to_csv(index=False)
     tracking.log_figures(pictures)
     tracking.log_files(files)
+    return metrics
 
 
-def save_child(run, args, parent: "TrainedModel", result: "Retrained") -> "Path":
+def save_child(
+    run: "ActiveRun",
+    args: argparse.Namespace,
+    parent: "TrainedModel",
+    result: "Retrained",
+    evidence: "Evidence",
+) -> "Path":
     """Give the child its card and save its folder under `models/`; return the folder."""
     import model_store
 
@@ -194,21 +263,32 @@ def save_child(run, args, parent: "TrainedModel", result: "Retrained") -> "Path"
         "parent_run_id": parent.run_id,
         "arguments": {key: str(value) for key, value in vars(args).items()},
         "weight_decay": result.fit.weight_decay,
+        "result": evidence.verdict.reason,
     }
     child.card["lineage"][-1] |= {"run_id": run.info.run_id, "data": args.data}
     return model_store.save_folder(child, args.models_dir / MODEL_NAME)
 
 
-def judge(client, run, args, champion, parent, evidence, uri: str) -> tuple[str, str]:
+def judge(
+    client: "MlflowClient",
+    run: "ActiveRun",
+    args: argparse.Namespace,
+    champion: str | None,
+    parent: "TrainedModel",
+    evidence: "Evidence",
+    child: "TrainedModel",
+    uri: str,
+) -> tuple[str, str]:
     """Register the child, move `@champion` if the verdict allows, and tell so in the run.
 
     Returns (verdict in words, version).
     """
+    import model_card
     import model_store
     import retraining
     import tracking
 
-    summary = retraining.headline(evidence)
+    summary = f"{retraining.headline(evidence)}\n\n{model_card.about(child.card, child.schema)}"
     version = model_store.register(client, args.model_name, uri, summary)
     wanted = args.promote == "always" or (args.promote == "auto" and evidence.verdict.promoted)
     reason = evidence.verdict.reason
@@ -233,24 +313,33 @@ def judge(client, run, args, champion, parent, evidence, uri: str) -> tuple[str,
     return verdict, version
 
 
-def conclude(terminal, args, experiment_id, evidence, verdict, uri, version) -> None:
-    """Print the comparison, the verdict and the next commands."""
+def conclude(
+    terminal: cli.Terminal,
+    args: argparse.Namespace,
+    run: "ActiveRun",
+    evidence: "Evidence",
+    metrics: dict[str, float],
+    verdict: str,
+    uri: str,
+    version: str,
+) -> None:
+    """Print the comparison, the verdict and the next commands, or all of it as one object."""
     import retraining
-    from tracking import deep_link
+    from tracking import ui_steps
 
     terminal.say()
     terminal.table(*retraining.score_table(evidence))
     terminal.say(f"\nretrained − parent: {retraining.headline(evidence)}")
     if evidence.attribution:
         terminal.say(evidence.attribution.sentence)
-    terminal.say(verdict)
-    terminal.say(f"{args.model_name} version {version} is {uri}\n\nNext:")
-    store = ["--tracking-uri", args.tracking_uri] if args.tracking_uri != cli.STORE else []
-    ui = [] if args.tracking_uri == cli.STORE else ["--backend-store-uri", args.tracking_uri]
-    terminal.say(f"  {cli.command('mlflow', 'ui', *ui)}")
-    terminal.say(f"  then open {deep_link(args.tracking_uri, experiment_id)}")
-    if verdict.startswith("promoted"):
-        terminal.say(f"  {cli.command('python', 'mlflow_retrain.py', '--rollback', *store)}")
+    steps = ui_steps(args, run.info.experiment_id)
+    promoted = verdict.startswith("promoted")
+    if promoted:
+        flags = ["--rollback", *cli.store_flags(args)]
+        steps.append(cli.command("python", "mlflow_retrain.py", *flags))
+    intervals = {part: asdict(held.change) for part, held in evidence.held_out.items()}
+    found = {"promoted": promoted, "intervals": intervals, "metrics": metrics}
+    cli.conclude(terminal, args, run, uri, version, verdict, steps, **found)
 
 
 def roll_back(args: argparse.Namespace) -> int:
@@ -260,10 +349,13 @@ def roll_back(args: argparse.Namespace) -> int:
         import tracking
     client, _ = tracking.connect(args.tracking_uri, args.experiment)
     new, old = model_store.roll_back(client, args.model_name)
-    terminal = cli.Terminal(args.quiet)
+    terminal = cli.Terminal(args.quiet, args.json)
     terminal.say(f"{args.model_name}: version {new} is champion again, version {old} is @previous")
-    for line in model_store.history(client, args.model_name):
+    lines = model_store.history(client, args.model_name)
+    for line in lines:
         terminal.say(f"  {line}")
+    names = {"model_name": args.model_name, "champion": new, "previous": old}
+    terminal.result(**names, history=lines)
     return 0
 
 

@@ -13,9 +13,11 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import joblib
 import keras
@@ -27,6 +29,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.types.schema import ColSpec, DataType, Schema
 
+import model_card
 import tabular
 from memory import Memory
 from model_utils import TargetScale
@@ -43,6 +46,7 @@ PARTS = {  # name of the MLflow artifact: file inside the model folder
     "memory": "memory.parquet",
     "seen": "seen_rows.parquet",
     "card": "card.json",
+    "model_card": "model_card.md",
     "code": "tabular.py",
 }
 
@@ -52,7 +56,7 @@ class TrainedModel:
     """Hold what one model URI holds; `card` is JSON, `uri` and `run_id` tell where it came from."""
 
     network: keras.Model
-    preprocessor: object
+    preprocessor: Any
     schema: tabular.Schema
     scale: TargetScale | None = None
     memory: Memory = field(default_factory=Memory)
@@ -69,13 +73,12 @@ def save_model(
     path: str,
     trained: TrainedModel,
     mlflow_model: Model | None = None,
-    validate_serving_input: bool = False,
+    **_: object,
 ) -> None:
     """Save a model as an MLflow model folder with three flavors: python_function, keras, sklearn.
 
-    `Model.log` calls this, and reads `validate_serving_input`: whether to load the model once more
-    and score the example. Requirements are written, not inferred: inferring takes seconds in
-    another process, and guesses wrong.
+    `Model.log` calls this, and passes on what else it was given. Requirements are written, not
+    inferred: inferring takes seconds in another process, and guesses wrong.
     """
     mlflow_model = mlflow_model or Model()
     with tempfile.TemporaryDirectory() as folder:
@@ -114,6 +117,7 @@ def _write_parts(folder: Path, trained: TrainedModel) -> dict[str, str]:
     trained.memory.rows.to_parquet(files["memory"])
     trained.memory.seen.to_parquet(files["seen"])
     shutil.copyfile(tabular.__file__, files["code"])
+    files["model_card"].write_text(model_card.write(trained.card, trained.schema), "utf-8")
     card = trained.card | {
         "schema": asdict(trained.schema),
         "target_scale": asdict(trained.scale) if trained.scale else None,
@@ -125,7 +129,7 @@ def _write_parts(folder: Path, trained: TrainedModel) -> dict[str, str]:
 
 def _example(trained: TrainedModel) -> pd.DataFrame | None:
     """Make an example row of typical values; a real row would show a person."""
-    values = {}
+    values: dict[str, object] = {}
     for name, fitted, columns in trained.preprocessor.transformers_:
         if name in ("numeric", "categorical_0"):
             typical = fitted.named_steps["impute"].statistics_
@@ -176,7 +180,7 @@ def save_folder(trained: TrainedModel, folder: Path) -> Path:
     return folder
 
 
-def save_preprocessor(preprocessor, path: Path) -> None:
+def save_preprocessor(preprocessor: object, path: Path) -> None:
     """Write a fitted preprocessor with joblib, and its hash beside it, never half."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_suffix(f".{time.time_ns()}.part")
@@ -200,7 +204,12 @@ def load_model(uri: str, preprocessor_path: Path) -> TrainedModel:
     """
     with tempfile.TemporaryDirectory() as download:
         folder = _download(uri, download)
-        info = Model.load(folder / "MLmodel")
+        try:
+            info = Model.load(folder / "MLmodel")
+        except Exception as error:  # of YAML, of MLflow, of a key that is not there
+            raise UserError(
+                f"{uri} is damaged: its MLmodel file cannot be read; log the model again"
+            ) from error
         if "keras" not in info.flavors and "tensorflow" not in info.flavors:
             raise UserError(
                 f"{uri} holds a model of the flavors {', '.join(info.flavors)}; expected one with "
@@ -237,7 +246,9 @@ def _load_parts(uri: str, info: Model, folder: Path, card_file: Path) -> Trained
         if untrusted:
             raise UserError(f"{uri} is refused: its preprocessor holds {min(untrusted)}")
         memory = Memory(pd.read_parquet(files["memory"]), pd.read_parquet(files["seen"]))
-        columns = {k: v if k == "target" else tuple(v) for k, v in card["schema"].items()}
+        columns: dict[str, Any] = {
+            k: v if k == "target" else tuple(v) for k, v in card["schema"].items()
+        }
         return TrainedModel(
             network=_load_network(uri, files["network"]),
             preprocessor=skops.io.load(files["preprocessor"], trusted=TRUSTED),
@@ -284,7 +295,7 @@ def _load_plain_keras(uri: str, info: Model, folder: Path, pickle: Path) -> Trai
     return trained
 
 
-def load_preprocessor(path: Path, uri: str):
+def load_preprocessor(path: Path, uri: str) -> Any:
     """Unpickle a preprocessor, but only a file whose recorded hash shows that we wrote it."""
     if not path.is_file():
         raise UserError(
@@ -322,7 +333,7 @@ def register(client: MlflowClient, name: str, uri: str, description: str) -> str
 
 
 @contextlib.contextmanager
-def registry_lock(client: MlflowClient, name: str, wait: float = 20.0):
+def registry_lock(client: MlflowClient, name: str, wait: float = 20.0) -> Iterator[None]:
     """Hold a lock that every client of the registry respects, whatever machine it runs on.
 
     Registered model names are unique in every MLflow store, so creating one is the atomic step. A
@@ -389,10 +400,15 @@ def history(client: MlflowClient, name: str) -> list[str]:
 
 
 def _log_change(client: MlflowClient, name: str, version: str, how: str) -> None:
+    """Write the page of a registered model: champion, history, and what the champion's page says.
+
+    A version's description begins with its result; its model card follows after an empty line.
+    """
     when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     lines = [*history(client, name), f"{when} version {version} {how}"][-50:]
     client.set_registered_model_tag(name, "champion_history", "\n".join(lines))
-    listed = "\n".join(f"- {line}" for line in reversed(lines))
-    client.update_registered_model(
-        name, f"**Champion: version {version}** ({how}).\n\nWho was champion when:\n\n{listed}"
-    )
+    latest = "\n".join(f"- {line}" for line in reversed(lines[-10:]))
+    result, _, card = (client.get_model_version(name, version).description or "").partition("\n\n")
+    parts = [f"**Champion: version {version}** ({how}).", result, card]
+    parts += ["**Who was champion when:**", latest]
+    client.update_registered_model(name, "\n\n".join(part for part in parts if part)[:5000])

@@ -14,24 +14,28 @@ import json
 import operator
 import time
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
 import pandas as pd
 import tensorflow as tf
+from numpy.typing import ArrayLike
 from sklearn.metrics import mean_absolute_error, mean_squared_error, r2_score
 from sklearn.model_selection import train_test_split
 
 import distributed
 import tabular
+from streaming import DiskRows
 from tabular import TARGET
 
 BLOCK = tabular.BLOCK
 # Weight decays to choose from; 1 to 3 suits a few thousand noisy rows, 0.1 and less a million.
 STRENGTHS = (0.1, 0.3, 1.0, 3.0, 10.0)
+FOLDS = 2  # searches of which the validation losses are averaged: one alone is much up to luck
 SEARCH_ROWS = 20_000  # rows enough to tell the strengths apart; more would only cost time
 
 
@@ -44,8 +48,8 @@ def wake_device() -> None:
 
 
 def preprocessing(
-    df: pd.DataFrame, *, preprocessor=None, target: str = TARGET, drop: Iterable[str] = ()
-):
+    df: pd.DataFrame, *, preprocessor: Any = None, target: str = TARGET, drop: Iterable[str] = ()
+) -> tuple[np.ndarray, pd.Series | None, Any]:
     """Turn raw rows into network input, fitting the preprocessor or using a fitted one.
 
     Pass the training rows alone when fitting: nothing of the test rows may enter the statistics.
@@ -63,7 +67,7 @@ def preprocessing(
     return tabular.encode(df, preprocessor), y, preprocessor
 
 
-def split(X, y, test_size: float = 0.2, random_state: int = 42):
+def split(X: Any, y: Any, test_size: float = 0.2, random_state: int = 42) -> tuple:
     """Split rows at random into training and held-out rows.
 
     Returns (X_train, X_test, y_train, y_test), of the types passed in; the same `random_state`
@@ -85,24 +89,35 @@ class TargetScale:
     high: float | None = None
 
 
-def target_scale(y: Sequence[float], share: float = 0.005) -> TargetScale:
+def target_scale(y: ArrayLike, share: float = 0.005) -> TargetScale:
     """Measure mean, standard deviation and censoring bounds of training targets.
 
     A bound is the lowest (highest) value when at least `share` of the rows, and five rows, sit
     exactly there: amounts cut off at a floor or a cap pile up, other numbers do not.
     """
-    y = np.asarray(y, dtype=float)
-    needed = max(5, share * len(y))
-    low, high = y.min(), y.max()
+    values = np.asarray(y, dtype=float)
+    needed = max(5, share * len(values))
+    low, high = values.min(), values.max()
     return TargetScale(
-        mean=float(y.mean()),
-        scale=float(y.std()) or 1.0,
-        low=float(low) if np.sum(y == low) >= needed else None,
-        high=float(high) if np.sum(y == high) >= needed else None,
+        mean=float(values.mean()),
+        scale=float(values.std()) or 1.0,
+        low=float(low) if np.sum(values == low) >= needed else None,
+        high=float(high) if np.sum(values == high) >= needed else None,
     )
 
 
-def rescaled(scale: TargetScale, y: Sequence[float]) -> TargetScale:
+def scale_of(totals: tabular.Totals, share: float = 0.005) -> TargetScale:
+    """Measure what `target_scale` does, of targets added up chunk by chunk."""
+    needed = max(5, share * totals.n_rows)
+    return TargetScale(
+        mean=float(totals.target.mean_[0]),
+        scale=float(np.sqrt(totals.target.var_[0])) or 1.0,
+        low=float(totals.low) if totals.at_low >= needed else None,
+        high=float(totals.high) if totals.at_high >= needed else None,
+    )
+
+
+def rescaled(scale: TargetScale, y: ArrayLike) -> TargetScale:
     """Keep a scale for new targets, but drop a bound that some of them cross."""
     low = scale.low if scale.low is not None and np.min(y) >= scale.low else None
     high = scale.high if scale.high is not None and np.max(y) <= scale.high else None
@@ -154,9 +169,9 @@ def _output_layers(scale: TargetScale | None) -> list[keras.Layer]:
         return []
     rescale, relu = keras.layers.Rescaling, keras.layers.ReLU
     low, high = scale.low, scale.high
-    if low is None and high is None:
-        return [rescale(scale.scale, scale.mean, name="target_units")]
     if low is None:
+        if high is None:
+            return [rescale(scale.scale, scale.mean, name="target_units")]
         above = [rescale(-scale.scale, high - scale.mean, name="below_cap"), relu(name="cap")]
         return [*above, rescale(-1.0, high, name="target_units")]
     floor = [rescale(scale.scale, scale.mean - low, name="above_floor")]
@@ -169,22 +184,22 @@ def _output_layers(scale: TargetScale | None) -> list[keras.Layer]:
 
 def train_model(
     model: keras.Model,
-    X,
-    y,
-    X_val=None,
-    y_val=None,
+    X: Any,
+    y: Any,
+    X_val: Any = None,
+    y_val: Any = None,
     epochs: int = 50,
     batch_size: int = 32,
     verbose: int = 0,
     *,
-    sample_weight=None,
+    sample_weight: Any = None,
     callbacks: Sequence[keras.callbacks.Callback] = (),
     shuffle: bool = True,
     seed: int | None = None,
-    rows=None,
+    rows: Any = None,
     initial_epoch: int = 0,
     spread: bool = False,
-):
+) -> tuple[keras.Model, keras.callbacks.History | None]:
     """Train a compiled Keras model, each epoch as one compiled program.
 
     The updates are those of `model.fit`: the program calls the model's own `train_step` on every
@@ -192,7 +207,9 @@ def train_model(
     wants to see batches, `model.fit` does the work after one warning.
 
     X is of shape (n_rows, n_inputs), y of shape (n_rows,) or what the loss takes, `sample_weight`
-    of shape (n_rows,). `rows` (row numbers) trains on a part of X without compiling anew. `seed`
+    of shape (n_rows,). Rows that do not fit in memory come as X of `DiskRows`, y None; they pass
+    through the same program part by part, the parts and the rows of each in random order.
+    `rows` (row numbers) trains on a part of X without compiling anew. `seed`
     fixes the order of the rows in each epoch, whatever epochs came before, so that a training
     interrupted and continued at `initial_epoch` sees the same; without it NumPy's global generator
     decides.
@@ -203,15 +220,17 @@ def train_model(
     Returns (model, history), the same model and its `keras.callbacks.History`; history is None when
     worker 0 starts no further training.
     """
-    data = _as_tensors(X, y, sample_weight)
+    on_disk = isinstance(X, DiskRows)
+    data = _as_tensors(*X.part(0)) if on_disk else _as_tensors(X, y, sample_weight)
     validation = None if X_val is None else _as_tensors(X_val, y_val, None)
-    rows = np.arange(len(data[0])) if rows is None else np.asarray(rows)
-    settings = {"epochs": epochs, "verbose": verbose}
+    rows = np.arange(len(X)) if rows is None else np.asarray(rows)
+    settings: dict[str, Any] = {"epochs": epochs, "verbose": verbose}
     reason = None if spread else _why_not_compiled(model, callbacks)
     if spread:
-        initial_epoch = distributed.agree(model, initial_epoch)
-        if initial_epoch is None:
+        first = distributed.agree(model, initial_epoch)
+        if first is None:
             return model, None
+        initial_epoch = first
         programs = distributed.program(model, batch_size), _programs(model, data, batch_size)[1]
     elif reason is None:
         try:
@@ -221,13 +240,21 @@ def train_model(
             reason = f"XLA cannot compile it ({str(error).splitlines()[0][:120]})"
     seed = np.random.randint(2**31) if seed is None else seed
 
-    def order(epoch):
+    def order(epoch: int) -> np.ndarray:
         return np.random.default_rng([seed, epoch]).permutation(rows) if shuffle else rows
+
+    def parts(epoch: int) -> Iterable[tuple[tuple, np.ndarray]]:
+        if on_disk:
+            rng = np.random.default_rng([seed, epoch])
+            return ((_as_tensors(*part), chosen) for *part, chosen in X.parts(rng))
+        return [(data, order(epoch))]
 
     if reason is None:
         settings["steps"] = -(-len(rows) // batch_size)
-        orders = ((epoch, order(epoch)) for epoch in range(initial_epoch, epochs))
-        return model, _run_epochs(model, programs, data, validation, orders, callbacks, settings)
+        passes = ((epoch, parts(epoch)) for epoch in range(initial_epoch, epochs))
+        return model, _run_epochs(model, programs, validation, passes, callbacks, settings)
+    if on_disk:
+        raise ValueError(f"rows on disk need a model that XLA can compile, but {reason}")
     warnings.warn(f"model.fit trains this model, more slowly: {reason}", stacklevel=2)
     minibatches = _Minibatches(data, rows, batch_size)
     reorder = keras.callbacks.LambdaCallback(
@@ -259,18 +286,25 @@ class _Minibatches(keras.utils.PyDataset):
         return tuple(tf.gather(values, rows) for values in self.data if values is not None)
 
 
-def compile_ahead(model: keras.Model, X, y, batch_size: int) -> None:
+def compile_ahead(model: keras.Model, X: Any, y: Any, batch_size: int) -> None:
     """Compile the epoch program of a model for X and y without training a single row.
 
     Calling this from a thread lets XLA compile while Python does something else.
     """
-    data = _as_tensors(X, y, None)
+    data = _as_tensors(*X.part(0)) if isinstance(X, DiskRows) else _as_tensors(X, y)
     with contextlib.suppress(Exception):  # train_model will say why
         _programs(model, data, batch_size)[0](data, np.array([], np.int32))
 
 
-def _run_epochs(model, programs, data, validation, orders, callbacks, settings):
-    """Run epochs as `model.fit` does, callbacks included, one program call for each."""
+def _run_epochs(
+    model: keras.Model,
+    programs: tuple,
+    validation: tuple | None,
+    passes: Iterable,
+    callbacks: Sequence,
+    settings: dict[str, Any],
+) -> keras.callbacks.History:
+    """Run epochs as `model.fit` does, callbacks included, one program call for each part."""
     train, evaluate = programs
     log = keras.callbacks.CallbackList(
         list(callbacks),
@@ -281,9 +315,11 @@ def _run_epochs(model, programs, data, validation, orders, callbacks, settings):
     )
     model.stop_training = False
     log.on_train_begin()
-    for epoch, order in orders:
+    for epoch, parts in passes:
         log.on_epoch_begin(epoch)
-        logs = train(data, order)
+        model.reset_metrics()
+        for data, order in parts:
+            logs = train(data, order)
         if validation:
             logs |= {f"val_{name}": value for name, value in evaluate(validation).items()}
         log.on_epoch_end(epoch, logs)
@@ -294,10 +330,10 @@ def _run_epochs(model, programs, data, validation, orders, callbacks, settings):
     return model.history
 
 
-def _as_tensors(X, y, sample_weight) -> tuple:
+def _as_tensors(X: Any, y: Any, sample_weight: Any = None) -> tuple:
     """Put rows into device memory; floats in Keras' float type, integer labels as they are."""
 
-    def tensor(values):
+    def tensor(values: Any) -> Any:
         if values is None or tf.is_tensor(values):
             return values
         values = np.asarray(values)
@@ -335,12 +371,12 @@ def _programs(model: keras.Model, data: tuple, batch_size: int) -> tuple:
     optimizer.build(model.trainable_variables)
     decays = optimizer.weight_decay is not None
     key = [batch_size, decays, optimizer, *model.metrics[:1]]  # a new loss tracker each compile()
-    cached_key, programs = getattr(model, "_epoch_programs", ([], None))
+    cached_key, programs = getattr(model, "_epoch_programs", ([], ()))
     if key[:2] == cached_key[:2] and all(map(operator.is_, key[2:], cached_key[2:])):
         return programs
     whole_batches, last_batch, test = _compile(model, batch_size, decays)
 
-    def train(data, order):
+    def train(data: tuple, order: np.ndarray) -> dict[str, float]:
         batches, rest = divmod(len(order), batch_size)
         padded = np.zeros(max(len(data[0]), batch_size), np.int32)
         padded[: len(order)] = order
@@ -350,7 +386,7 @@ def _programs(model: keras.Model, data: tuple, batch_size: int) -> tuple:
             logs = last_batch(data, padded[len(order) - rest : len(order)], decay)
         return {name: float(value) for name, value in logs.items()}
 
-    def evaluate(data):
+    def evaluate(data: tuple) -> dict[str, float]:
         return {name: float(value) for name, value in test(data).items()}
 
     # Not as an attribute: Keras would count the loss tracker in it as one more metric.
@@ -362,47 +398,50 @@ def _compile(model: keras.Model, batch_size: int, decays: bool) -> tuple:
     """Write the three programs: all whole minibatches, the last short one, an evaluation.
 
     The order of the rows, the number of minibatches and the weight decay are arguments, so that
-    epochs over other rows or at another strength need no compilation. Metrics are reset and read
-    inside, since every operation outside costs as much as several minibatches.
+    epochs over other rows or at another strength need no compilation. All rows are put in order
+    at once, before the loop: a slice costs less than a gather in every minibatch.
     """
     optimizer = model.optimizer
 
-    def step(function, data, rows):
-        function(tuple(None if values is None else tf.gather(values, rows) for values in data))
+    def gather(data: tuple, rows: tf.Tensor) -> tuple:
+        return tuple(None if values is None else tf.gather(values, rows) for values in data)
 
-    def train_step(data, rows, decay):
+    def minibatch(data: tuple, start: tf.Tensor, size: int) -> tuple:
+        def cut(values: tf.Tensor) -> tf.Tensor:
+            others = values.shape[1:]
+            return tf.slice(values, [start, *[0] * len(others)], [size, *others])
+
+        return tuple(None if values is None else cut(values) for values in data)
+
+    def train_step(data: tuple, decay: tf.Tensor) -> None:
         number, optimizer.weight_decay = optimizer.weight_decay, decay if decays else None
         try:
-            step(model.train_step, data, rows)
+            model.train_step(data)
         finally:
             optimizer.weight_decay = number
 
-    def repeat(body, times):
+    def repeat(body: Callable, times: int | tf.Tensor) -> None:
         tf.while_loop(lambda i: i < times, lambda i: [body(i), (i + 1,)][1], (tf.constant(0),))
 
     @tf.function(jit_compile=True, autograph=False)
-    def whole_batches(data, order, batches, decay):
-        model.reset_metrics()
-
-        def body(i):
-            train_step(data, tf.slice(order, [i * batch_size], [batch_size]), decay)
-
-        repeat(body, batches)
+    def whole_batches(data: tuple, order: tf.Tensor, batches: tf.Tensor, decay: tf.Tensor) -> dict:
+        data = gather(data, order)
+        repeat(lambda i: train_step(minibatch(data, i * batch_size, batch_size), decay), batches)
         return model.get_metrics_result()
 
     @tf.function(jit_compile=True, autograph=False)
-    def last_batch(data, rows, decay):
-        train_step(data, rows, decay)
+    def last_batch(data: tuple, rows: tf.Tensor, decay: tf.Tensor) -> dict:
+        train_step(gather(data, rows), decay)
         return model.get_metrics_result()
 
     @tf.function(autograph=False)  # a forward pass alone is not worth the time of XLA's compiler
-    def test(data):
+    def test(data: tuple) -> dict:
         model.reset_metrics()
-        n_rows, block = data[0].shape[0], tf.range(BLOCK)
-        if n_rows >= BLOCK:
-            repeat(lambda i: step(model.test_step, data, block + i * BLOCK), n_rows // BLOCK)
-        if n_rows % BLOCK:
-            step(model.test_step, data, tf.range(n_rows - n_rows % BLOCK, n_rows))
+        whole, rest = divmod(data[0].shape[0], BLOCK)
+        if whole:
+            repeat(lambda i: model.test_step(minibatch(data, i * BLOCK, BLOCK)), whole)
+        if rest:
+            model.test_step(minibatch(data, whole * BLOCK, rest))
         return model.get_metrics_result()
 
     return whole_batches, last_batch, test
@@ -415,8 +454,7 @@ def _compile(model: keras.Model, batch_size: int, decays: bool) -> tuple:
 class Fit:
     """Hold how a network was fitted.
 
-    curves: loss and val_loss per epoch of the best strength tried, trained without the validation
-    rows; final: loss per epoch of the final training on all rows; strengths: validation loss of
+    curves: loss and val_loss per epoch of the best strength tried, the mean of its searches; final: loss per epoch of the final training on all rows; strengths: validation loss of
     each weight decay tried.
     """
 
@@ -428,56 +466,88 @@ class Fit:
 
 def fit_network(
     model: keras.Model,
-    X: np.ndarray,
-    y: np.ndarray,
+    X: np.ndarray | DiskRows,
+    y: np.ndarray | None,
     *,
     epochs: int,
     batch_size: int,
     learning_rate: float,
     seed: int,
     strengths: Sequence[float] = STRENGTHS,
-    validate_on: np.ndarray | None = None,
+    validate_on: Sequence[int] | None = None,
     checkpoint: "Checkpoint | None" = None,
 ) -> Fit:
     """Choose the weight decay on validation rows, then train on all rows with it.
 
-    Every candidate starts from the model's present weights and optimizer state. A fifth of
-    `validate_on` (row numbers; default all rows, at most `SEARCH_ROWS`) serves as validation rows.
+    Every candidate starts from the model's present weights and optimizer state. In each of two
+    searches a fifth of `validate_on` (row numbers; default all rows, at most `SEARCH_ROWS`) serves
+    as validation rows. X and y as in `train_model`; a search trains on `SEARCH_ROWS` at most.
     The model ends trained on all rows, its learning rate back at `learning_rate`.
 
     Raises FloatingPointError when the loss is not finite whatever the strength.
     """
-    start = model_state(model)
+    start, checkpoint = model_state(model), checkpoint or Checkpoint(None)
     rng = np.random.default_rng(seed)
-    pool = rng.permutation(np.arange(len(X)) if validate_on is None else validate_on)
-    validation = np.sort(pool[: max(1, min(len(pool), SEARCH_ROWS) // 5)])
-    rest = rng.permutation(np.setdiff1d(np.arange(len(X)), validation))[:SEARCH_ROWS]
-    # A multiple of the batch size spares the compilation of a last short batch.
-    rest = rest[: max(batch_size, len(rest) // batch_size * batch_size)]
-    options = {"epochs": epochs, "batch_size": batch_size, "seed": seed}
+    validate_on = range(len(X)) if validate_on is None else validate_on
+    options: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "seed": seed}
     options["learning_rate"] = learning_rate
     if not distributed.is_leader():  # worker 0 searches, logs and says when to train
         while train_at(model, X, y, **options, spread=True):
             pass
         return Fit(model.optimizer.weight_decay, {}, [], {})
-    checkpoint = checkpoint or Checkpoint(None)
 
-    def trained(strength: float, **rows) -> dict[str, list[float]]:
+    def trained(strength: float, X: Any, y: Any, **held_out: Any) -> dict[str, list[float]]:
         restore_state(model, start)
         model.optimizer.weight_decay = strength
         return checkpoint.continued(
-            model, lambda **left: train_at(model, X, y, **rows, **options, **left)
+            model, lambda **left: train_at(model, X, y, **held_out, **options, **left)
         )
 
-    held_out = {"X_val": X[validation], "y_val": y[validation], "rows": rest}
-    tried = {strength: trained(strength, **held_out) for strength in strengths}
-    last = {k: h["val_loss"][-1] for k, h in tried.items() if np.isfinite(h["val_loss"][-1])}
+    tried: dict[float, list] = {strength: [] for strength in strengths}
+    n_folds = FOLDS if len(strengths) > 1 else 1
+    for few in _searches(X, y, validate_on, n_folds, batch_size, rng):
+        for strength in strengths:
+            tried[strength].append(trained(strength, **few))
+    last = {k: float(np.mean([h["val_loss"][-1] for h in hs])) for k, hs in tried.items()}
+    last = {strength: loss for strength, loss in last.items() if np.isfinite(loss)}
     best = lowest(last) if last else strengths[0]
-    final = trained(best, spread=distributed.is_active())["loss"] if last else [np.nan]
+    final = trained(best, X, y, spread=distributed.is_active())["loss"] if last else [np.nan]
     checkpoint.save(model)
     if not np.isfinite(final[-1]):
         raise FloatingPointError(f"the loss is not finite at learning rate {learning_rate:g}")
-    return Fit(best, tried[min(last, key=last.get)], final, last)
+    folds = tried[min(last, key=last.__getitem__)]
+    curves = {name: np.mean([h[name] for h in folds], axis=0).tolist() for name in folds[0]}
+    return Fit(best, curves, final, last)
+
+
+def _searches(
+    X: Any,
+    y: Any,
+    validate_on: Sequence[int],
+    folds: int,
+    batch_size: int,
+    rng: np.random.Generator,
+) -> Iterator[dict[str, Any]]:
+    """Draw the rows to train and to validate on, as arguments of `train_model`, fold by fold."""
+    on_disk = isinstance(X, DiskRows)
+
+    def chosen(numbers: np.ndarray) -> tuple:
+        return X.take(numbers) if on_disk else (X[numbers], np.asarray(y)[numbers])
+
+    n_validation = max(1, min(len(validate_on), SEARCH_ROWS) // 5)
+    folds = min(folds, len(validate_on) // n_validation)
+    places = rng.choice(len(validate_on), folds * n_validation, replace=False)
+    rows = rng.choice(len(X), min(len(X), SEARCH_ROWS + n_validation), replace=False)
+    for fold in np.split(places, folds):
+        validation = np.sort([validate_on[i] for i in fold])
+        train = rows[~np.isin(rows, validation)][:SEARCH_ROWS]
+        # A multiple of the batch size spares the compilation of a last short batch.
+        train = train[: max(batch_size, len(train) // batch_size * batch_size)]
+        held_out = dict(zip(("X_val", "y_val"), chosen(validation), strict=True))
+        if len(X) <= SEARCH_ROWS and not on_disk:  # spares a second compilation
+            yield {"X": X, "y": y, "rows": train, **held_out}
+        else:
+            yield dict(zip(("X", "y"), chosen(train), strict=True)) | held_out
 
 
 def lowest(losses: dict[float, float]) -> float:
@@ -488,7 +558,7 @@ def lowest(losses: dict[float, float]) -> float:
     the answer where it has no two neighbours or no logarithm.
     """
     strengths = sorted(losses)
-    i = strengths.index(min(losses, key=losses.get))
+    i = strengths.index(min(losses, key=losses.__getitem__))
     if not 0 < i < len(strengths) - 1 or strengths[i - 1] <= 0:
         return strengths[i]
     near = strengths[i - 1 : i + 2]
@@ -509,8 +579,12 @@ class Checkpoint(keras.callbacks.Callback):
     def __init__(self, file: Path | None, seconds: float = 30.0) -> None:
         super().__init__()
         self.file, self.seconds, self.saved_at = file, seconds, time.monotonic()
-        self.done, self.repeated, self.run_id = [], 0, None
-        self.past, self.history, self.state = {}, {}, None
+        self.done: list[dict[str, list[float]]] = []
+        self.repeated, self.run_id = 0, None
+        self.past: dict[str, list[float]] = {}
+        self.history: dict[str, list[float]] = {}
+        self.state: list[np.ndarray] = []
+        self.watchers: list[keras.callbacks.Callback] = []  # they see the epochs, too
         if file and file.exists():
             with np.load(file, allow_pickle=False) as saved:
                 progress = json.loads(str(saved["progress"]))
@@ -518,19 +592,19 @@ class Checkpoint(keras.callbacks.Callback):
             self.done, self.past = progress["done"], progress["history"]
             self.run_id = progress["run_id"]
 
-    def continued(self, model: keras.Model, train) -> dict[str, list[float]]:
+    def continued(self, model: keras.Model, train: Callable) -> dict[str, list[float]]:
         """Run one training of the fit, or what is left of it; return its whole history."""
         self.repeated += 1
         if self.repeated <= len(self.done):
-            if not self.past and self.state is not None:  # saved after the last one was done
+            if not self.past and self.state:  # saved after the last one was done
                 restore_state(model, self.state)
             return self.done[self.repeated - 1]
         if self.past:
             restore_state(model, self.state)
         self.history = {name: list(values) for name, values in self.past.items()}
         first = max(map(len, self.past.values()), default=0)
-        self.past, self.state = {}, None
-        train(initial_epoch=first, callbacks=[self])
+        self.past, self.state = {}, []
+        train(initial_epoch=first, callbacks=[self, *self.watchers])
         self.done.append(self.history)
         history, self.history = self.history, {}
         return history
@@ -547,16 +621,27 @@ class Checkpoint(keras.callbacks.Callback):
             return
         self.saved_at = time.monotonic()
         progress = {"run_id": self.run_id, "done": self.done, "history": self.history}
-        progress = json.dumps(progress)
-        state = {f"state_{i}": value for i, value in enumerate(model_state(model))}
+        arrays: dict[str, Any] = {"progress": json.dumps(progress)}
+        arrays |= {f"state_{i}": value for i, value in enumerate(model_state(model))}
         beside = self.file.with_suffix(".part")
         with beside.open("wb") as stream:
-            np.savez(stream, progress=progress, **state)
+            np.savez(stream, **arrays)
         beside.replace(self.file)
 
 
+class Watch(keras.callbacks.Callback):
+    """Tell a function about every epoch: its number, how many there are, the loss."""
+
+    def __init__(self, tell: Callable[[int, int, float], None]) -> None:
+        super().__init__()
+        self.tell = tell
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        self.tell(epoch + 1, self.params["epochs"], (logs or {}).get("loss", float("nan")))
+
+
 def train_at(
-    model: keras.Model, X, y, *, learning_rate: float, epochs: int, **options
+    model: keras.Model, X: Any, y: Any, *, learning_rate: float, epochs: int, **options: Any
 ) -> keras.callbacks.History:
     """Train with a learning rate that falls from `learning_rate` to zero; see `train_model`."""
     cosine = [CosineLearningRate(learning_rate, epochs), *options.pop("callbacks", ())]
@@ -617,12 +702,12 @@ def widen_network(
 # --- prediction and scores -----------------------------------------------------------------------
 
 
-def model_predict(model: keras.Model, X) -> np.ndarray:
+def model_predict(model: keras.Model, X: Any) -> np.ndarray:
     """Predict target units, float64 of shape (n_rows,), for X of shape (n_rows, n_inputs)."""
     return tabular.predict(model, X)
 
 
-def evaluate_performance(y_true, y_pred) -> dict[str, float]:
+def evaluate_performance(y_true: ArrayLike, y_pred: ArrayLike) -> dict[str, float]:
     """Score predictions: mean squared error, mean absolute error, coefficient of determination."""
     return {
         "MSE": float(mean_squared_error(y_true, y_pred)),

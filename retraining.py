@@ -5,18 +5,34 @@ terminal; statistics are in `comparison.py`.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
 import comparison
 import model_utils
+import streaming
 import tabular
 from comparison import PARENT, RETRAINED
-from memory import GENERATION, HELD_OUT, PRIORITY, TRAIN, Memory, Roles, assign_roles, remember
+from memory import (
+    GENERATION,
+    HELD_OUT,
+    PRIORITY,
+    TRAIN,
+    Memory,
+    Roles,
+    assign_roles,
+    contained,
+    draw,
+    remember,
+)
 from model_store import TrainedModel
 from model_utils import Checkpoint, Fit, model_predict
+from streaming import DiskRows
 
 CONTROL, SCRATCH, MEAN = "control", "scratch", "mean"
 
@@ -25,9 +41,10 @@ CONTROL, SCRATCH, MEAN = "control", "scratch", "mean"
 class Rows:
     """Hold the rows of a retraining: those that train, and the held-out ones by generation.
 
-    new: the training rows of the file; again: which of them trained an ancestor before.
-    replay: the parent's remembered training rows that are not among them. held_out: "new" and,
-    where the parent remembers any, "old". All tables are conformed and hold the target too.
+    table: all rows of the file, or a sample of both roles where they are in `stream`. new: the
+    training rows in the table; again: which of them trained an ancestor before. replay: the
+    parent's remembered training rows that are not in the file. held_out: "new" and, where the
+    parent remembers any, "old". All tables are conformed and hold the target too.
     """
 
     table: pd.DataFrame
@@ -38,43 +55,94 @@ class Rows:
     replay: pd.DataFrame
     held_out: dict[str, pd.DataFrame]
     notes: list[str]
+    stream: streaming.Stream | None = None
 
 
 def prepare_rows(
-    parent: TrainedModel, data: str, *, test_size: float, seed: int, replay: int | None = None
+    parent: TrainedModel,
+    data: str,
+    *,
+    test_size: float,
+    seed: int,
+    replay: int | None = None,
+    memory_rows: int = 0,
+    folder: Path | None = None,
+    report: streaming.Report = streaming.silent,
 ) -> Rows:
     """Read new rows, check them against the parent's columns and give each its role.
 
     `replay` bounds the remembered training rows that are trained on again (None: all of them).
+    With a `folder` the rows are read in chunks; the table then holds a sample, `memory_rows` at
+    least.
 
     Raises UserError for rows that the parent cannot be retrained on.
     """
-    schema = parent.schema
-    raw, notes = tabular.read_rows(data)
-    y = tabular.check_target(raw, schema.target, data)
-    table = tabular.conform(raw, schema, source=data, strict=bool(parent.card))
+    schema, stream = parent.schema, None
+    options: dict[str, Any] = {"test_size": test_size, "seed": seed, "source": data}
+    if folder:
+        source = streaming.Source(data, folder, report)
+        hashes, notes = source.hashes(schema, folder, strict=bool(parent.card)), source.notes
+        notes.append(f"{source.n_rows:,} rows are read in chunks, kept on disk")
+        roles = assign_roles(hashes, parent.memory, **options)
+        train, held_out = _sample(parent, hashes, roles, memory_rows, seed)
+        is_train = np.zeros(source.n_rows, bool)
+        is_train[roles.train] = True
+        totals, table = source.survey(schema, is_train, np.union1d(train, held_out))
+        stream = streaming.Stream(source, folder, is_train, totals)
+    else:
+        raw, notes = tabular.read_rows(data)
+        y = tabular.check_target(raw, schema.target, data)
+        table = tabular.conform(raw, schema, source=data, strict=bool(parent.card))
+        hashes = tabular.row_hashes(table, y)
+        table = table.assign(**{schema.target: y})
+        roles = assign_roles(hashes, parent.memory, **options)
+        train, held_out = roles.train, roles.held_out
     for name in schema.features:
         if table[name].isna().all():
             raise tabular.UserError(
                 f"column {name!r} of {data} is empty in every row; expected values: fill it"
             )
-    hashes = tabular.row_hashes(table, y)
-    table = table.assign(**{schema.target: y})
-    roles = assign_roles(hashes, parent.memory, test_size=test_size, seed=seed, source=data)
-    columns = [*schema.features, schema.target]
-    remembered = parent.memory.part(TRAIN)
-    old = table.iloc[:0]
-    if len(remembered):  # the smallest priorities are a random sample
-        chosen = remembered[PRIORITY].rank(method="first") <= (np.inf if replay is None else replay)
-        old = remembered.loc[chosen, columns]
-    if len(old):  # rows that stand in the new file too must not count twice
-        old_hashes = tabular.row_hashes(old[[*schema.features]], old[schema.target])
-        old = old[~np.isin(old_hashes, hashes)]
-    held_out = {"new": table.iloc[roles.held_out]}
+    if tabular.is_ours(parent.preprocessor):
+        tabular.check_categories(table, parent.preprocessor, data)
+    parts = {"new": table.loc[held_out]}
     if len(parent.memory.part(HELD_OUT)):
-        held_out["old"] = parent.memory.part(HELD_OUT)
-    again = np.isin(hashes[roles.train], parent.memory.hashes(TRAIN))
-    return Rows(table, hashes, roles, table.iloc[roles.train], again, old, held_out, notes)
+        parts["old"] = parent.memory.part(HELD_OUT)
+    again = contained(hashes[train], parent.memory.hashes(TRAIN))
+    old = _replayed(parent, hashes, table.columns, replay)
+    return Rows(table, hashes, roles, table.loc[train], again, old, parts, notes, stream)
+
+
+def _sample(
+    parent: TrainedModel, hashes: np.ndarray, roles: Roles, memory_rows: int, seed: int
+) -> list[np.ndarray]:
+    """Choose the rows of each role that come into memory: those to remember, or as many others."""
+    limit = max(memory_rows, streaming.SAMPLE_ROWS)
+    generation = next_generation(parent)
+    drawn = draw(hashes, roles, parent.memory, generation=generation, limit=limit, seed=seed)
+    chosen = []
+    for role, numbers in ((TRAIN, roles.train), (HELD_OUT, roles.held_out)):
+        known = drawn[role][0]
+        # Rows seen before are not drawn again, but they are trained on and scored all the same.
+        few = len(known) < limit and len(known) < len(numbers)
+        rng = np.random.default_rng(seed)
+        others = rng.choice(numbers, min(limit, len(numbers)), replace=False) if few else known
+        chosen.append(np.union1d(known, others))
+    return chosen
+
+
+def _replayed(
+    parent: TrainedModel, hashes: np.ndarray, columns: pd.Index, limit: int | None
+) -> pd.DataFrame:
+    """Choose the remembered training rows to train on again."""
+    remembered, target = parent.memory.part(TRAIN), parent.schema.target
+    if not len(remembered):
+        return pd.DataFrame(columns=columns)
+    # The smallest priorities are a random sample.
+    chosen = remembered[PRIORITY].rank(method="first") <= (np.inf if limit is None else limit)
+    old = remembered.loc[chosen, columns]
+    # Rows that stand in the new file too must not count twice.
+    old_hashes = tabular.row_hashes(old[[*parent.schema.features]], old[target])
+    return old[~contained(old_hashes, hashes)]
 
 
 @dataclass(frozen=True)
@@ -82,8 +150,9 @@ class Start:
     """Hold a copy of the parent ready to be trained: the child and its rows as numbers."""
 
     child: TrainedModel
-    X: np.ndarray
-    y: np.ndarray
+    X: np.ndarray | DiskRows
+    y: np.ndarray | None
+    mean: float
     new_categories: dict[str, list[str]]
     predictions: dict[str, dict[str, np.ndarray]]
 
@@ -99,18 +168,44 @@ class Retrained:
 
 
 def prepare_child(
-    parent: TrainedModel, rows: Rows, *, learning_rate: float, batch_size: int
+    parent: TrainedModel, rows: Rows, *, learning_rate: float, batch_size: int, seed: int = 0
 ) -> Start:
     """Copy the parent, wide enough for new categories, and compile its training.
 
     The parent's own predictions are taken first: a foreign network is not copied but trained on.
     """
     predictions = {part: {PARENT: _predict(parent, table)} for part, table in rows.held_out.items()}
-    together = pd.concat([rows.replay, rows.new], ignore_index=True)
-    child, new_categories = _copy_of(parent, together, learning_rate)
-    X, y = tabular.encode(together, child.preprocessor), together[parent.schema.target].to_numpy()
+    X: Any
+    y = None
+    if rows.stream:
+        child, new_categories, X, mean = _start_on_disk(
+            parent, rows, rows.stream, learning_rate, batch_size, seed
+        )
+    else:
+        together = pd.concat([part for part in (rows.replay, rows.new) if len(part)])
+        y = together[parent.schema.target].to_numpy()
+        child, new_categories = _copy_of(parent, together, y, learning_rate)
+        X, mean = tabular.encode(together, child.preprocessor), y.mean()
     model_utils.compile_ahead(child.network, X, y, batch_size)
-    return Start(child, X, y, new_categories, predictions)
+    return Start(child, X, y, mean, new_categories, predictions)
+
+
+def _start_on_disk(
+    parent: TrainedModel,
+    rows: Rows,
+    stream: streaming.Stream,
+    learning_rate: float,
+    batch_size: int,
+    seed: int,
+) -> tuple[TrainedModel, dict[str, list[str]], DiskRows, float]:
+    """Do as `prepare_child` for rows that do not fit in memory."""
+    totals, y_old = stream.totals, rows.replay[parent.schema.target].to_numpy(np.float64)
+    totals.add(rows.replay, y_old)
+    extremes = [totals.low, totals.high]
+    child, new_categories = _copy_of(parent, totals.levels(), extremes, learning_rate)
+    before = tabular.encode(rows.replay, child.preprocessor), y_old
+    X = stream.encode(parent.schema, child.preprocessor, batch_size, seed, before)
+    return child, new_categories, X, float(totals.target.mean_[0])
 
 
 def retrain(
@@ -134,26 +229,31 @@ def retrain(
     """
     child, X, y, predictions = start.child, start.X, start.y, start.predictions
     network, n_replayed = child.network, len(rows.replay)
-    old = np.concatenate([np.arange(n_replayed), n_replayed + np.flatnonzero(rows.again)])
+    n_old = n_replayed + int(rows.again.sum())
     beginning = model_utils.model_state(network)
-    options = {"batch_size": batch_size, "learning_rate": learning_rate, "seed": seed}
+    options: dict[str, Any] = {
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "seed": seed,
+    }
     fit = model_utils.fit_network(
         network,
         X,
         y,
         epochs=epochs,
         strengths=_strengths(parent),
-        validate_on=np.arange(n_replayed, len(X)),
+        validate_on=range(n_replayed, len(X)),
         checkpoint=checkpoint,
         **options,
     )
     end = model_utils.model_state(network)
     _add_predictions(predictions, RETRAINED, child, rows)
-    if controls and len(old) >= batch_size:
+    options["callbacks"] = checkpoint.watchers if checkpoint else []
+    if controls and n_old >= batch_size:
         updates = epochs * -(-len(X) // batch_size)
-        as_many = max(1, round(updates / -(-len(old) // batch_size)))
+        as_many = max(1, round(updates / -(-n_old // batch_size)))
         model_utils.restore_state(network, beginning)
-        model_utils.train_at(network, X, y, epochs=as_many, rows=old, **options)
+        model_utils.train_at(network, epochs=as_many, **_old_rows(start, rows), **options)
         _add_predictions(predictions, CONTROL, child, rows)
     if controls and parent.scale:
         fresh = model_utils.create_nn_model(X.shape[1], scale=child.scale, seed=seed)
@@ -161,10 +261,21 @@ def retrain(
         model_utils.train_at(network, X, y, epochs=epochs, **options)
         _add_predictions(predictions, SCRATCH, child, rows)
     for part, table in rows.held_out.items():
-        predictions[part][MEAN] = np.full(len(table), y.mean())
+        predictions[part][MEAN] = np.full(len(table), start.mean)
     model_utils.restore_state(network, end)
     child.memory, child.card = _remember(parent, rows, seed, memory_rows)
     return Retrained(child, fit, predictions, start.new_categories)
+
+
+def _old_rows(start: Start, rows: Rows) -> dict:
+    """Give `train_model` the rows that an ancestor was trained on, and no others."""
+    if rows.stream is None:
+        n_replayed = len(rows.replay)
+        again = n_replayed + np.flatnonzero(rows.again)
+        return {"X": start.X, "y": start.y, "rows": np.concatenate([np.arange(n_replayed), again])}
+    old = pd.concat([rows.replay, rows.new[rows.again]])
+    y = old[start.child.schema.target].to_numpy(np.float64)
+    return {"X": tabular.encode(old, start.child.preprocessor), "y": y}
 
 
 def _strengths(parent: TrainedModel) -> tuple[float, ...]:
@@ -173,13 +284,19 @@ def _strengths(parent: TrainedModel) -> tuple[float, ...]:
     return (present / 3, present, present * 3) if parent.scale and present else (present or 0.0,)
 
 
-def _copy_of(parent: TrainedModel, rows: pd.DataFrame, learning_rate: float):
-    """Copy a parent, made wide enough for new categories; a foreign network is taken as it is."""
-    schema, new_categories = parent.schema, {}
+def _copy_of(
+    parent: TrainedModel, rows: pd.DataFrame, y: ArrayLike, learning_rate: float
+) -> tuple[TrainedModel, dict[str, list[str]]]:
+    """Copy a parent, made wide enough for new categories; a foreign network is taken as it is.
+
+    rows hold every category of the training rows, y their lowest and highest target.
+    """
+    schema = parent.schema
+    new_categories: dict[str, list[str]] = {}
     network, preprocessor, scale = parent.network, parent.preprocessor, parent.scale
     if scale:
         preprocessor, new_categories = tabular.widen_preprocessor(preprocessor, rows, schema)
-        scale = model_utils.rescaled(scale, rows[schema.target])
+        scale = model_utils.rescaled(scale, y)
         width = network.input_shape[-1] + sum(map(len, new_categories.values()))
         network = model_utils.widen_network(network, width, scale, learning_rate)
     elif not network.compiled:
@@ -196,9 +313,13 @@ def _add_predictions(predictions: dict, name: str, model: TrainedModel, rows: Ro
         predictions[part][name] = _predict(model, table)
 
 
+def next_generation(parent: TrainedModel) -> int:
+    """Number the next training of a chain; the first one is 0."""
+    return 1 + max((step["generation"] for step in parent.card.get("lineage", [])), default=0)
+
+
 def _remember(parent: TrainedModel, rows: Rows, seed: int, limit: int) -> tuple[Memory, dict]:
-    lineage = parent.card.get("lineage", [])
-    generation = 1 + max((step["generation"] for step in lineage), default=0)
+    lineage, generation = parent.card.get("lineage", []), next_generation(parent)
     memory = remember(
         parent.memory,
         rows.table,
@@ -230,8 +351,8 @@ def measure_drift(
     bounds = comparison.bounds_share(
         reference[schema.target],
         rows.new[schema.target],
-        scale and scale.low,
-        scale and scale.high,
+        scale.low if scale else None,
+        scale.high if scale else None,
     )
     return drift, bounds
 
@@ -258,9 +379,9 @@ def gather_evidence(
         if part == "old":
             held_out |= _by_generation(table, y, retrained.predictions[part])
     new, old = held_out["new"], held_out.get("old")
-    old_mae = old and old.scores.loc[PARENT, "MAE"]
+    old_mae = old.scores.loc[PARENT, "MAE"] if old else None
     verdict = comparison.decide(
-        new.difference, old and old.difference, old_mae, max_forgetting, unit
+        new.change, old.change if old else None, old_mae, max_forgetting, unit
     )
     y_new, predictions = rows.held_out["new"][target].to_numpy(), retrained.predictions["new"]
     attribution = None
@@ -307,14 +428,16 @@ def _by_generation(table: pd.DataFrame, y: np.ndarray, predictions: dict) -> dic
 
 def _purity(parent: TrainedModel, rows: Rows) -> dict[str, int]:
     """Count the rows by role, and the held-out rows, of any ancestor, among those trained on."""
-    schema = parent.schema
-    trained = pd.concat([rows.replay, rows.new])
-    hashes = tabular.row_hashes(trained[[*schema.features]], trained[schema.target])
+    trained = pd.concat([part for part in (rows.replay, rows.new) if len(part)])
+    features = trained[[*parent.schema.features]]
+    hashes = tabular.row_hashes(features, trained[parent.schema.target])
+    if rows.stream:  # of which the table is but a sample
+        hashes = np.concatenate([hashes, rows.hashes[rows.roles.train]])
     held_out = np.concatenate([parent.memory.hashes(HELD_OUT), rows.hashes[rows.roles.held_out]])
     return rows.roles.counts | {
         "replayed": len(rows.replay),
         "held_out_in_all_generations": len(np.unique(held_out)),
-        "held_out_but_trained_on": int(np.isin(hashes, held_out).sum()),
+        "held_out_but_trained_on": int(contained(hashes, held_out).sum()),
     }
 
 
@@ -326,14 +449,14 @@ def headline(evidence: comparison.Evidence) -> str:
     parts = []
     for part in ("new", "old"):
         if part in evidence.held_out:
-            change = comparison.format_interval(evidence.held_out[part].difference, evidence.unit)
+            change = comparison.format_interval(evidence.held_out[part].change, evidence.unit)
             parts.append(f"MAE on {part} rows {change}")
     return "; ".join(parts)
 
 
 def short_result(evidence: comparison.Evidence) -> str:
     """Say the change in MAE in few signs, for the name of a run."""
-    changes = {part: held_out.difference.estimate for part, held_out in evidence.held_out.items()}
+    changes = {part: held_out.change.estimate for part, held_out in evidence.held_out.items()}
     new = comparison.format_amount(changes["new"], evidence.unit, signed=True)
     if "old" not in changes:
         return new
@@ -342,7 +465,8 @@ def short_result(evidence: comparison.Evidence) -> str:
 
 def score_table(evidence: comparison.Evidence) -> tuple[list[str], list[list[str]]]:
     """Lay out the scores of all models on all held-out rows: (header, lines)."""
-    header, lines = ["same held-out rows"], {}
+    header = ["same held-out rows"]
+    lines: dict[str, list[str]] = {}
     for part, held_out in evidence.held_out.items():
         header += [f"{part} MAE", f"{part} R²"]
         for model, scores in held_out.scores.iterrows():

@@ -11,19 +11,21 @@ import os
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import mlflow
 import numpy as np
 import pandas as pd
 from mlflow.exceptions import MlflowException
+from mlflow.pyfunc import PythonModel
 
 TRUSTED = ["numpy.dtype"]  # scikit-learn's imputer keeps the dtype it was fitted on
 
 
-class ServedModel(mlflow.pyfunc.PythonModel):
+class ServedModel(PythonModel):
     """Predict the target for raw rows with the network and the preprocessor of the artifact."""
 
-    def load_context(self, context) -> None:
+    def load_context(self, context: Any) -> None:
         """Load the parts; nothing is unpickled, and no code comes out of the network's file."""
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # no start-up lines in a client's log
         import keras
@@ -36,7 +38,9 @@ class ServedModel(mlflow.pyfunc.PythonModel):
         columns = json.loads(Path(files["card"]).read_text("utf-8"))["schema"]
         self.schema = self.tabular.Schema(**columns)
 
-    def predict(self, context, model_input: pd.DataFrame, params: dict | None = None) -> np.ndarray:
+    def predict(
+        self, context: Any, model_input: pd.DataFrame, params: dict | None = None
+    ) -> np.ndarray:
         """Score a DataFrame of raw rows; columns in any order, extra ones ignored.
 
         Returns float64 predictions of shape (n_rows,).
@@ -63,6 +67,8 @@ def _load_module(path: Path) -> ModuleType:
     """Import a file by its path, under a name of its own."""
     name = f"tabular_{abs(hash(path))}"
     spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path} is no Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look their module up there
     spec.loader.exec_module(module)

@@ -11,15 +11,19 @@ import glob
 import io
 import re
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+
+if TYPE_CHECKING:
+    from sklearn.compose import ColumnTransformer
 
 TARGET = "montant_pret"
 SUFFIXES = (".csv", ".parquet")
@@ -71,20 +75,37 @@ def read_rows(path: str | Path) -> tuple[pd.DataFrame, list[str]]:
     """
     tables, notes = [], []
     for file in data_files(path):
-        is_parquet = file.suffix.lower() == ".parquet" or _head(file)[:4] == b"PAR1"
-        rows, note = _read_parquet(file) if is_parquet else _read_csv(file)
-        _check_header(file, [str(name) for name in rows.columns])
+        rows, note = _read_parquet(file) if is_parquet(file) else _read_csv(file)
+        check_header(file, [str(name) for name in rows.columns])
         tables.append(rows)
         notes += note
         if list(rows.columns) != list(tables[0].columns):
-            raise UserError(
-                f"{file} has the columns {list(rows.columns)}, but the files before it have "
-                f"{list(tables[0].columns)}; give files with the same columns"
-            )
+            raise other_columns(file, list(rows.columns), list(tables[0].columns))
     rows = tables[0] if len(tables) == 1 else pd.concat(tables, ignore_index=True)
     if rows.empty:
-        raise UserError(f"{path} holds a header but no rows; expected at least {MIN_ROWS} rows")
+        raise no_rows(path)
     return rows, notes
+
+
+def other_columns(file: Path, names: list[str], before: list[str]) -> UserError:
+    return UserError(
+        f"{file} has the columns {names}, but the files before it have {before}; give files with "
+        "the same columns"
+    )
+
+
+def no_rows(path: str | Path) -> UserError:
+    return UserError(f"{path} holds a header but no rows; expected at least {MIN_ROWS} rows")
+
+
+def not_parquet(file: Path, error: Exception) -> UserError:
+    reason = str(error).splitlines()[0]
+    return UserError(f"{file} is not a complete Parquet file ({reason}); write or copy it again")
+
+
+def is_parquet(file: Path) -> bool:
+    """Tell Parquet from CSV by name, or by its first bytes."""
+    return file.suffix.lower() == ".parquet" or _head(file)[:4] == b"PAR1"
 
 
 def data_files(path: str | Path) -> list[Path]:
@@ -118,15 +139,22 @@ def _read_parquet(file: Path) -> tuple[pd.DataFrame, list[str]]:
     try:
         table = pq.read_table(file)
     except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"{file} is not a complete Parquet file ({reason}); write or copy it again"
-        ) from error
-    _check_header(file, table.column_names)
+        raise not_parquet(file, error) from error
+    check_header(file, table.column_names)
     return table.to_pandas(), []
 
 
 def _read_csv(file: Path) -> tuple[pd.DataFrame, list[str]]:
+    options, notes = csv_options(file)
+    with csv_errors(file):
+        rows = pd.read_csv(file, low_memory=False, **options)
+    if rows.iloc[:, -1].isna().any():
+        _check_width(file, options["sep"], rows.shape[1])
+    return rows, notes
+
+
+def csv_options(file: Path) -> tuple[dict, list[str]]:
+    """Recognise how a CSV file is written: (options of pandas.read_csv, remarks for the user)."""
     head = _head(file)
     if not head.removeprefix(b"\xef\xbb\xbf").strip():
         raise UserError(f"{file} is empty; expected a CSV file with a header line and rows")
@@ -138,18 +166,22 @@ def _read_csv(file: Path) -> tuple[pd.DataFrame, list[str]]:
     lines = head.decode("utf-8-sig", errors="replace").strip().splitlines()
     separator = max(",;\t", key=lines[0].count)
     french = separator == ";" and re.search(r"(^|;)\s*-?\d+,\d+\s*(;|$)", "\n".join(lines), re.M)
-    _check_header(file, next(csv.reader(io.StringIO(lines[0]), delimiter=separator)))
+    check_header(file, next(csv.reader(io.StringIO(lines[0]), delimiter=separator)))
+    options: dict[str, Any] = {"sep": separator, "decimal": "," if french else "."}
+    options |= {"encoding": "utf-8-sig", "index_col": False}
+    if separator == ",":
+        return options, []
+    marks = f"'{separator}' between columns" + (" and a decimal comma" if french else "")
+    return options, [f"{file.name} was read with {marks}"]
+
+
+@contextlib.contextmanager
+def csv_errors(file: Path) -> Iterator[None]:
+    """Put what pandas says about a CSV file into words for its user."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)
-            rows = pd.read_csv(
-                file,
-                sep=separator,
-                decimal="," if french else ".",
-                encoding="utf-8-sig",
-                index_col=False,
-                low_memory=False,
-            )
+            yield
     except UnicodeDecodeError as error:
         raise UserError(
             f"{file} is not UTF-8 text; convert it with "
@@ -161,12 +193,6 @@ def _read_csv(file: Path) -> tuple[pd.DataFrame, list[str]]:
             f"{file} is not a regular table ({reason}); give every line as many fields as the "
             "header"
         ) from error
-    if rows.iloc[:, -1].isna().any():
-        _check_width(file, separator, rows.shape[1])
-    if separator == ",":
-        return rows, []
-    marks = f"'{separator}' between columns" + (" and a decimal comma" if french else "")
-    return rows, [f"{file.name} was read with {marks}"]
 
 
 def _check_width(file: Path, separator: str, width: int) -> None:
@@ -180,7 +206,7 @@ def _check_width(file: Path, separator: str, width: int) -> None:
                 )
 
 
-def _check_header(file: Path, names: list[str]) -> None:
+def check_header(file: Path, names: list[str]) -> None:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise UserError(f"{file} has two columns named {twice[0]!r}; rename or remove one")
@@ -189,9 +215,12 @@ def _check_header(file: Path, names: list[str]) -> None:
 # --- columns -----------------------------------------------------------------------------------
 
 
-def check_target(rows: pd.DataFrame, target: str, source: str = "the data") -> pd.Series:
+def check_target(
+    rows: pd.DataFrame, target: str, source: str = "the data", *, whole: bool = True
+) -> pd.Series:
     """Return the target as float64, of shape (n_rows,), or say why it cannot be learned.
 
+    `whole` says that these are all rows, so that their number and range can be judged.
     Raises UserError when the column is missing, not numeric, not finite in some rows (with their
     count and first line numbers), constant, or when there are fewer than `MIN_ROWS` rows.
     """
@@ -200,22 +229,34 @@ def check_target(rows: pd.DataFrame, target: str, source: str = "the data") -> p
             f"{source} has no column {target!r} to learn; its columns are "
             f"{', '.join(map(str, rows.columns))}: name the right one with --target"
         )
-    y = pd.Series(_numbers(rows[target], source), index=rows.index, name=target)
+    y = pd.Series(as_numbers(rows[target], source), index=rows.index, name=target)
     bad = np.flatnonzero(~np.isfinite(y.to_numpy()))
     if len(bad):
-        lines = ", ".join(str(i + 2) for i in bad[:5])
+        lines = ", ".join(str(_line(y, i)) for i in bad[:5])
         raise UserError(
             f"{len(bad)} of {len(y)} rows in {source} have no finite {target!r} (lines {lines}"
             f"{', …' if len(bad) > 5 else ''}); expected a number in every row: fill or remove them"
         )
-    if len(y) < MIN_ROWS:
-        raise UserError(f"{source} has {len(y)} rows; expected at least {MIN_ROWS}: add rows")
-    if y.min() == y.max():
+    if whole:
+        check_range(len(y), y.min(), y.max(), target, source)
+    return y
+
+
+def check_range(n_rows: int, low: float, high: float, target: str, source: str) -> None:
+    """Raise UserError for too few rows, or a target that is the same in all of them."""
+    if n_rows < MIN_ROWS:
+        raise UserError(f"{source} has {n_rows} rows; expected at least {MIN_ROWS}: add rows")
+    if low == high:
         raise UserError(
-            f"the target {target!r} is {y.iloc[0]:g} in every row of {source}; expected a column "
+            f"the target {target!r} is {low:g} in every row of {source}; expected a column "
             "that varies: choose another one with --target"
         )
-    return y
+
+
+def _line(values: pd.Series, i: int) -> int:
+    """Tell the line of a file that the i-th value stands in; a part of a file keeps its index."""
+    label = values.index[i]
+    return (label if isinstance(label, (int, np.integer)) else i) + 2
 
 
 def infer_schema(
@@ -236,7 +277,9 @@ def infer_schema(
             f"--drop {unknown[0]!r} is no feature column; the columns are "
             f"{', '.join(str(c) for c in rows.columns if c != target)}"
         )
-    numeric, categorical, dropped, notes = [], [], list(drop), []
+    numeric: list[str] = []
+    categorical: list[str] = []
+    dropped, notes = list(drop), []
     for name in rows.columns:
         if name == target or name in dropped:
             continue
@@ -266,25 +309,35 @@ def _infer_kind(values: pd.Series) -> tuple[str, str]:
         return "numeric", ""
     text = _text(known)
     distinct = pc.count_distinct(text).as_py()
-    numbers = pd.to_numeric(text.to_pandas(), errors="coerce").notna().mean()
-    if numbers > 0.5:
-        _numbers(values, "the training rows")
+    plain = text.to_pandas().str.replace(",", "")  # "1,5" is meant as a number, and refused as one
+    if pd.to_numeric(plain, errors="coerce").notna().mean() > 0.5:
+        as_numbers(values, "the training rows")
         return "numeric", ""
     if distinct > max(10, len(known) / 2):
         return "dropped", f"{distinct:,} different texts in {len(known):,} rows identify the rows"
     if distinct > MAX_CATEGORIES:
-        raise UserError(
-            f"column {name!r} has {distinct:,} categories; expected at most {MAX_CATEGORIES:,}: "
-            f"group them, or leave it out with --drop {name!r}"
-        )
+        raise _too_many(name, distinct)
     return "categorical", ""
 
 
+def _too_many(name: str, distinct: int) -> UserError:
+    return UserError(
+        f"column {name!r} has {distinct:,} categories; expected at most {MAX_CATEGORIES:,}: "
+        f"group them, or leave it out with --drop {name!r}"
+    )
+
+
 def conform(
-    rows: pd.DataFrame, schema: Schema, *, source: str = "the table", strict: bool = False
+    rows: pd.DataFrame,
+    schema: Schema,
+    *,
+    source: str = "the table",
+    strict: bool = False,
+    compact: bool = False,
 ) -> pd.DataFrame:
     """Bring rows to the schema: its feature columns in its order, float64 or text.
 
+    `compact` leaves text as pandas categories, which is faster and smaller for many rows.
     Columns that the schema does not know are ignored, or refused when `strict` is set and they
     were not dropped at training either. Missing values stay missing.
     Raises UserError for a missing or an extra column, or a text where a number belongs.
@@ -296,11 +349,32 @@ def conform(
             f"{source} has the column {sorted(map(str, extra))[0]!r}, which the model was not "
             "trained on; remove it, or train a new model with mlflow_monitoring.py"
         )
-    columns = {name: _finite(_numbers(rows[name], source), name) for name in schema.numeric}
-    for name in schema.categorical:
-        columns[name] = pd.Series(_text(rows[name]).to_pandas(), dtype="str").to_numpy(object)
+    columns = {name: _finite(rows[name], source) for name in schema.numeric}
+    columns |= {name: as_categories(rows[name]) for name in schema.categorical}
     frame = pd.DataFrame(columns, index=rows.index)
-    return frame.astype(dict.fromkeys(schema.categorical, "str"))
+    return frame if compact else frame.astype(dict.fromkeys(schema.categorical, "str"))
+
+
+def check_categories(table: pd.DataFrame, preprocessor: Any, source: str) -> None:
+    """Refuse categories that no retraining should take up into a model.
+
+    Raises UserError for more than `MAX_CATEGORIES` of them in a column, and for a column that
+    holds numbers only where the fitted preprocessor knows texts.
+    """
+    for _, columns, _, encoder in _category_steps(preprocessor):
+        for name, known in zip(columns, encoder.categories_, strict=True):
+            found = table[name].dropna().unique()
+            if len(found) > MAX_CATEGORIES:
+                raise UserError(
+                    f"column {name!r} of {source} has {len(found):,} categories; expected at most "
+                    f"{MAX_CATEGORIES:,}: group them"
+                )
+            numbers = [pd.to_numeric(pd.Series(v), errors="coerce").notna() for v in (found, known)]
+            if numbers[0].all() and not numbers[1].any():
+                raise UserError(
+                    f"column {name!r} of {source} holds numbers such as {found[0]}; expected texts "
+                    f"such as {known[0]!r}, as at training: give the texts"
+                )
 
 
 def _check_columns(rows: pd.DataFrame, schema: Schema, source: str) -> None:
@@ -310,9 +384,12 @@ def _check_columns(rows: pd.DataFrame, schema: Schema, source: str) -> None:
             f"{source} has no column {missing[0]!r}; the model needs "
             f"{', '.join(schema.features)}: add or rename the column"
         )
+    twice = [name for name in schema.features if list(rows.columns).count(name) > 1]
+    if twice:
+        raise UserError(f"{source} has two columns named {twice[0]!r}; rename or remove one")
 
 
-def _numbers(values: pd.Series, source: str = "the table") -> np.ndarray:
+def as_numbers(values: pd.Series, source: str = "the table") -> np.ndarray:
     """Convert a column to float64; missing stays NaN, a text that is no number is an error."""
     if pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_complex_dtype(values):
         return values.to_numpy(dtype=np.float64, na_value=np.nan)
@@ -325,35 +402,51 @@ def _numbers(values: pd.Series, source: str = "the table") -> np.ndarray:
     if len(bad):
         raise UserError(
             f"column {values.name!r} of {source} holds {str(values.iloc[bad[0]])[:40]!r} in line "
-            f"{bad[0] + 2} (the header is line 1); expected a number: correct it ({len(bad)} such "
-            "rows)"
+            f"{_line(values, bad[0])} (the header is line 1); expected a number such as 1234.5: "
+            f"correct it ({len(bad)} such rows)"
         )
     return numbers
 
 
-def _finite(values: np.ndarray, name: str) -> np.ndarray:
+def _finite(column: pd.Series, source: str) -> np.ndarray:
     """Refuse numbers whose square float64 cannot hold: no mean and variance come of them."""
+    values = as_numbers(column, source)
     bad = np.flatnonzero(np.abs(values) > MAX_NUMBER)
     if len(bad):
         raise UserError(
-            f"column {name!r} holds {values[bad[0]]:g} in line {bad[0] + 2} (the header is line 1);"
-            f" expected a number below {MAX_NUMBER:g}: correct it ({len(bad)} such rows)"
+            f"column {column.name!r} holds {values[bad[0]]:g} in line {_line(column, bad[0])} (the "
+            f"header is line 1); expected a number below {MAX_NUMBER:g}: correct it ({len(bad)} "
+            "such rows)"
         )
     return values
 
 
+def as_categories(values: pd.Series) -> pd.Categorical:
+    """Convert a column to text, each different text stored once; missing stays missing."""
+    if isinstance(values.dtype, pd.CategoricalDtype):
+        levels = _text(pd.Series(values.cat.categories))
+        if levels.null_count == 0 and pc.count_distinct(levels).as_py() == len(levels):
+            return pd.Categorical.from_codes(values.cat.codes, levels.to_pandas())
+    encoded = _text(values).dictionary_encode()
+    codes = pc.fill_null(encoded.indices, -1).to_numpy(zero_copy_only=False)
+    return pd.Categorical.from_codes(codes, encoded.dictionary.to_pandas())
+
+
 def _text(values: pd.Series) -> pa.Array:
     """Convert a column to an Arrow string array; missing stays null, True is "True", 2.0 is "2"."""
-    if isinstance(values.dtype, pd.StringDtype):
-        array = pa.array(values)
-        return array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
-    plain = values.astype(object)
-    if pd.api.types.infer_dtype(plain, skipna=True) != "string":
-        plain = plain.map(_as_text, na_action="ignore")
-    return pa.array(plain, type=pa.string(), from_pandas=True)
+    if not isinstance(values.dtype, pd.StringDtype):
+        values = values.astype(object)
+        if pd.api.types.infer_dtype(values, skipna=True) != "string":
+            values = values.map(_as_text, na_action="ignore").astype(object)
+    try:
+        array = pa.array(values, type=pa.string(), from_pandas=True)
+    except UnicodeEncodeError:  # half of a surrogate pair, which UTF-8 cannot write
+        whole = values.map(lambda t: t.encode("utf-8", "backslashreplace").decode(), "ignore")
+        array = pa.array(whole, type=pa.string(), from_pandas=True)
+    return array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
 
 
-def _as_text(value: object) -> str:
+def _as_text(value: Any) -> str:
     is_whole = isinstance(value, (float, np.floating)) and float(value).is_integer()
     return str(int(value)) if is_whole else str(value)
 
@@ -361,7 +454,7 @@ def _as_text(value: object) -> str:
 # --- preprocessor ------------------------------------------------------------------------------
 
 
-def fit_preprocessor(rows: pd.DataFrame, schema: Schema):
+def fit_preprocessor(rows: pd.DataFrame, schema: Schema) -> "ColumnTransformer":
     """Fit imputation, scaling and one-hot encoding on conformed training rows.
 
     Returns a fitted `ColumnTransformer`: numeric columns get the mean for missing values and unit
@@ -372,7 +465,66 @@ def fit_preprocessor(rows: pd.DataFrame, schema: Schema):
     return _build(schema, [categories]).fit(_sklearn_frame(rows))
 
 
-def _build(schema: Schema, blocks: list[Mapping[str, list[str]]]):
+class Totals:
+    """Add up chunks of training rows to what `fit_preprocessor` would find in all of them.
+
+    Attributes: n_rows; counts, of each category by column; target, the moments of the target.
+    """
+
+    def __init__(self, schema: Schema) -> None:
+        from sklearn.preprocessing import StandardScaler
+
+        self.schema, self.n_rows = schema, 0
+        self.numbers, self.target = StandardScaler(), StandardScaler()
+        self.low, self.high, self.at_low, self.at_high = np.inf, -np.inf, 0, 0
+        self.counts = {name: pd.Series(dtype=np.int64) for name in schema.categorical}
+
+    def add(self, rows: pd.DataFrame, y: np.ndarray) -> None:
+        """Add conformed rows and their targets, float64 of shape (n_rows,)."""
+        if not len(rows):
+            return
+        self.n_rows += len(rows)
+        if self.schema.numeric:
+            self.numbers.partial_fit(rows[[*self.schema.numeric]].to_numpy())
+        self.target.partial_fit(y[:, None])
+        for name, known in self.counts.items():
+            self.counts[name] = known.add(rows[name].value_counts(), fill_value=0)
+            if len(self.counts[name]) > MAX_CATEGORIES:
+                raise _too_many(name, len(self.counts[name]))
+        low, high = y.min(), y.max()
+        self.at_low = np.sum(y == min(low, self.low)) + self.at_low * (self.low <= low)
+        self.at_high = np.sum(y == max(high, self.high)) + self.at_high * (self.high >= high)
+        self.low, self.high = min(low, self.low), max(high, self.high)
+
+    def levels(self) -> pd.DataFrame:
+        """List each column's categories, most frequent first, in rows of a table."""
+        table: dict[str, Any] = dict.fromkeys(self.schema.numeric, 0.0)
+        height = max([2, *map(len, self.counts.values())])
+        for name, counts in self.counts.items():
+            # Equally frequent ones in their order, as scikit-learn's imputer has them.
+            counts = counts[counts > 0].sort_index().sort_values(ascending=False, kind="stable")
+            table[name] = np.resize(counts.index.astype(object), height)
+        return pd.DataFrame(table, columns=[*self.schema.features], index=range(height))
+
+    def preprocessor(self) -> "ColumnTransformer":
+        """Build the preprocessor that `fit_preprocessor` would have fitted on all rows at once."""
+        levels = self.levels()
+        fitted = fit_preprocessor(levels, self.schema)
+        if self.schema.numeric:
+            steps = fitted.named_transformers_["numeric"].named_steps
+            steps["impute"].statistics_ = self.numbers.mean_
+            seen = np.broadcast_to(self.numbers.n_samples_seen_, self.numbers.mean_.shape)
+            # Values filled in with the mean add rows, but nothing to the sum of squares.
+            variance = self.numbers.var_ * seen / self.n_rows
+            steps["scale"].mean_, steps["scale"].var_ = self.numbers.mean_, variance
+            steps["scale"].scale_ = np.where(variance > 0, np.sqrt(variance), 1.0)
+            steps["scale"].n_samples_seen_ = np.int64(self.n_rows)
+        for _, columns, imputer, _ in _category_steps(fitted):
+            imputer.statistics_ = np.array([levels[name].iloc[0] for name in columns], dtype=object)
+        return fitted
+
+
+def _build(schema: Schema, blocks: list[Mapping[str, list[str]]]) -> "ColumnTransformer":
     from sklearn.compose import ColumnTransformer
     from sklearn.impute import SimpleImputer
     from sklearn.pipeline import Pipeline
@@ -402,7 +554,9 @@ def _sklearn_frame(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.astype(dict.fromkeys(text, object)).where(rows.notna(), np.nan)
 
 
-def widen_preprocessor(preprocessor, rows: pd.DataFrame, schema: Schema):
+def widen_preprocessor(
+    preprocessor: "ColumnTransformer", rows: pd.DataFrame, schema: Schema
+) -> tuple["ColumnTransformer", dict[str, list[str]]]:
     """Add one-hot columns for the categories in `rows` that `preprocessor` does not know.
 
     Means, scales and known categories keep their values, and their columns their places: the new
@@ -424,7 +578,7 @@ def widen_preprocessor(preprocessor, rows: pd.DataFrame, schema: Schema):
     for name, _, _ in preprocessor.transformers:
         for step, fitted in preprocessor.named_transformers_[name].named_steps.items():
             wider.named_transformers_[name].named_steps[step].__dict__.update(fitted.__dict__)
-    imputed = {}
+    imputed: dict[str, str] = {}
     for _, columns, imputer, _ in _category_steps(preprocessor):
         imputed = dict(zip(columns, imputer.statistics_, strict=True)) | imputed
     _, columns, imputer, _ = _category_steps(wider)[-1]
@@ -432,7 +586,7 @@ def widen_preprocessor(preprocessor, rows: pd.DataFrame, schema: Schema):
     return wider, new
 
 
-def _category_steps(preprocessor) -> list[tuple]:
+def _category_steps(preprocessor: "ColumnTransformer") -> list[tuple]:
     """List (name, columns, imputer, encoder) of each categorical block, in column order."""
     return [
         (name, columns, fitted.named_steps["impute"], fitted.named_steps["encode"])
@@ -441,13 +595,15 @@ def _category_steps(preprocessor) -> list[tuple]:
     ]
 
 
-def is_ours(preprocessor) -> bool:
+def is_ours(preprocessor: object) -> bool:
     """Tell whether a preprocessor has the form that `fit_preprocessor` makes."""
     names = [name for name, _, _ in getattr(preprocessor, "transformers_", [])]
     return bool(names) and all(re.fullmatch(r"numeric|categorical_\d+", n) for n in names)
 
 
-def schema_of(preprocessor, target: str = TARGET, dropped: Iterable[str] = ()) -> Schema:
+def schema_of(
+    preprocessor: "ColumnTransformer", target: str = TARGET, dropped: Iterable[str] = ()
+) -> Schema:
     """Read the feature columns back from a fitted preprocessor."""
     columns = {name: tuple(c) for name, _, c in preprocessor.transformers_ if name != "remainder"}
     return Schema(
@@ -455,7 +611,7 @@ def schema_of(preprocessor, target: str = TARGET, dropped: Iterable[str] = ()) -
     )
 
 
-def encode(rows: pd.DataFrame, preprocessor) -> np.ndarray:
+def encode(rows: pd.DataFrame, preprocessor: "ColumnTransformer") -> np.ndarray:
     """Transform rows to the network's input, float32 of shape (n_rows, n_inputs).
 
     Equal to `preprocessor.transform(rows)` for a preprocessor of `fit_preprocessor`, but many
@@ -473,7 +629,7 @@ def encode(rows: pd.DataFrame, preprocessor) -> np.ndarray:
         if name == "numeric":
             means, scaler = fitted.named_steps["impute"].statistics_, fitted.named_steps["scale"]
             for j, column in enumerate(columns):
-                values = _numbers(rows[column])
+                values = as_numbers(rows[column])
                 values = np.where(np.isnan(values), means[j], values)
                 X[:, j] = _standardise(values, scaler.mean_[j], scaler.scale_[j], column)
             start = len(columns)
@@ -488,7 +644,9 @@ def encode(rows: pd.DataFrame, preprocessor) -> np.ndarray:
     return X
 
 
-def encode_features(rows: pd.DataFrame, schema: Schema, preprocessor) -> np.ndarray:
+def encode_features(
+    rows: pd.DataFrame, schema: Schema, preprocessor: "ColumnTransformer"
+) -> np.ndarray:
     """Encode raw rows from outside: check that no feature column is missing, then `encode`.
 
     Raises UserError as `encode` and `conform` do.
@@ -497,7 +655,7 @@ def encode_features(rows: pd.DataFrame, schema: Schema, preprocessor) -> np.ndar
     return encode(rows, preprocessor)
 
 
-def predict(network, X) -> np.ndarray:
+def predict(network: Any, X: Any) -> np.ndarray:
     """Predict with a Keras network, float64 of shape (n_rows,), for X of shape (n_rows, n_inputs).
 
     The last block is filled up to a multiple of `LANE` rows: matrix products of other shapes may
@@ -545,8 +703,19 @@ def _category_codes(values: pd.Series, categories: np.ndarray, missing: str) -> 
 def row_hashes(features: pd.DataFrame, y: pd.Series) -> np.ndarray:
     """Hash conformed rows with their target, uint64 of shape (n_rows,).
 
-    Equal rows hash alike whatever file, order or dtype they came in, since `conform` has made
-    them float64 and text (SipHash, `pandas.util.hash_pandas_object`).
+    Equal rows hash alike whatever file, order or dtype they came in: each column as float64 or
+    text (`pandas.util.hash_array`), the columns one after the other by a multiplication and an
+    exclusive or (as FNV-1 does with bytes, with Knuth's MMIX multiplier).
     """
-    frame = features.assign(**{"": y.to_numpy(np.float64)})
-    return pd.util.hash_pandas_object(frame, index=False).to_numpy()
+    combined = pd.util.hash_array(y.to_numpy(np.float64) + 0.0)  # -0.0 equals 0.0
+    for name in features.columns:
+        column = features[name]
+        if pd.api.types.is_numeric_dtype(column):
+            hashed = pd.util.hash_array(column.to_numpy(np.float64, na_value=np.nan) + 0.0)
+        else:
+            texts = as_categories(column)
+            levels = pd.util.hash_array(np.array([*texts.categories, ""], dtype=object))
+            levels[-1] = 1  # of missing values, whose code is -1
+            hashed = levels[texts.codes]
+        combined = (combined * np.uint64(6364136223846793005)) ^ hashed
+    return combined

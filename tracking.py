@@ -17,22 +17,30 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import mlflow
+import numpy as np
 import pandas as pd
 from mlflow import MlflowClient
+from mlflow.data.pandas_dataset import from_pandas
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
 import cli
-from tabular import Schema, UserError, row_hashes
+from tabular import UserError, row_hashes
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from model_store import TrainedModel
 
 # The exception says all that this logger prints over a hundred lines.
 logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
-NOT_PART_OF_A_TRAINING = {"resume", "quiet", "checkpoint_seconds", "tracking_uri", "experiment"}
-NOT_PART_OF_A_TRAINING |= {"worker_timeout"}
+NOT_PART_OF_A_TRAINING = {"resume", "quiet", "json", "checkpoint_seconds", "worker_timeout"}
+NOT_PART_OF_A_TRAINING |= {"tracking_uri", "experiment"}
 HOST_TAG, PROCESS_TAG = "host", "process"
 
 
@@ -75,10 +83,14 @@ def _check_server(uri: str) -> None:
     # MLflow's own retries would take four silent minutes.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    question = f"{uri.rstrip('/')}/api/2.0/mlflow/experiments/search?max_results=1"
     try:
-        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=5) as answer:
+        with urllib.request.urlopen(question, timeout=5) as answer:
             answer.read()
     except (urllib.error.URLError, OSError, ValueError) as error:
+        if getattr(error, "code", 500) < 500:
+            return  # it wants a password, which MLflow's own client knows
         raise UserError(
             f"the tracking server {uri} does not answer ({getattr(error, 'reason', error)}); "
             "expected a running 'mlflow server': start it or pass another --tracking-uri"
@@ -90,6 +102,12 @@ def _check_sqlite(file: Path) -> None:
         try:
             with contextlib.closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True)) as database:
                 tables = database.execute("select name from sqlite_master").fetchall()
+        except sqlite3.OperationalError as error:
+            raise UserError(
+                f"the database {file} cannot be read ({error}); expected one that no other program "
+                "keeps locked: wait for that program, check the permissions or pass another "
+                "--tracking-uri"
+            ) from error
         except sqlite3.Error as error:
             raise UserError(
                 f"{file} is no SQLite database ({error}); pass another --tracking-uri"
@@ -197,16 +215,17 @@ def tracked_run(
     """
     tags = tags | {HOST_TAG: platform.node(), PROCESS_TAG: _process_tag(os.getpid()) or ""}
     tags |= _git_commit()
-    run = mlflow.start_run(run_id, experiment_id=experiment_id, run_name=name, tags=tags)
-    status = "FAILED"
     try:
+        with cli.uninterrupted():  # or it would begin unknown to us
+            run = mlflow.start_run(run_id, experiment_id=experiment_id, run_name=name, tags=tags)
         yield run
-        status = "FINISHED"
-    except KeyboardInterrupt:
-        status = "KILLED"
+        with cli.uninterrupted():
+            mlflow.end_run("FINISHED")
+    except BaseException as error:
+        # A store that is lost cannot be told; the next start will mark the run KILLED.
+        with contextlib.suppress(MlflowException, OSError), cli.uninterrupted():
+            mlflow.end_run("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
-    finally:
-        mlflow.end_run(status)
 
 
 def _git_commit() -> dict[str, str]:
@@ -242,7 +261,7 @@ def kept_if_logging_fails(save: Callable[[], Path]) -> Iterator[None]:
 
 def log_arguments(client: MlflowClient, run_id: str, arguments: dict) -> None:
     """Log all arguments of a run as parameters, in one request."""
-    names = [name for name in arguments if name not in ("resume", "quiet")]
+    names = [name for name in arguments if name not in ("resume", "quiet", "json")]
     params = [Param(name, str(arguments[name])[:6000]) for name in names]
     client.log_batch(run_id, params=params)
 
@@ -269,21 +288,24 @@ def log_numbers(
         tag_list = []
 
 
-def log_rows(rows: pd.DataFrame, schema: Schema, name: str, context: str) -> None:
-    """Log a dataset as input of the active run: its columns, its size, its full content hash."""
-    sha256 = content_hash(row_hashes(rows[[*schema.features]], rows[schema.target]))
-    dataset = mlflow.data.from_pandas(
-        rows, name=Path(name).name, targets=schema.target, digest=sha256[:32]
-    )
+def log_rows(
+    rows: pd.DataFrame, target: str, name: str, context: str, sha256: str | None = None
+) -> None:
+    """Log a dataset as input of the active run: its columns, its size, its full content hash.
+
+    rows: features and target; `sha256` is given where they are but a sample of the dataset.
+    """
+    sha256 = sha256 or content_hash(row_hashes(rows.drop(columns=target), rows[target]))
+    dataset = from_pandas(rows, name=Path(name).name, targets=target, digest=sha256[:32])
     mlflow.log_input(dataset, context=context, tags={"sha256": sha256})
 
 
-def content_hash(hashes) -> str:
+def content_hash(hashes: np.ndarray) -> str:
     """Hash the hashes of rows, in their order: equal for equal tables, hexadecimal."""
-    return hashlib.sha256(hashes.tobytes()).hexdigest()
+    return hashlib.sha256(np.ascontiguousarray(hashes).data).hexdigest()
 
 
-def log_figures(figures: dict[str, object]) -> None:
+def log_figures(figures: Mapping[str, "Figure"]) -> None:
     """Log matplotlib figures as PNG files under `figures/`."""
     with tempfile.TemporaryDirectory() as folder:
         for name, figure in figures.items():
@@ -299,13 +321,19 @@ def log_files(files: dict[str, str]) -> None:
         mlflow.log_artifacts(folder)
 
 
-def link(client: MlflowClient, parent) -> str:
+def link(client: MlflowClient, parent: "TrainedModel") -> str:
     """Link to a parent's page in the MLflow UI, as Markdown; its plain URI if it has none."""
     with contextlib.suppress(MlflowException):
         if parent.model_id:
             place = client.get_logged_model(parent.model_id).experiment_id
             return f"[{parent.uri}](#/experiments/{place}/models/{parent.model_id})"
     return f"`{parent.uri}`"
+
+
+def ui_steps(args: argparse.Namespace, experiment_id: str) -> list[str]:
+    """Say how to look at an experiment: the command to paste, and the address to open."""
+    ui = cli.command("mlflow", "ui", *cli.store_flags(args, "--backend-store-uri"))
+    return [ui, f"then open {deep_link(args.tracking_uri, experiment_id)}"]
 
 
 def deep_link(tracking_uri: str, experiment_id: str) -> str:

@@ -121,7 +121,7 @@ def rivals() -> dict:
 def first_training(table: Table, file: Path, target: str, seed: int, best: bool):
     """Train and score all models on one split of one file; return ours and its training rows."""
     trained, data = common.train(file, target, seed)
-    train, held_out = data.part(data.roles.train), data.part(data.roles.held_out)
+    train, held_out = data.table.loc[data.roles.train], data.table.loc[data.roles.held_out]
     X = tabular.encode(held_out, trained.preprocessor)
     table.add(OURS, held_out[target], model_utils.model_predict(trained.network, X))
     table.add_rivals(train, held_out, target)

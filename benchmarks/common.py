@@ -68,9 +68,10 @@ def print_bar(measure: str, value: float, sign: str, bar: float) -> None:
 def train(data: str | Path, target: str, seed: int):
     """Train as `mlflow_monitoring.py` does by default; return (TrainedModel, its Data)."""
     import mlflow_monitoring as script
+    import streaming
 
     args = script.parse_args(["--data", str(data), "--target", target, "--seed", str(seed)])
-    rows = script.read(args)
+    rows = script.read(args, Path(), streaming.silent)
     trained, X, y = script.build_model(args, rows)
     script.fit_model(args, rows, trained, X, y, model_utils.Checkpoint(None))
     return trained, rows

@@ -77,8 +77,8 @@ class Place:
         original, self.fits = model_utils.train_model, []
 
         def recorded(model, X, y, *args, rows=None, **options):
-            chosen = slice(None) if rows is None else rows
-            self.fits.append((np.asarray(X)[chosen], np.asarray(y)[chosen]))
+            chosen = np.arange(len(X)) if rows is None else rows
+            self.fits.append((X[chosen], y[chosen]) if y is not None else X.take(chosen))
             return original(model, X, y, *args, rows=rows, **options)
 
         out, err = io.StringIO(), io.StringIO()

@@ -1,6 +1,8 @@
 """Claims about cli.py: what the terminal shows, exit codes, interrupted runs."""
 
 import argparse
+import io
+import json
 import os
 import signal
 import time
@@ -271,6 +273,85 @@ def test_table_is_aligned_with_numbers_to_the_right(capsys):
         ["[red]old", "1,234", "€"],
     ]
     assert len({len(line) for line in lines}) == 1
+
+
+def test_table_wider_than_the_terminal_is_told_line_by_line_and_loses_no_digit(capsys, monkeypatch):
+    header, row = ["rows", "MAE of the parent", "MAE of the child"], ["new", "1,234 €", "1,111 €"]
+    monkeypatch.setenv("COLUMNS", "30")
+    cli.Terminal(quiet=False).table(header, [row])
+    lines = ["new", "  MAE of the parent: 1,234 €", "  MAE of the child: 1,111 €"]
+    assert capsys.readouterr().out.splitlines() == lines
+
+
+def test_json_is_one_object_in_which_what_json_lacks_is_null(capsys):
+    terminal = cli.Terminal(quiet=False, as_json=True)
+    terminal.say("words")
+    terminal.table(["a"], [["b"]])
+    terminal.result(verdict="élevé", interval=[float("-inf"), 1.5, float("nan")])
+    out, err = capsys.readouterr()
+    assert json.loads(out) == {"verdict": "élevé", "interval": [None, 1.5, None]}
+    assert err == ""
+
+
+class Tty(io.StringIO):
+    """A stream that calls itself a terminal."""
+
+    def isatty(self):
+        return True
+
+
+def shown_while_training(monkeypatch, stream, quiet=False):
+    monkeypatch.setattr("sys.stderr", stream)
+    monkeypatch.setattr(cli.Progress, "SECONDS", 0.01)
+    monkeypatch.setattr(cli.Progress, "PATIENCE", 0.0)
+    with cli.Terminal(quiet).progress("training") as progress:
+        for epoch in (1, 2, 1, 30):
+            progress.epoch(epoch, 60, 1234.5)
+        time.sleep(0.1)
+    return stream.getvalue()
+
+
+def test_progress_is_one_line_with_epoch_loss_and_time_left_that_goes_away(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "xterm")
+    shown = shown_while_training(monkeypatch, Tty())
+    assert "\rtraining 2: epoch 30 of 60, loss 1234, 0 s left (0 s)" in shown
+    assert "\n" not in shown
+    assert shown.endswith(" \r")
+    assert not shown.replace("\r", "\n").splitlines()[-1].strip()
+    monkeypatch.setenv("COLUMNS", "20")
+    narrow = shown_while_training(monkeypatch, Tty())
+    assert max(map(len, narrow.split("\r"))) == 19
+
+
+def test_training_and_controls_are_followed_epoch_by_epoch(
+    workshop, files, no_figures, monkeypatch
+):
+    told = []
+    original = cli.Progress.epoch
+    monkeypatch.setattr(
+        cli.Progress, "epoch", lambda *args: (told.append(args[1:]), original(*args))
+    )
+    assert workshop.retrain("--data", files / "new.csv", "--epochs", 2) == 0, workshop.err
+    starts = [i for i, (number, *_) in enumerate(told) if number == 1]
+    assert len(starts) == 3 + 1 + 2  # three weight decays, the final training, two controls
+    assert {epochs for _, epochs, _ in told} > {2}
+    assert all(loss > 0 for *_, loss in told)
+    assert "epoch" not in workshop.out + workshop.err
+
+
+@pytest.mark.parametrize("why", ["pipe", "dumb", "quiet"])
+def test_no_progress_is_shown_in_a_pipe_on_a_dumb_terminal_or_quietly(monkeypatch, why):
+    monkeypatch.setenv("TERM", "dumb" if why == "dumb" else "xterm")
+    stream = io.StringIO() if why == "pipe" else Tty()
+    assert shown_while_training(monkeypatch, stream, quiet=why == "quiet") == ""
+
+
+def test_quiet_and_json_at_once_are_refused_in_one_line(capsys):
+    with pytest.raises(SystemExit) as exit:
+        mlflow_retrain.main(["--quiet", "--json"])
+    assert exit.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_quiet_terminal_prints_nothing(capsys):

@@ -72,7 +72,7 @@ def test_curve_has_one_finite_point_per_epoch(trained, key):
 
 def arguments():
     """Name the arguments that say what a training is, not how it is started or shown."""
-    return set(vars(mlflow_monitoring.parse_args([]))) - {"quiet", "resume"}
+    return set(vars(mlflow_monitoring.parse_args([]))) - {"quiet", "json", "resume"}
 
 
 def test_every_argument_is_a_parameter_of_the_run(trained, files):

@@ -1,6 +1,8 @@
 """Claims about mlflow_retrain.py, on real runs: evidence, promotion, purity, every kind of URI."""
 
 import contextlib
+import json
+import shlex
 import threading
 from itertools import pairwise
 from pathlib import Path
@@ -118,7 +120,7 @@ def test_run_names_its_parent_by_tags_and_by_lineage(trained, retrained):
 
 
 def test_every_argument_is_a_parameter_of_the_run(retrained):
-    arguments = set(vars(mlflow_retrain.parse_args([]))) - {"quiet", "resume"}
+    arguments = set(vars(mlflow_retrain.parse_args([]))) - {"quiet", "json", "resume"}
     assert arguments <= set(retrained.run.data.params)
 
 
@@ -146,7 +148,7 @@ def test_run_and_version_tell_the_verdict_first(retrained):
     assert run.info.run_name.startswith(f"{verdict} {change} (old ")
     assert run.data.tags["mlflow.note.content"].startswith(f"**{verdict}: ")
     assert version.description.startswith(f"{verdict}: ")
-    assert len(version.description.splitlines()) == 2
+    assert "\n\n**Purpose.**" in version.description
     lines = retrained.out.splitlines()
     assert any(line.startswith(f"{verdict}: ") for line in lines)
     assert any("of the gain of" in line or "no gain" in line.lower() for line in lines)
@@ -250,6 +252,7 @@ def test_training_and_retraining_over_http_give_the_bits_of_a_local_store(remote
     assert second.data.tags["parent_run_id"] == first.info.run_id
     assert not (remote.folder / "mlflow.db").exists()
     assert not (remote.folder / "mlruns").exists()
+    assert "View run" not in remote.out
 
 
 @pytest.mark.parametrize(
@@ -378,6 +381,9 @@ def test_rollback_swaps_champion_and_previous_and_logs_when(planted, tmp_path):
     ]
     assert all(f"  {line}" in place.out.splitlines() for line in history)
     assert len(place.runs()) == runs
+    assert place.retrain("--rollback", "--json") == 0
+    told = json.loads(place.out)
+    assert (told["champion"], told["previous"]) == ("1", "4")
 
 
 def test_rollback_without_a_previous_champion_is_exit_code_2(workshop):
@@ -508,6 +514,35 @@ def test_dry_run_tells_the_drift_and_leaves_nothing_behind(workshop, files, hash
     assert len(workshop.runs()) == 1
     assert "drift: " in workshop.out
     assert "a retraining looks " in workshop.out
+
+
+def test_json_is_one_object_with_what_the_run_holds(workshop, files, no_figures):
+    flags = ["--data", files / "new.csv", "--epochs", 1, "--json"]
+    assert workshop.retrain(*flags, "--no-controls") == 0, workshop.err
+    told, run = json.loads(workshop.out), workshop.run
+    assert workshop.err == ""
+    assert (told["run_id"], told["experiment_id"]) == (run.info.run_id, run.info.experiment_id)
+    assert told["metrics"].items() <= run.data.metrics.items()
+    assert set(run.data.metrics) - set(told["metrics"]) == {
+        "epoch/loss",
+        "epoch/val_loss",
+        "epoch/final_loss",
+    }
+    for name in ("new", "old"):
+        assert told["intervals"][name]["low"] == told["metrics"][f"{name}/MAE_difference_low"]
+    version = workshop.client.get_model_version(told["model_name"], told["version"])
+    assert told["model_uri"] == version.source
+    assert version.description.startswith(f"{told['verdict']}.\n")
+    assert told["promoted"] == (told["verdict"].startswith("promoted"))
+    assert all(shlex.split(command) for command in told["next"])
+    assert f"/experiments/{run.info.experiment_id}/" in told["url"]
+    assert workshop.retrain(*flags, "--dry-run") == 0
+    assert {line["column"] for line in json.loads(workshop.out)["drift"]} > {"age", TARGET}
+    assert workshop.train(*flags[:4], "--json", "--memory-rows", 0) == 0
+    told = json.loads(workshop.out)
+    assert told["version"] == "3"
+    assert told["verdict"].startswith("not champion, another version is: MAE ")
+    assert told["metrics"].items() <= workshop.run.data.metrics.items()
 
 
 def test_without_a_uri_the_champion_is_continued(planted, files):

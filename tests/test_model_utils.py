@@ -419,7 +419,7 @@ def test_pure_noise_calls_for_strong_weight_decay_and_clean_data_for_weak():
     assert fit.weight_decay == min(fit.strengths, key=fit.strengths.get)
     assert set(fit.strengths) == set(model_utils.STRENGTHS)
     assert len(fit.curves["loss"]) == len(fit.curves["val_loss"]) == len(fit.final) == 20
-    assert fit.curves["val_loss"][-1] == fit.strengths[fit.weight_decay]
+    assert fit.curves["val_loss"][-1] == pytest.approx(fit.strengths[fit.weight_decay])
 
 
 def test_fit_is_reproducible_and_gives_the_learning_rate_back():
@@ -456,7 +456,9 @@ def test_search_never_trains_on_its_validation_rows_and_the_end_trains_on_all(mo
     allowed = np.arange(40, 70)
     fit_with(network(), X, Y, strengths=(0.1, 1.0), batch_size=8, validate_on=allowed)
     *search, final = calls
-    assert len(search) == 2
+    assert len(search) == 4  # two strengths, each on two sets of validation rows
+    folds = [{tuple(row) for row in options["X_val"]} for options in search[::2]]
+    assert not folds[0] & folds[1]
     for options in search:
         validation = {tuple(row) for row in options["X_val"]}
         assert len(validation) == 6  # a fifth of the allowed rows
@@ -478,7 +480,7 @@ def test_interrupted_fit_goes_on_to_the_same_bits(tmp_path):
             if self.left == 0:
                 raise KeyboardInterrupt
 
-    for n_epochs in (1, 3, 5, 8):  # of the nine in three trainings
+    for n_epochs in (1, 3, 5, 8):  # of the fifteen in five trainings
         file = tmp_path / f"{n_epochs}.npz"
         interrupted = Interrupted(file, seconds=0)
         interrupted.left = n_epochs

@@ -1,0 +1,491 @@
+"""Claims about wrong input on the real command line: one helpful line, exit code 2, no trace left.
+
+Every case writes what it needs into a folder, calls a script's `main` there and must find the
+store, its champion and `models/` as they were.
+"""
+
+import contextlib
+import http.server
+import importlib
+import shutil
+import sqlite3
+import threading
+import time
+from pathlib import Path
+
+import keras
+import mlflow
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+from sklearn.linear_model import LinearRegression
+
+ROOT = Path(__file__).resolve().parents[1]
+TRAIN, RETRAIN = "mlflow_monitoring", "mlflow_retrain"
+BOTH = (TRAIN, RETRAIN)
+TARGET = "montant_pret"
+
+
+def csv(change=lambda rows: rows, **options):
+    """Write loans, changed, as data.csv."""
+
+    def write(folder, rows):
+        change(rows).to_csv(folder / "data.csv", index=False, **options)
+
+    return write
+
+
+def raw(content):
+    """Write bytes, or what a function makes of the bytes of the right file, as data.csv."""
+
+    def write(folder, rows):
+        right = rows.to_csv(index=False).encode()
+        made = content(right) if callable(content) else content
+        (folder / "data.csv").write_bytes(made)
+
+    return write
+
+
+def put(column, *places, value):
+    """Put a value into some lines of a column; the header is line 1."""
+
+    def change(rows):
+        rows = rows.astype({column: object})
+        rows.loc[[place - 2 for place in places], column] = value
+        return rows
+
+    return change
+
+
+def parquet(cut=None, name="data.csv", **columns):
+    def write(folder, rows):
+        rows.assign(**columns).to_parquet(folder / name)
+        content = (folder / name).read_bytes()
+        (folder / name).write_bytes(content[:cut])
+
+    return write
+
+
+def many_categories(folder, rows):
+    """A million towns, each in more than one row: too often for a name, too many for a category."""
+    numbers = pa.array(np.arange(2_500_000) % 10**6)
+    towns = pc.binary_join_element_wise("town", numbers.cast(pa.string()), " ")
+    pq.write_table(pa.table({TARGET: numbers, "region": towns}), folder / "data.csv")
+
+
+def new_categories(folder, rows):
+    towns = [f"town {number}" for number in range(1_500)]
+    many = rows.iloc[np.arange(1_500) % len(rows)]
+    csv(lambda _: many.assign(region=towns))(folder, rows)
+
+
+def nothing(folder, rows):
+    pass
+
+
+def folder_of_none(folder, rows):
+    (folder / "data.csv").mkdir()
+
+
+# What was passed (scripts, what writes data.csv) and what the line on stderr must say of it.
+FILES = {
+    "missing": (BOTH, nothing, "no file at data.csv; expected a CSV or Parquet file"),
+    "folder without tables": (BOTH, folder_of_none, "holds no .csv or .parquet file; expected"),
+    "empty": (BOTH, raw(b""), "is empty; expected a CSV file with a header"),
+    "byte order mark only": (BOTH, raw(b"\xef\xbb\xbf"), "is empty; expected"),
+    "header only": (BOTH, csv(lambda rows: rows.head(0)), "no rows; expected at least 20 rows"),
+    "one row": (BOTH, csv(lambda rows: rows.head(1)), "has 1 rows; expected at least 20: add"),
+    "nine rows": (BOTH, csv(lambda rows: rows.head(9)), "has 9 rows; expected at least 20: add"),
+    "binary": (BOTH, raw(b"\x89PNG\r\n\0\0\0"), "is a binary file; expected CSV text or Parquet"),
+    "UTF-16": (BOTH, raw(lambda b: b.decode().encode("utf-16")), "is a binary file; expected"),
+    "Latin-1": (BOTH, csv(encoding="latin-1"), "is not UTF-8 text; convert it with 'iconv"),
+    "lone surrogate": (
+        BOTH,
+        raw(lambda b: b.replace(b"oui", b"\xed\xa0\x80")),
+        "is not UTF-8 text; convert",
+    ),
+    "truncated Parquet": (BOTH, parquet(cut=-2_000), "is not a complete Parquet file"),
+    "cut off in a line": (
+        BOTH,
+        raw(lambda b: b.rsplit(b",", 5)[0]),
+        "line 61 has 8 fields, not 13); give every line as many",
+    ),
+    "ragged": (BOTH, raw(lambda b: b + b"1,2\n"), "line 62 has 2 fields, not 13); give every"),
+    "column named twice": (
+        BOTH,
+        raw(lambda b: b.replace(b"taille", b"age", 1)),
+        "two columns named 'age'; rename or remove one",
+    ),
+    "target missing": (
+        BOTH,
+        csv(lambda rows: rows.drop(columns=TARGET)),
+        f"has no column '{TARGET}' to learn; its columns are",
+    ),
+    "target text": (
+        BOTH,
+        csv(put(TARGET, 5, value="much")),
+        f"column '{TARGET}' of data.csv holds 'much' in line 5 (the header is line 1); expected a",
+    ),
+    "target complex": (BOTH, csv(put(TARGET, 3, value=1 + 2j)), "holds '(1+2j)' in line 3"),
+    "target constant": (
+        BOTH,
+        csv(lambda rows: rows.assign(**{TARGET: 7})),
+        f"'{TARGET}' is 7 in every row of data.csv; expected a column that varies",
+    ),
+    "target with gaps": (
+        BOTH,
+        csv(put(TARGET, 4, 9, 30, value=None)),
+        f"3 of 60 rows in data.csv have no finite '{TARGET}' (lines 4, 9, 30); expected",
+    ),
+    "target infinite": (
+        BOTH,
+        csv(put(TARGET, *range(2, 9), value="inf")),
+        "7 of 60 rows in data.csv have no finite 'montant_pret' (lines 2, 3, 4, 5, 6, …); expected",
+    ),
+    "decimal commas in a target": (
+        BOTH,
+        csv(lambda rows: rows.assign(**{TARGET: "1,5"})),
+        "holds '1,5' in line 2 (the header is line 1); expected a number such as 1234.5",
+    ),
+    "decimal commas in a column": (
+        BOTH,
+        csv(lambda rows: rows.assign(age=[f"{age},5" for age in rows["age"]])),
+        "column 'age' of ",
+    ),
+    "text in a number": (
+        BOTH,
+        csv(put("age", *range(7, 20), value="old")),
+        "holds 'old' in line",
+    ),
+    "number too large": (BOTH, csv(put("age", 5, value=1e300)), "expected a number below 1e+100"),
+    "empty column": (BOTH, csv(lambda rows: rows.assign(age=None)), "expected values: fill it"),
+    "a million categories": (
+        [TRAIN],
+        many_categories,
+        ",141 categories; expected at most 1,000: group them, or leave",
+    ),
+    "too many new categories": (
+        [RETRAIN],
+        new_categories,
+        "'region' of data.csv has 1,500 categories; expected at most 1,000: group",
+    ),
+    "column missing": (
+        [RETRAIN],
+        csv(lambda rows: rows.drop(columns="age")),
+        "has no column 'age'; the model needs age, taille",
+    ),
+    "column renamed": (
+        [RETRAIN],
+        csv(lambda rows: rows.rename(columns={"age": "Age"})),
+        "has no column 'age'; the model needs age, taille",
+    ),
+    "column extra": (
+        [RETRAIN],
+        csv(lambda rows: rows.assign(pets=1)),
+        "'pets', which the model was not trained on; remove it, or train a new model",
+    ),
+    "number become text": (
+        [RETRAIN],
+        csv(lambda rows: rows.assign(age="old")),
+        "column 'age' of data.csv holds 'old' in line 2",
+    ),
+    "number become date": (
+        [RETRAIN],
+        parquet(age=pd.Timestamp("2026-01-02")),
+        "column 'age' of data.csv holds '2026-01-02 00:00:00' in line 2",
+    ),
+    "text become number": (
+        [RETRAIN],
+        csv(lambda rows: rows.assign(region=3)),
+        "column 'region' of data.csv holds numbers such as 3; expected texts such as",
+    ),
+}
+FLAGS = {
+    "epochs 0": (BOTH, ["--epochs", "0"], "'0' was passed; expected a whole number of at least 1"),
+    "epochs negative": (BOTH, ["--epochs", "-3"], "'-3' was passed; expected a whole number of"),
+    "batch 0": (BOTH, ["--batch-size", "0"], "'0' was passed; expected a whole number of at least"),
+    "test size 1": (BOTH, ["--test-size", "1"], "'1' was passed; expected a share between 0 and 1"),
+    "test size tiny": (BOTH, ["--test-size", "0.001"], "1 to score (0 were held out before)"),
+    "unknown flag": (BOTH, ["--epoch-s", "3"], "--epoch-s 3; did you mean --epochs? (see mlflow_"),
+    "surrogate name": (BOTH, ["--model-name", "a\udcff"], "'a\\udcff' is not UTF-8 text; expected"),
+    "surrogate experiment": (BOTH, ["--experiment", "\udcff"], "is not UTF-8 text; expected UTF-8"),
+    "dropped unknown": ([TRAIN], ["--drop", "pets"], "'pets' is no feature column; the columns"),
+    "target unknown": ([TRAIN], ["--target", "prix"], "has no column 'prix' to learn; its columns"),
+    "resume nothing": (BOTH, ["--resume"], "no checkpoint of this command in models; expected one"),
+    "old file store": (
+        BOTH,
+        ["--tracking-uri", "mlruns"],
+        "'mlruns' is no store that MLflow still",
+    ),
+    "no folder": (BOTH, ["--tracking-uri", "sqlite:///no/m.db"], "no folder {here}/no for the"),
+    "unreachable": (BOTH, ["--tracking-uri", "http://127.0.0.1:9"], "127.0.0.1:9 does not answer"),
+    "read-only models": (BOTH, ["--models-dir", "/sys/models"], "/sys/models; check the path, its"),
+    "read-only store": (
+        BOTH,
+        ["--tracking-uri", "sqlite:////sys/m.db"],
+        "make the folder writable",
+    ),
+    "model name": (
+        BOTH,
+        ["--model-name", "a/b"],
+        "'a/b' was passed; expected a name without / and :",
+    ),
+    "no experiment": (BOTH, ["--experiment", " "], "' ' was passed; expected a name"),
+}
+URIS = {
+    "run unknown": ("runs:/00000000000000000000000000000000/model", "no model at runs:/0000"),
+    "version unknown": ("models:/loan-amount/99", "no model at models:/loan-amount/99"),
+    "alias unknown": ("models:/loan-amount@nobody", "no model at models:/loan-amount@nobody"),
+    "model unknown": ("models:/m-00000000000000000000000000000000", "no model at models:/m-000"),
+    "scheme unknown": ("s4://bucket/model", "no model at s4://bucket/model"),
+    "no model": ("models", "it has no MLmodel file; pass its folder"),
+    "nowhere": ("nowhere", "no model at nowhere"),
+    "scikit-learn": ("sklearn", "python_function, sklearn; expected one with a Keras network"),
+    "other width": ("narrow", "takes 3 inputs, but models/preprocessor.pkl makes"),
+    "truncated": ("truncated", "truncated is damaged: model.keras is not the file that was"),
+    "tampered": ("tampered", "tampered is damaged: memory.parquet is not the file that was"),
+    "half copied": ("half", "half is incomplete"),
+    "MLmodel broken": ("broken", "broken is damaged: its MLmodel file cannot be read"),
+}
+
+
+def cases():
+    for name, (scripts, write, words) in FILES.items():
+        for script in scripts:
+            yield pytest.param(script, write, [], words, id=f"{script[7:]}: {name}")
+    for name, (scripts, flags, words) in FLAGS.items():
+        for script in scripts:
+            yield pytest.param(script, csv(), flags, words, id=f"{script[7:]}: {name}")
+    for name, (uri, words) in URIS.items():
+        flags = ["--model-uri", uri]
+        yield pytest.param(RETRAIN, csv(), flags, words, id=f"retrain: URI of {name}")
+
+
+CASES = list(cases())
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, trained):
+    """Copy the trained place, and lay wrong models beside it, for all cases."""
+    place = trained.copy(tmp_path_factory.mktemp("bad"))
+    artifact = trained.artifact(trained.uri)
+    for name in ("truncated", "tampered", "half", "broken"):
+        shutil.copytree(artifact, place.folder / name)
+    network = place.folder / "truncated" / "artifacts" / "model.keras"
+    network.write_bytes(network.read_bytes()[:-1_000])
+    memory = place.folder / "tampered" / "artifacts" / "memory.parquet"
+    memory.write_bytes(memory.read_bytes().replace(b"Occitanie", b"Bretagne "))
+    (place.folder / "half" / "artifacts" / "preprocessor.skops").unlink()
+    (place.folder / "broken" / "MLmodel").write_text("flavors: [")
+    narrow = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
+    mlflow.keras.save_model(narrow, str(place.folder / "narrow"), pip_requirements=["keras"])
+    line = LinearRegression().fit([[0.0], [1.0]], [0, 1])
+    requirements = {"pip_requirements": ["scikit-learn"], "serialization_format": "skops"}
+    mlflow.sklearn.save_model(line, str(place.folder / "sklearn"), **requirements)
+    (place.folder / "mlruns").mkdir()
+    (place.folder / "mlruns" / "meta.yaml").write_text("experiment_id: '0'\n")
+    return place
+
+
+@pytest.fixture(scope="module")
+def loans(files):
+    return pd.read_csv(files / "new.csv").head(60)
+
+
+@pytest.fixture
+def unchanged(place, hashes):
+    """Check after a case that nothing is left of it: no run, no file, the champion as it was."""
+    before = hashes(place.folder)
+    yield
+    data = place.folder / "data.csv"
+    shutil.rmtree(data) if data.is_dir() else data.unlink(missing_ok=True)
+    check_untouched(place)
+    after = hashes(place.folder)
+    assert {k: v for k, v in after.items() if "mlflow.db" not in k} == {
+        k: v for k, v in before.items() if "mlflow.db" not in k
+    }
+
+
+def check_untouched(place):
+    assert [run.info.status for run in place.runs()] == ["FINISHED"]
+    (version,) = place.client.search_model_versions("name='loan-amount'")
+    assert (place.champion(), place.champion("previous")) == ("1", None)
+    assert str(version.version) == "1"
+    assert [m.name for m in place.client.search_registered_models()] == ["loan-amount"]
+
+
+def check_line(err, words):
+    assert err.count("\n") == 1, err
+    assert err.startswith(("error: ", "interrupted")), err
+    assert words in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.usefixtures("unchanged")
+@pytest.mark.parametrize(("script", "write", "flags", "words"), CASES)
+def test_wrong_input_is_one_helpful_line_and_leaves_no_trace(
+    place, loans, monkeypatch, capsys, script, write, flags, words
+):
+    monkeypatch.chdir(place.folder)
+    write(place.folder, loans)
+    defaults = ["--data", "data.csv", "--epochs", "1", "--tracking-uri", place.store]
+    start = time.monotonic()
+    try:
+        code = importlib.import_module(script).main([*defaults, "--experiment", "loans", *flags])
+    except SystemExit as ended:
+        code = ended.code
+    assert code == 2
+    check_line(capsys.readouterr().err, words.format(here=place.folder))
+    assert time.monotonic() - start < 10
+
+
+# --- stores that do not work
+
+
+@contextlib.contextmanager
+def locked(place):
+    with contextlib.closing(sqlite3.connect(place.folder / "mlflow.db")) as database:
+        database.execute("begin exclusive")
+        yield place.store
+
+
+@contextlib.contextmanager
+def unwritable(place):
+    """Keep SQLite from writing: its journal cannot be made where a folder lies, even by root."""
+    (place.folder / "mlflow.db-journal").mkdir()
+    yield place.store
+
+
+@contextlib.contextmanager
+def changed(place, sql):
+    with contextlib.closing(sqlite3.connect(place.folder / "mlflow.db")) as database, database:
+        database.execute(sql)
+    yield place.store
+
+
+def of_old_mlflow(place):
+    return changed(place, "update alembic_version set version_num = 'bd07f7e963c5'")
+
+
+def of_newer_mlflow(place):
+    return changed(place, "update alembic_version set version_num = 'ffffffffffff'")
+
+
+def without_experiment(place):
+    return changed(place, "update experiments set lifecycle_stage = 'deleted'")
+
+
+@contextlib.contextmanager
+def damaged(place):
+    file = place.folder / "mlflow.db"
+    file.write_bytes(file.read_bytes()[:5_000])
+    yield place.store
+
+
+@contextlib.contextmanager
+def served(answer):
+    """Serve what `answer(handler)` says on a free port; yield the address."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            answer(self)
+
+        def log_message(self, *args):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+
+
+def failing(place):
+    return served(lambda request: request.send_error(500))
+
+
+def healthy_but_failing(place):
+    return served(lambda r: r.send_error(500) if "api" in r.path else r.send_error(200))
+
+
+def hanging(place):
+    return served(lambda request: time.sleep(6))
+
+
+STORES = {
+    "locked": (TRAIN, locked, "database is locked); expected one that no other program keeps"),
+    "unwritable": (BOTH, unwritable, "(disk I/O error); expected one"),
+    "of an old MLflow": (TRAIN, of_old_mlflow, "'mlflow db upgrade"),
+    "of a newer MLflow": (RETRAIN, of_newer_mlflow, "ffffffffffff"),
+    "damaged": (BOTH, damaged, "malformed"),
+    "without its experiment": (BOTH, without_experiment, "mlflow experiments restore -x 2' or"),
+    "answering 500": (BOTH, failing, "does not answer (Internal Server Error); expected a running"),
+    "healthy, answering 500": (TRAIN, healthy_but_failing, "(Internal Server Error); expected a"),
+    "hanging": (TRAIN, hanging, "does not answer (timed out); expected a running 'mlflow server'"),
+}
+STORE_CASES = [
+    pytest.param(script, fault, words, id=f"{script[7:]}: store {name}")
+    for name, (scripts, fault, words) in STORES.items()
+    for script in ([scripts] if isinstance(scripts, str) else scripts)
+]
+
+
+@pytest.mark.parametrize(("script", "fault", "words"), STORE_CASES)
+def test_store_that_does_not_work_is_one_helpful_line_within_seconds(
+    workshop, loans, hashes, monkeypatch, capsys, script, fault, words
+):
+    monkeypatch.chdir(workshop.folder)
+    csv()(workshop.folder, loans)
+    with fault(workshop) as store:
+        flags = ["--data", "data.csv", "--epochs", "1", "--experiment", "loans"]
+        before, start = hashes(workshop.folder), time.monotonic()
+        assert importlib.import_module(script).main([*flags, "--tracking-uri", store]) == 2
+        assert time.monotonic() - start < 10
+        assert hashes(workshop.folder) == before  # the database too, byte by byte
+    check_line(capsys.readouterr().err, words)
+
+
+# --- in processes of their own
+
+FULL = """
+import resource, runpy, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))  # no file may grow beyond
+sys.argv = sys.argv[1:]
+sys.path[0] = sys.argv[0].rpartition("/")[0]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+PROCESSES = {
+    "missing file": ([TRAIN, "--data", "none.csv"], "no file at none.csv; expected a CSV"),
+    "unknown flag": ([RETRAIN, "--dta", "none.csv"], "did you mean --data?"),
+    "unknown URI": ([RETRAIN, "--model-uri", "models:/a/1"], "no model at models:/a/1"),
+    "full disk": (["full", TRAIN], "disk"),
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def processes(launch, place, files):
+    """Start the processes early; they end while the other cases run."""
+    started = {}
+    for name, ((script, *flags), _) in PROCESSES.items():
+        first = ["-c", FULL] if script == "full" else []
+        script, *flags = flags if first else (script, *flags)
+        flags = ["--data", files / "new.csv", "--tracking-uri", place.store, *flags]
+        started[name] = launch(*first, ROOT / f"{script}.py", *flags)
+    return started
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_wrong_input_in_a_process_of_its_own_is_exit_code_2_and_one_line(processes, place, name):
+    process = processes[name]
+    assert process.wait() == 2, process.err
+    check_line(process.err, PROCESSES[name][1])
+    assert process.out == ""
+    check_untouched(place)
+
+
+def test_number_of_cases():
+    total = len(CASES) + len(STORE_CASES) + len(PROCESSES)
+    print(f"bad input: {total} wrong command lines, {len(PROCESSES)} in a process of their own")
+    assert total >= 55
