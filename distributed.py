@@ -138,6 +138,17 @@ def _listens(address: str) -> bool:
 # --- one training, shared out ------------------------------------------------------------------
 
 
+@contextlib.contextmanager
+def _told_when_lost() -> Iterator[None]:
+    try:
+        yield
+    except LOST as error:
+        raise UserError(
+            f"worker {_number} lost another worker ({type(error).__name__}); expected "
+            "all to run to the end: start all of them again, with --resume for the last checkpoint"
+        ) from error
+
+
 def agree(model: keras.Model, initial_epoch: int) -> int | None:
     """Give every worker the model's state, weight decay and first epoch of worker 0.
 
@@ -178,45 +189,45 @@ def program(model: keras.Model, batch_size: int) -> Callable:
         copy = keras.models.clone_model(model)
         copy.compile_from_config(model.get_compile_config())
         copy.optimizer.build(copy.trainable_variables)
-        total = tf.Variable(
-            0.0,
-            synchronization=tf.VariableSynchronization.ON_READ,
-            aggregation=tf.VariableAggregation.SUM,
-        )
+    weights = copy.trainable_variables
 
-    def step(data: tuple, order: tf.Tensor, start: tf.Tensor) -> None:
+    def step(data: tuple, order: tf.Tensor, start: tf.Tensor) -> tf.Tensor:
         replica = tf.distribute.get_replica_context().replica_id_in_sync_group
         numbers, weight, size = shard(order, start, batch_size, replica)
         X, y, given = (None if part is None else tf.gather(part, numbers) for part in data)
         weight = weight if given is None else weight * given
         with tf.GradientTape() as tape:
             loss = copy.compute_loss(X, y, copy(X, training=True), weight)
-        gradients = tape.gradient(loss, copy.trainable_variables)
-        copy.optimizer.apply(gradients, copy.trainable_variables)
-        total.assign_add(loss * size)
+        gradients = tape.gradient(loss, weights, unconnected_gradients="zero")
+        return tf.concat([[loss * size], *[tf.reshape(g, [-1]) for g in gradients]], 0)
 
     @tf.function(autograph=False, reduce_retracing=True)
-    def epoch(
-        data: tuple, order: tf.Tensor
-    ) -> None:  # the loop stays outside of `run`, where collectives keep their order
-        def body(start: tf.Tensor) -> tuple:
-            _strategy.run(step, (data, order, start))
-            return (start + batch_size,)
+    def epoch(data: tuple, order: tf.Tensor) -> tf.Tensor:  # XLA compiles no exchange of CPUs
+        def body(start: tf.Tensor, total: tf.Tensor) -> tuple:
+            summed = _sum(_strategy.run(step, (data, order, start)))
+            loss, *parts = tf.split(summed, [1, *[int(np.prod(w.shape)) for w in weights]])
+            gradients = [tf.reshape(p, w.shape) for p, w in zip(parts, weights, strict=True)]
+            copy.optimizer.apply(gradients, weights)
+            return start + batch_size, total + loss[0]
 
-        tf.while_loop(lambda start: start < tf.size(order), body, (tf.constant(0),))
+        state = (tf.constant(0), tf.constant(0.0))
+        return tf.while_loop(lambda start, _: start < tf.size(order), body, state)[1]
 
+    @_told_when_lost()
     def train(data: tuple, order: np.ndarray) -> dict[str, float]:
         _copy(model, copy)
-        total.assign(0.0)
-        with _lost_workers():
-            epoch(data, tf.constant(order, tf.int32))
-            loss = float(total.read_value()) / len(order)
+        loss = float(epoch(data, tf.constant(order, tf.int32))) / len(order)
         _copy(copy, model)
         # Adds up the parts of rows on disk.
         model.metrics[0].update_state(loss, sample_weight=len(order))
         return {"loss": float(model.metrics[0].result())}
 
     return train
+
+
+def _sum(parts: tf.distribute.DistributedValues) -> tf.Tensor:
+    """Add the vectors of all replicas: one exchange for loss and gradients together."""
+    return _strategy.reduce("SUM", parts, axis=None)
 
 
 def shard(order: tf.Tensor, start: tf.Tensor, batch_size: int, replica: tf.Tensor) -> tuple:
@@ -247,6 +258,7 @@ def _copy(source: keras.Model, target: keras.Model) -> None:
         new.assign(old.numpy())
 
 
+@_told_when_lost()
 def _from_leader(values: np.ndarray) -> np.ndarray:
     """Exchange arrays of equal shape; return that of worker 0, exactly, as float64."""
     values = values.astype(float)
@@ -255,17 +267,5 @@ def _from_leader(values: np.ndarray) -> np.ndarray:
         leads = context.replica_id_in_sync_group == 0
         return tf.constant(values if leads else np.zeros_like(values))
 
-    with _lost_workers():
-        parts = _strategy.experimental_distribute_values_from_function(part)
-        return _strategy.reduce("SUM", parts, axis=None).numpy()
-
-
-@contextlib.contextmanager
-def _lost_workers() -> Iterator[None]:
-    try:
-        yield
-    except LOST as error:
-        raise UserError(
-            f"worker {_number} lost another worker ({str(error).splitlines()[0][-120:]}); expected "
-            "all to run to the end: start all of them again, with --resume for the last checkpoint"
-        ) from error
+    parts = _strategy.experimental_distribute_values_from_function(part)
+    return _strategy.reduce("SUM", parts, axis=None).numpy()
