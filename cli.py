@@ -224,8 +224,8 @@ def _check_text(args: argparse.Namespace) -> None:
 
 
 @contextlib.contextmanager
-def quiet_start() -> Iterator[None]:
-    """Hold back what libraries write to file descriptor 2 while they start.
+def quiet_start() -> Iterator[int]:
+    """Hold back what libraries write to file descriptor 2 while they start; give the real one.
 
     Their start-up noise is dropped; every other line is passed on afterwards, so that real
     warnings and errors show. Python's garbage collector rests meanwhile, and leaves alone for good
@@ -241,7 +241,7 @@ def quiet_start() -> Iterator[None]:
     with tempfile.TemporaryFile() as held:
         os.dup2(held.fileno(), 2)
         try:
-            yield
+            yield kept
         finally:
             if first_import:
                 gc.freeze()

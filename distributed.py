@@ -39,18 +39,19 @@ _number = 0
 # --- who takes part ----------------------------------------------------------------------------
 
 
-def join(timeout: float) -> None:
+def join(timeout: float, stderr: int = 2) -> None:
     """Wait for the other workers of `TF_CONFIG`, or take all GPUs where there are several.
 
     Must come before any other use of TensorFlow. Without `TF_CONFIG` and with one GPU or none it
-    does nothing. Raises UserError when a worker has not come within `timeout` seconds.
+    does nothing. Raises UserError when a worker has not come within `timeout` seconds; `stderr` is
+    the descriptor that the process ends on if one comes and goes at once.
     """
     global _strategy, _number
     addresses, number = read_cluster(os.environ.get("TF_CONFIG", ""))
     if len(addresses) > 1 and not is_active():
         _meet(addresses, number, timeout)
         # A worker that dies right now would block this one for an hour, deaf to signals.
-        faulthandler.dump_traceback_later(timeout, exit=True)
+        faulthandler.dump_traceback_later(timeout, exit=True, file=stderr)
         _strategy, _number = tf.distribute.MultiWorkerMirroredStrategy(), number
         faulthandler.cancel_dump_traceback_later()
     elif len(tf.config.list_physical_devices("GPU")) > 1 and not is_active():

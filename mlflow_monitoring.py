@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def train(args: argparse.Namespace) -> int:
     """Do the work of `main`, phase by phase."""
-    with cli.quiet_start():
+    with cli.quiet_start() as stderr:
         import skops.io  # noqa: F401  (before TensorFlow: a second faster)
 
         import distributed
@@ -59,7 +59,7 @@ def train(args: argparse.Namespace) -> int:
         import streaming
         import tracking  # noqa: F401
 
-        distributed.join(args.worker_timeout)
+        distributed.join(args.worker_timeout, stderr)
         model_utils.wake_device()
     terminal = cli.Terminal(args.quiet or not distributed.is_leader(), args.json)
     with streaming.workspace(args.models_dir) as folder:
