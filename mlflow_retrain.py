@@ -160,18 +160,8 @@ def log_inputs(
             tracking.log_rows(table[columns], parent.schema, args.data, context)
 
 
-def log_evidence(
-    client: "MlflowClient",
-    run: "ActiveRun",
-    result: "Retrained",
-    evidence: "Evidence",
-    rows: "Rows",
-    parent: "TrainedModel",
-) -> dict[str, float]:
-    """Log metrics, curves, figures, tables and the report; return the metrics."""
-    import comparison
-    import figures
-    import tracking
+def metrics_of(result: "Retrained", evidence: "Evidence") -> dict[str, float]:
+    """Name every score and interval as the metrics that a run logs."""
     from comparison import RETRAINED
 
     metrics = {"weight_decay": result.fit.weight_decay}
@@ -184,6 +174,23 @@ def log_evidence(
         metrics[f"{part}/MAE_difference"] = difference.estimate
         metrics[f"{part}/MAE_difference_low"] = difference.low
         metrics[f"{part}/MAE_difference_high"] = difference.high
+    return metrics
+
+
+def log_evidence(
+    client: "MlflowClient",
+    run: "ActiveRun",
+    result: "Retrained",
+    evidence: "Evidence",
+    rows: "Rows",
+    parent: "TrainedModel",
+) -> dict[str, float]:
+    """Log metrics, curves, figures, tables and the report; return the metrics."""
+    import comparison
+    import figures
+    import tracking
+
+    metrics = metrics_of(result, evidence)
     curves = {f"epoch/{name}": values for name, values in result.fit.curves.items()}
     curves["epoch/final_loss"] = result.fit.final
     tracking.log_numbers(client, run.info.run_id, metrics, curves, step=len(result.fit.final))

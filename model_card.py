@@ -7,7 +7,7 @@ figures themselves, MLflow, files.
 from collections.abc import Iterable
 from pathlib import Path
 
-from comparison import escape_markdown
+from comparison import escape_markdown, listed
 from tabular import Schema
 
 MAX_NAMES, MAX_GENERATIONS, LONGEST = 12, 5, 40
@@ -67,9 +67,7 @@ def _generations(lineage: list[dict]) -> str:
 
 
 def _names(names: Iterable[str]) -> str:
-    names = [_name(name) for name in names]
-    more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
-    return (", ".join(names[:MAX_NAMES]) or "none") + more
+    return listed(map(_name, names), MAX_NAMES) or "none"
 
 
 def _name(text: object) -> str:

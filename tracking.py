@@ -226,15 +226,8 @@ def tracked_run(
 
 def _git_commit() -> dict[str, str]:
     """Read the commit of this project's code, without GitPython's slow import."""
-    command = [
-        "git",
-        "-C",
-        str(Path(__file__).parent),
-        "describe",
-        "--always",
-        "--dirty",
-        "--abbrev=40",
-    ]
+    words = ["describe", "--always", "--dirty", "--abbrev=40"]
+    command = ["git", "-C", str(Path(__file__).parent), *words]
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         answer = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)
         return {"mlflow.source.git.commit": answer.stdout.strip()}
