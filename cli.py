@@ -32,6 +32,7 @@ START_UP_NOISE = re.compile(
 
 HERE = Path(__file__).parent
 SCRIPTS = ("mlflow_monitoring.py", "mlflow_retrain.py")
+NAME = "loan-amount"  # of the experiment and of the registered model
 STORE = "sqlite:///mlflow.db"  # where 'mlflow ui' looks without a flag
 
 
@@ -56,9 +57,9 @@ def common_arguments(parser: Parser, data: str) -> None:
     add("--learning-rate", type=positive, default=1e-3, help="at the start (%(default)s)")
     add("--seed", type=natural, default=42, help="of split, weights and order (%(default)s)")
     add("--test-size", type=share, default=0.2, help="share of rows held out (%(default)s)")
-    experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME", "loan-amount")
+    experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME", NAME)
     add("--experiment", default=experiment, help="MLflow experiment (%(default)s)")
-    add("--model-name", default="loan-amount", help="registered model (%(default)s)")
+    add("--model-name", default=NAME, help="registered model (%(default)s)")
     store = os.environ.get("MLFLOW_TRACKING_URI") or STORE
     add("--tracking-uri", default=store, help="MLflow store or server (%(default)s)")
     add("--models-dir", type=Path, default=Path("models"), help="local copies (%(default)s)")
@@ -201,9 +202,12 @@ def command(program: str, *arguments: str) -> str:
     return shlex.join(str(word).removeprefix(here) for word in words)
 
 
-def store_flags(args: argparse.Namespace, flag: str = "--tracking-uri") -> list[str]:
-    """Name the store in use for a command to paste; nothing where it looks there anyway."""
-    return [] if args.tracking_uri == STORE else [flag, args.tracking_uri]
+def same_place(args: argparse.Namespace) -> list[str]:
+    """Name store, experiment and registered model for a command to paste, where not the usual."""
+    usual = {"tracking_uri": STORE, "experiment": NAME, "model_name": NAME}
+    given = {name: getattr(args, name) for name in usual}
+    flags = {name: value for name, value in given.items() if value != usual[name]}
+    return [word for n, value in flags.items() for word in (f"--{n.replace('_', '-')}", value)]
 
 
 def conclude(
@@ -220,7 +224,7 @@ def conclude(
     terminal.say(f"{verdict}\n{args.model_name} version {version} is {uri}\n\nNext:")
     for step in steps:
         terminal.say(f"  {step}")
-    address = "then open "
+    addresses = [re.fullmatch(r"(?:then )?open (\S+)", step) for step in steps]
     terminal.result(
         verdict=verdict,
         model_name=args.model_name,
@@ -228,8 +232,8 @@ def conclude(
         model_uri=uri,
         run_id=run.info.run_id,
         experiment_id=run.info.experiment_id,
-        next=[step for step in steps if not step.startswith(address)],
-        url=next(step.removeprefix(address) for step in steps if step.startswith(address)),
+        next=[step for step, found in zip(steps, addresses, strict=True) if not found],
+        url=next(found[1] for found in addresses if found),
         **more,
     )
 

@@ -302,7 +302,7 @@ def conclude(
     steps = ui_steps(args, run.info.experiment_id)
     promoted = verdict.startswith("promoted")
     if promoted:
-        flags = ["--rollback", *cli.store_flags(args)]
+        flags = ["--rollback", *cli.same_place(args)]
         steps.append(cli.command("python", "mlflow_retrain.py", *flags))
     intervals = {part: asdict(held.change) for part, held in evidence.held_out.items()}
     found = {"promoted": promoted, "intervals": intervals, "metrics": metrics}

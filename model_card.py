@@ -35,14 +35,18 @@ def write(card: dict, schema: Schema) -> str:
 def about(card: dict, schema: Schema) -> str:
     """Write purpose, data, groups and limits, at most 4,000 characters of Markdown."""
     unit = f" ({_name(card['unit'])})" if card.get("unit") else ""
-    groups = "the error and the mean prediction were compared by category of"
+    groups = "No column of categories, so no groups were compared."
+    if schema.categorical:
+        groups = (
+            "On held-out rows the error and the mean prediction were compared by category of "
+            f"{_names(schema.categorical)}; by no number, and by no two columns at once."
+        )
     parts = [
         f"**Purpose.** A small neural network that predicts {_name(schema.target)}{unit} of a row, "
         "made to show what a retraining changes, and for whom.",
         f"**Data.** {_columns(schema)} When the rows were collected is unknown.",
         _generations(card.get("lineage", [])),
-        f"**Groups.** On held-out rows {groups} {_names(schema.categorical)}; by no number, and by "
-        "no two columns at once.",
+        f"**Groups.** {groups}",
         "**Limits.**\n\n" + "\n".join(f"- {limit}" for limit in LIMITS),
     ]
     return "\n\n".join(parts)[:MOST]

@@ -316,8 +316,11 @@ def link(client: MlflowClient, parent: "TrainedModel") -> str:
 
 def ui_steps(args: argparse.Namespace, experiment_id: str) -> list[str]:
     """Say how to look at an experiment: the command to paste, and the address to open."""
-    ui = cli.command("mlflow", "ui", *cli.store_flags(args, "--backend-store-uri"))
-    return [ui, f"then open {deep_link(args.tracking_uri, experiment_id)}"]
+    address = f"open {deep_link(args.tracking_uri, experiment_id)}"
+    if args.tracking_uri.startswith("http"):
+        return [address]  # its server shows it
+    store = [] if args.tracking_uri == cli.STORE else ["--backend-store-uri", args.tracking_uri]
+    return [cli.command("mlflow", "ui", *store), f"then {address}"]
 
 
 def deep_link(tracking_uri: str, experiment_id: str) -> str:

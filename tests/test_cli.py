@@ -103,6 +103,14 @@ def test_store_and_experiment_of_the_environment_are_the_defaults(monkeypatch):
         assert (args.tracking_uri, args.experiment) == ("sqlite:///mlflow.db", "loan-amount")
 
 
+def test_next_command_names_the_place_only_where_it_is_not_the_usual_one(monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME", raising=False)
+    assert cli.same_place(mlflow_retrain.parse_args([])) == []
+    flags = ["--tracking-uri", "sqlite:///a.db", "--experiment", "b", "--model-name", "c"]
+    assert cli.same_place(mlflow_retrain.parse_args(flags)) == flags
+
+
 # --- exit codes
 
 

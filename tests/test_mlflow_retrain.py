@@ -253,6 +253,8 @@ def test_training_and_retraining_over_http_give_the_bits_of_a_local_store(remote
     assert not (remote.folder / "mlflow.db").exists()
     assert not (remote.folder / "mlruns").exists()
     assert "View run" not in remote.out
+    assert "mlflow ui" not in remote.out
+    assert f"open {remote.store}/#/experiments/" in remote.out
 
 
 @pytest.mark.parametrize(

@@ -72,4 +72,6 @@ def test_text_from_the_data_stays_text_and_the_card_short():
 
 
 def test_model_that_nobody_scored_says_so():
-    assert "not scored yet" in model_card.write({}, Schema("y", ("x",), ()))
+    text = model_card.write({}, Schema("y", ("x",), ()))
+    assert "not scored yet" in text
+    assert "no groups were compared" in text
