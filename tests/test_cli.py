@@ -291,6 +291,17 @@ def test_table_wider_than_the_terminal_is_told_line_by_line_and_loses_no_digit(c
     assert capsys.readouterr().out.splitlines() == lines
 
 
+def test_scores_of_a_retraining_are_one_table_in_60_columns(capsys, monkeypatch):
+    header = ["same held-out rows", "new MAE", "new R²", "old MAE", "old R²"]
+    rows = [[name, "10,480 €", "-0.205", "11,834 €", "-0.185"] for name in ("parent", "retrained")]
+    monkeypatch.setenv("COLUMNS", "60")
+    cli.Terminal(quiet=False).table(header, rows)
+    lines = capsys.readouterr().out.splitlines()
+    assert len({len(line) for line in lines}) == 1
+    assert len(lines[0]) < 60
+    assert [line.split() for line in lines[1:]] == [" ".join(row).split() for row in rows]
+
+
 def test_json_is_one_object_in_which_what_json_lacks_is_null(capsys):
     terminal = cli.Terminal(quiet=False, as_json=True)
     terminal.say("words")
