@@ -247,7 +247,14 @@ class Terminal:
     def say(self, text: str = "") -> None:
         """Print words for a person."""
         if not self.quiet and not self.as_json:
-            print(text)
+            self._print(text)
+
+    def _print(self, text: str) -> None:
+        encoding = sys.stdout.encoding or "utf-8"  # of a log, say, that knows no euro sign
+        try:
+            print(text.encode(encoding, "replace").decode(encoding), flush=True)
+        except BrokenPipeError:  # whoever read has gone, as in '| head': the work goes on
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     def table(self, header: list[str], rows: list[list[str]]) -> None:
         """Print aligned columns, the first to the left, numbers to the right.
@@ -270,7 +277,7 @@ class Terminal:
         """Print the one object of `--json`; NaN and infinity, which JSON lacks, become null."""
         if self.as_json:
             finite = json.loads(json.dumps(values), parse_constant=lambda _: None)
-            print(json.dumps(finite, ensure_ascii=False, indent=1))
+            self._print(json.dumps(finite, ensure_ascii=sys.stdout.encoding != "utf-8", indent=1))
 
     def progress(self, text: str) -> "Progress":
         """Show a live line while a block runs, on a terminal; in a pipe and in logs nothing."""

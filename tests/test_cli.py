@@ -5,6 +5,8 @@ import io
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 import warnings
 from pathlib import Path
@@ -270,6 +272,36 @@ def test_terminal_shows_text_as_it_is_on_one_line_however_long(capsys):
     text = "a [bold]path[/bold] :smile: " + "x" * 300
     cli.Terminal(quiet=False).say(text)
     assert capsys.readouterr().out == text + "\n"
+
+
+SPEAK = """
+import cli
+for as_json in (False, True):
+    terminal = cli.Terminal(False, as_json)
+    terminal.say("retrained − parent: 1 €")
+    terminal.result(verdict="1 €")
+print("done", file=__import__("sys").stderr)
+"""
+
+
+def speak(**options):
+    return subprocess.run([sys.executable, "-c", SPEAK], cwd=ROOT, stderr=-1, **options)
+
+
+def test_log_that_knows_no_euro_sign_gets_another_one_and_json_stays_exact():
+    answer = speak(stdout=-1, env=os.environ | {"PYTHONIOENCODING": "ascii"})
+    words, result = answer.stdout.decode("ascii").split("\n", 1)
+    assert words == "retrained ? parent: 1 ?"
+    assert json.loads(result) == {"verdict": "1 €"}
+    assert answer.stderr == b"done\n"
+
+
+def test_work_goes_on_when_nobody_reads_its_output_any_more():
+    reader, writer = os.pipe()
+    os.close(reader)
+    answer = speak(stdout=writer)
+    os.close(writer)
+    assert (answer.returncode, answer.stderr) == (0, b"done\n")
 
 
 def test_table_is_aligned_with_numbers_to_the_right(capsys):
