@@ -255,8 +255,9 @@ def judge(
     import retraining
     import tracking
 
-    summary = f"{retraining.headline(evidence)}\n\n{model_card.about(child.card, child.schema)}"
-    version = model_store.register(client, args.model_name, uri, summary)
+    about = model_card.about(child.card, child.schema)
+    words = f"{retraining.headline(evidence)}\n\n{about}"
+    version = model_store.register(client, args.model_name, uri, words)
     wanted = args.promote == "always" or (args.promote == "auto" and evidence.verdict.promoted)
     reason = evidence.verdict.reason
     if wanted and args.promote == "auto" and champion is not None:
@@ -269,7 +270,7 @@ def judge(
     if not wanted and args.promote == "never":
         reason = f"--promote never; {reason}"
     verdict = f"{'promoted' if wanted else 'kept champion'}: {reason}"
-    client.update_model_version(args.model_name, version, f"{verdict}.\n{summary}")
+    client.update_model_version(args.model_name, version, f"{verdict}.\n\n{about}")
     word = verdict.split(":")[0]
     tags = {
         "mlflow.note.content": retraining.note(evidence, verdict, tracking.link(client, parent)),
