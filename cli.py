@@ -34,6 +34,7 @@ HERE = Path(__file__).parent
 SCRIPTS = ("mlflow_monitoring.py", "mlflow_retrain.py", "mlflow_score.py")
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 DATA_HELP = "CSV or Parquet, folder or glob (%(default)s)"
+NAME = "loan-amount"  # of the experiment and of the registered model
 STORE = "sqlite:///mlflow.db"  # where 'mlflow ui' looks without a flag
 
 
@@ -90,9 +91,9 @@ def common_arguments(parser: Parser, data: str) -> None:
 def store_arguments(parser: Parser) -> None:
     """Add the flags of every script: where things are kept, what is printed."""
     add = parser.add_argument
-    experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME", "loan-amount")
+    experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME", NAME)
     add("--experiment", type=name, default=experiment, help="MLflow experiment (%(default)s)")
-    add("--model-name", type=model_name, default="loan-amount", help="registered (%(default)s)")
+    add("--model-name", type=model_name, default=NAME, help="registered (%(default)s)")
     store = os.environ.get("MLFLOW_TRACKING_URI") or STORE
     add("--tracking-uri", default=store, help="MLflow store or server (%(default)s)")
     add("--models-dir", type=Path, default=Path("models"), help="local copies (%(default)s)")
@@ -272,9 +273,12 @@ def command(program: str, *arguments: str) -> str:
     return shlex.join(str(word).removeprefix(here) for word in words)
 
 
-def store_flags(args: argparse.Namespace, flag: str = "--tracking-uri") -> list[str]:
-    """Name the store in use for a command to paste; nothing where it looks there anyway."""
-    return [] if args.tracking_uri == STORE else [flag, args.tracking_uri]
+def same_place(args: argparse.Namespace) -> list[str]:
+    """Name store, experiment and registered model for a command to paste, where not the usual."""
+    usual = {"tracking_uri": STORE, "experiment": NAME, "model_name": NAME}
+    given = {name: getattr(args, name) for name in usual}
+    flags = {name: value for name, value in given.items() if value != usual[name]}
+    return [word for n, value in flags.items() for word in (f"--{n.replace('_', '-')}", value)]
 
 
 def conclude(
@@ -291,7 +295,7 @@ def conclude(
     terminal.say(f"{verdict}\n{args.model_name} version {version} is {uri}\n\nNext:")
     for step in steps:
         terminal.say(f"  {step}")
-    address = "then open "
+    addresses = [re.fullmatch(r"(?:then )?open (\S+)", step) for step in steps]
     terminal.result(
         verdict=verdict,
         model_name=args.model_name,
@@ -299,8 +303,8 @@ def conclude(
         model_uri=uri,
         run_id=run.info.run_id,
         experiment_id=run.info.experiment_id,
-        next=[step for step in steps if not step.startswith(address)],
-        url=next(step.removeprefix(address) for step in steps if step.startswith(address)),
+        next=[step for step, found in zip(steps, addresses, strict=True) if not found],
+        url=next(found[1] for found in addresses if found),
         **more,
     )
 
@@ -314,7 +318,14 @@ class Terminal:
     def say(self, text: str = "") -> None:
         """Print words for a person."""
         if not self.quiet and not self.as_json:
-            print(text)
+            self._print(text)
+
+    def _print(self, text: str) -> None:
+        encoding = sys.stdout.encoding or "utf-8"  # of a log, say, that knows no euro sign
+        try:
+            print(text.encode(encoding, "replace").decode(encoding), flush=True)
+        except BrokenPipeError:  # whoever read has gone, as in '| head': the work goes on
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     def table(self, header: list[str], rows: list[list[str]]) -> None:
         """Print aligned columns, the first to the left, numbers to the right.
@@ -337,7 +348,7 @@ class Terminal:
         """Print the one object of `--json`; NaN and infinity, which JSON lacks, become null."""
         if self.as_json:
             finite = json.loads(json.dumps(values), parse_constant=lambda _: None)
-            print(json.dumps(finite, ensure_ascii=False, indent=1))
+            self._print(json.dumps(finite, ensure_ascii=sys.stdout.encoding != "utf-8", indent=1))
 
     def progress(self, text: str) -> "Progress":
         """Show a live line while a block runs, on a terminal; in a pipe and in logs nothing."""

@@ -222,7 +222,7 @@ def drift(
             tests = [_numeric_drift(old, new), _categorical_drift(old.isna(), new.isna())]
         elif kind == "categorical":
             tests, known = [_categorical_drift(old, new)], set(old.dropna())
-            added = _listed(value for value in new.dropna().unique() if value not in known)
+            added = listed(value for value in new.dropna().unique() if value not in known)
         else:
             raise ValueError(f"{name!r}: expected kind 'numeric' or 'categorical', got {kind!r}")
         fired = any(distance > threshold and p < p_limit for distance, p in tests)
@@ -294,10 +294,10 @@ def bounds_share(
 def drift_summary(table: pd.DataFrame, bounds: pd.DataFrame | None = None) -> list[str]:
     """Tell `drift`'s table, and `bounds_share`'s if given, in one to three lines of plain text."""
     far = table[table["drifted"]].sort_values("distance", ascending=False)
-    names = _listed(f"{row.column} {row.distance:.2f}" for row in far.itertuples())
+    names = listed(f"{row.column} {row.distance:.2f}" for row in far.itertuples())
     lines = [f"drift: {len(far)} of {len(table)} columns{': ' if names else ''}{names}"]
     added = table[table["new_categories"] != ""].itertuples()
-    names = _listed((f"{row.column} ({row.new_categories})" for row in added), most=3)
+    names = listed((f"{row.column} ({row.new_categories})" for row in added), most=3)
     lines += [f"new categories: {names}"] if names else []
     lines += [] if bounds is None else [f"target: {_bounds_text(bounds)}"]
     return [_printable(line) for line in lines]
@@ -550,7 +550,8 @@ def _bounds_text(bounds: pd.DataFrame) -> str:
     )
 
 
-def _listed(names: Iterable[object], most: int = 5) -> str:
+def listed(names: Iterable[object], most: int = 5) -> str:
+    """Name at most `most` of some names, and say how many more there are."""
     texts = [str(name) for name in names]
     more = f" and {len(texts) - most} more" if len(texts) > most else ""
     return ", ".join(texts[:most]) + more

@@ -27,13 +27,13 @@ if TYPE_CHECKING:
     from streaming import DiskRows, Source, Stream
     from tabular import Schema
 
-MODEL_NAME = "mlflow_model"
+MODEL_NAME, DATA = "mlflow_model", "data/df_old.csv"
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = cli.Parser("mlflow_monitoring.py", description=__doc__.splitlines()[0])
-    cli.common_arguments(parser, data="data/df_old.csv")
+    cli.common_arguments(parser, data=DATA)
     parser.add_argument("--target", default="montant_pret", help="column to learn (%(default)s)")
     parser.add_argument("--drop", nargs="+", default=[], metavar="COLUMN", help="columns to ignore")
     parser.add_argument("--unit", help="unit of the target in words and figures (€ for loans)")
@@ -390,7 +390,8 @@ def conclude(
         ],
     )
     terminal.say()
-    flags = ["--model-uri", uri, *cli.store_flags(args)]
+    flags = ["--model-uri", uri, *cli.same_place(args)]
+    flags += [] if args.data == DATA else ["--data", "NEW_ROWS.csv"]
     steps = [cli.command("python", "mlflow_retrain.py", *flags)]
     steps += ui_steps(args, run.info.experiment_id)
     cli.conclude(terminal, args, run, uri, version, verdict, steps, metrics=metrics)

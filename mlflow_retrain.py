@@ -200,18 +200,8 @@ def log_inputs(
             tracking.log_rows(table[[*features, target]], target, args.data, context)
 
 
-def log_evidence(
-    client: "MlflowClient",
-    run: "ActiveRun",
-    result: "Retrained",
-    evidence: "Evidence",
-    rows: "Rows",
-    parent: "TrainedModel",
-) -> dict[str, float]:
-    """Log metrics, curves, figures, tables and the report; return the metrics."""
-    import comparison
-    import figures
-    import tracking
+def metrics_of(result: "Retrained", evidence: "Evidence") -> dict[str, float]:
+    """Name every score and interval as the metrics that a run logs."""
     from comparison import RETRAINED
 
     metrics = {"weight_decay": result.fit.weight_decay}
@@ -224,6 +214,23 @@ def log_evidence(
         metrics[f"{part}/MAE_difference"] = difference.estimate
         metrics[f"{part}/MAE_difference_low"] = difference.low
         metrics[f"{part}/MAE_difference_high"] = difference.high
+    return metrics
+
+
+def log_evidence(
+    client: "MlflowClient",
+    run: "ActiveRun",
+    result: "Retrained",
+    evidence: "Evidence",
+    rows: "Rows",
+    parent: "TrainedModel",
+) -> dict[str, float]:
+    """Log metrics, curves, figures, tables and the report; return the metrics."""
+    import comparison
+    import figures
+    import tracking
+
+    metrics = metrics_of(result, evidence)
     curves = {f"epoch/{name}": values for name, values in result.fit.curves.items()}
     curves["epoch/final_loss"] = result.fit.final
     tracking.log_numbers(client, run.info.run_id, metrics, curves, step=len(result.fit.final))
@@ -289,9 +296,9 @@ def judge(
     import tracking
     from comparison import escape_markdown
 
-    headline = escape_markdown(retraining.headline(evidence))
-    summary = f"{headline}\n\n{model_card.about(child.card, child.schema)}"
-    version = model_store.register(client, args.model_name, uri, summary)
+    about = model_card.about(child.card, child.schema)
+    words = f"{escape_markdown(retraining.headline(evidence))}\n\n{about}"
+    version = model_store.register(client, args.model_name, uri, words)
     wanted = args.promote == "always" or (args.promote == "auto" and evidence.verdict.promoted)
     reason = evidence.verdict.reason
     if wanted and args.promote == "auto" and champion is not None:
@@ -304,7 +311,7 @@ def judge(
     if not wanted and args.promote == "never":
         reason = f"--promote never; {reason}"
     verdict = f"{'promoted' if wanted else 'kept champion'}: {reason}"
-    words = f"{escape_markdown(verdict)}.\n{summary}"
+    words = f"{escape_markdown(verdict)}.\n\n{about}"
     client.update_model_version(args.model_name, version, words)
     word = verdict.split(":")[0]
     tags = {
@@ -338,7 +345,7 @@ def conclude(
     steps = ui_steps(args, run.info.experiment_id)
     promoted = verdict.startswith("promoted")
     if promoted:
-        flags = ["--rollback", *cli.store_flags(args)]
+        flags = ["--rollback", *cli.same_place(args)]
         steps.append(cli.command("python", "mlflow_retrain.py", *flags))
     intervals = {part: asdict(held.change) for part, held in evidence.held_out.items()}
     found = {"promoted": promoted, "intervals": intervals, "metrics": metrics}

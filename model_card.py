@@ -7,7 +7,7 @@ figures themselves, MLflow, files.
 from collections.abc import Iterable
 from pathlib import Path
 
-from comparison import escape_markdown
+from comparison import escape_markdown, listed
 from tabular import Schema
 
 MAX_NAMES, MAX_GENERATIONS, LONGEST = 12, 5, 40
@@ -35,14 +35,18 @@ def write(card: dict, schema: Schema) -> str:
 def about(card: dict, schema: Schema) -> str:
     """Write purpose, data, groups and limits, at most 4,000 characters of Markdown."""
     unit = f" ({_name(card['unit'])})" if card.get("unit") else ""
-    groups = "the error and the mean prediction were compared by category of"
+    groups = "No column of categories, so no groups were compared."
+    if schema.categorical:
+        groups = (
+            "On held-out rows the error and the mean prediction were compared by category of "
+            f"{_names(schema.categorical)}; by no number, and by no two columns at once."
+        )
     parts = [
         f"**Purpose.** A small neural network that predicts {_name(schema.target)}{unit} of a row, "
         "made to show what a retraining changes, and for whom.",
         f"**Data.** {_columns(schema)} When the rows were collected is unknown.",
         _generations(card.get("lineage", [])),
-        f"**Groups.** On held-out rows {groups} {_names(schema.categorical)}; by no number, and by "
-        "no two columns at once.",
+        f"**Groups.** {groups}",
         "**Limits.**\n\n" + "\n".join(f"- {limit}" for limit in LIMITS),
     ]
     return "\n\n".join(parts)[:MOST]
@@ -67,9 +71,7 @@ def _generations(lineage: list[dict]) -> str:
 
 
 def _names(names: Iterable[str]) -> str:
-    names = [_name(name) for name in names]
-    more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
-    return (", ".join(names[:MAX_NAMES]) or "none") + more
+    return listed(map(_name, names), MAX_NAMES) or "none"
 
 
 def _name(text: object) -> str:

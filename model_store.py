@@ -440,6 +440,6 @@ def _log_change(client: MlflowClient, name: str, version: str, how: str) -> None
     client.set_registered_model_tag(name, "champion_history", "\n".join(lines))
     latest = "\n".join(f"- {line}" for line in reversed(lines[-10:]))
     result, _, card = (client.get_model_version(name, version).description or "").partition("\n\n")
-    parts = [f"**Champion: version {version}** ({how}).", result, card]
-    parts += ["**Who was champion when:**", latest]
+    parts = [f"**Champion: version {version}** ({how}).", result]
+    parts += ["Who was champion when:", latest, card]
     client.update_registered_model(name, "\n\n".join(part for part in parts if part)[:5000])

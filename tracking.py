@@ -229,15 +229,8 @@ def tracked_run(
 
 def _git_commit() -> dict[str, str]:
     """Read the commit of this project's code, without GitPython's slow import."""
-    command = [
-        "git",
-        "-C",
-        str(Path(__file__).parent),
-        "describe",
-        "--always",
-        "--dirty",
-        "--abbrev=40",
-    ]
+    words = ["describe", "--always", "--dirty", "--abbrev=40"]
+    command = ["git", "-C", str(Path(__file__).parent), *words]
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         answer = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)
         return {"mlflow.source.git.commit": answer.stdout.strip()}
@@ -341,8 +334,11 @@ def link(client: MlflowClient, parent: "TrainedModel") -> str:
 
 def ui_steps(args: argparse.Namespace, experiment_id: str) -> list[str]:
     """Say how to look at an experiment: the command to paste, and the address to open."""
-    ui = cli.command("mlflow", "ui", *cli.store_flags(args, "--backend-store-uri"))
-    return [ui, f"then open {deep_link(args.tracking_uri, experiment_id)}"]
+    address = f"open {deep_link(args.tracking_uri, experiment_id)}"
+    if args.tracking_uri.startswith("http"):
+        return [address]  # its server shows it
+    store = [] if args.tracking_uri == cli.STORE else ["--backend-store-uri", args.tracking_uri]
+    return [cli.command("mlflow", "ui", *store), f"then {address}"]
 
 
 def deep_link(tracking_uri: str, experiment_id: str) -> str:

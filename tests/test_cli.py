@@ -5,6 +5,8 @@ import io
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 import warnings
 from pathlib import Path
@@ -101,6 +103,14 @@ def test_store_and_experiment_of_the_environment_are_the_defaults(monkeypatch):
         monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME")
         args = script.parse_args([])
         assert (args.tracking_uri, args.experiment) == ("sqlite:///mlflow.db", "loan-amount")
+
+
+def test_next_command_names_the_place_only_where_it_is_not_the_usual_one(monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME", raising=False)
+    assert cli.same_place(mlflow_retrain.parse_args([])) == []
+    flags = ["--tracking-uri", "sqlite:///a.db", "--experiment", "b", "--model-name", "c"]
+    assert cli.same_place(mlflow_retrain.parse_args(flags)) == flags
 
 
 # --- exit codes
@@ -264,6 +274,36 @@ def test_terminal_shows_text_as_it_is_on_one_line_however_long(capsys):
     assert capsys.readouterr().out == text + "\n"
 
 
+SPEAK = """
+import cli
+for as_json in (False, True):
+    terminal = cli.Terminal(False, as_json)
+    terminal.say("retrained − parent: 1 €")
+    terminal.result(verdict="1 €")
+print("done", file=__import__("sys").stderr)
+"""
+
+
+def speak(**options):
+    return subprocess.run([sys.executable, "-c", SPEAK], cwd=ROOT, stderr=-1, **options)
+
+
+def test_log_that_knows_no_euro_sign_gets_another_one_and_json_stays_exact():
+    answer = speak(stdout=-1, env=os.environ | {"PYTHONIOENCODING": "ascii"})
+    words, result = answer.stdout.decode("ascii").split("\n", 1)
+    assert words == "retrained ? parent: 1 ?"
+    assert json.loads(result) == {"verdict": "1 €"}
+    assert answer.stderr == b"done\n"
+
+
+def test_work_goes_on_when_nobody_reads_its_output_any_more():
+    reader, writer = os.pipe()
+    os.close(reader)
+    answer = speak(stdout=writer)
+    os.close(writer)
+    assert (answer.returncode, answer.stderr) == (0, b"done\n")
+
+
 def test_table_is_aligned_with_numbers_to_the_right(capsys):
     cli.Terminal(quiet=False).table(["rows", "MAE"], [["new", "1"], ["[red]old", "1,234 €"]])
     lines = capsys.readouterr().out.splitlines()
@@ -281,6 +321,17 @@ def test_table_wider_than_the_terminal_is_told_line_by_line_and_loses_no_digit(c
     cli.Terminal(quiet=False).table(header, [row])
     lines = ["new", "  MAE of the parent: 1,234 €", "  MAE of the child: 1,111 €"]
     assert capsys.readouterr().out.splitlines() == lines
+
+
+def test_scores_of_a_retraining_are_one_table_in_60_columns(capsys, monkeypatch):
+    header = ["same held-out rows", "new MAE", "new R²", "old MAE", "old R²"]
+    rows = [[name, "10,480 €", "-0.205", "11,834 €", "-0.185"] for name in ("parent", "retrained")]
+    monkeypatch.setenv("COLUMNS", "60")
+    cli.Terminal(quiet=False).table(header, rows)
+    lines = capsys.readouterr().out.splitlines()
+    assert len({len(line) for line in lines}) == 1
+    assert len(lines[0]) < 60
+    assert [line.split() for line in lines[1:]] == [" ".join(row).split() for row in rows]
 
 
 def test_json_is_one_object_in_which_what_json_lacks_is_null(capsys):

@@ -148,7 +148,11 @@ def test_evaluate_adds_the_difference_only_where_both_models_are_there():
     y = np.array([1.0, 2.0, 3.0])
     both = comparison.evaluate(y, {"parent": y + 2, "retrained": y + 1})
     assert (both.rows, both.difference) == (3, Interval(-1, -1, -1))
-    assert comparison.evaluate(y, {"parent": y}).difference is None
+    assert both.change == both.difference
+    alone = comparison.evaluate(y, {"parent": y})
+    assert alone.difference is None
+    with pytest.raises(ValueError, match="expected predictions of a parent and a retrained model"):
+        _ = alone.change
     assert comparison.evaluate(y, {"retrained": y}).difference is None
 
 

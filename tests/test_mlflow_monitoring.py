@@ -221,6 +221,8 @@ def test_output_ends_with_commands_that_work_as_they_stand(trained, files):
         assert Path(shutil.which(program)) == Path(sys.executable).with_name(name)
     assert mlflow_retrain.parse_args(flags).model_uri == trained.uri
     assert mlflow_retrain.parse_args(flags).tracking_uri == trained.store
+    assert mlflow_retrain.parse_args(flags).experiment == trained.experiment
+    assert mlflow_retrain.parse_args(flags).data == "NEW_ROWS.csv"  # its rows were not the sample's
     user = type(trained)(trained.folder)
     assert user.retrain(*flags, "--data", files / "new.csv", "--dry-run") == 0
     assert trained.uri in user.out

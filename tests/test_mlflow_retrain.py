@@ -253,6 +253,8 @@ def test_training_and_retraining_over_http_give_the_bits_of_a_local_store(remote
     assert not (remote.folder / "mlflow.db").exists()
     assert not (remote.folder / "mlruns").exists()
     assert "View run" not in remote.out
+    assert "mlflow ui" not in remote.out
+    assert f"open {remote.store}/#/experiments/" in remote.out
 
 
 @pytest.mark.parametrize(
@@ -538,6 +540,8 @@ def test_json_is_one_object_with_what_the_run_holds(workshop, files, no_figures)
     assert f"/experiments/{run.info.experiment_id}/" in told["url"]
     assert workshop.retrain(*flags, "--dry-run") == 0
     assert {line["column"] for line in json.loads(workshop.out)["drift"]} > {"age", TARGET}
+    assert workshop.retrain("--json", "--data", "nowhere.csv") == 2
+    assert (workshop.out, workshop.err.count("\n")) == ("", 1)
     assert workshop.train(*flags[:4], "--json", "--memory-rows", 0) == 0
     told = json.loads(workshop.out)
     assert told["version"] == "3"
