@@ -465,22 +465,24 @@ PROCESSES = {
 
 
 @pytest.fixture(scope="module", autouse=True)
-def processes(launch, place, files):
-    """Start the processes early; they end while the other cases run."""
-    started = {}
+def processes(launch, trained, files, tmp_path_factory):
+    """Start the processes early, on a store of their own; they end while the other cases run."""
+    place, started = trained.copy(tmp_path_factory.mktemp("processes")), {}
     for name, ((script, *flags), _) in PROCESSES.items():
         first = ["-c", FULL] if script == "full" else []
         script, *flags = flags if first else (script, *flags)
         flags = ["--data", files / "new.csv", "--tracking-uri", place.store, *flags]
         started[name] = launch(*first, ROOT / f"{script}.py", *flags)
-    return started
+    return started, place
 
 
 @pytest.mark.parametrize("name", PROCESSES)
-def test_wrong_input_in_a_process_of_its_own_is_exit_code_2_and_one_line(processes, place, name):
-    process = processes[name]
+def test_wrong_input_in_a_process_of_its_own_is_exit_code_2_and_one_line(processes, name):
+    started, place = processes
+    process = started[name]
     assert process.wait() == 2, process.err
     check_line(process.err, PROCESSES[name][1])
+    assert all(line.startswith("note: ") for line in process.out.splitlines())
     check_untouched(place)
 
 

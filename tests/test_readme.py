@@ -160,8 +160,8 @@ def test_set_up_and_test_commands_are_those_that_ci_runs():
 
 def test_french_readme_has_the_same_commands_and_the_same_output():
     assert commands(FRENCH) == commands(README)
-    assert blocks(FRENCH, "text") == blocks(README, "text")
-    assert blocks(FRENCH, "python") == blocks(README, "python")
+    for language in ("text", "sh", "python"):
+        assert blocks(FRENCH, language) == blocks(README, language)
     picture = r"!\[[^]]*\]\((metriques/[^)]*)\)"
     assert re.search(picture, FRENCH)[1] == re.search(picture, README)[1]
     assert FRENCH.count("\n## ") >= 8
