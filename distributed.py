@@ -182,8 +182,9 @@ def release() -> None:
 def program(model: keras.Model, batch_size: int) -> Callable:
     """Write one epoch of training that all replicas share; `batch_size` counts their rows together.
 
-    Returns `train(data, order)`, which gives the epoch's logs: the updates are those of one worker
-    with the same order, and `model` ends with them. Every worker must call it with the same data.
+    Returns `train(data, order, is_first)`, which gives the epoch's logs so far: the updates are
+    those of one worker with the same order, and `model` ends with them. Every worker must call it
+    with the same data.
     Raises UserError when a worker is lost.
     """
     with _strategy.scope():
@@ -215,7 +216,9 @@ def program(model: keras.Model, batch_size: int) -> Callable:
         return tf.while_loop(lambda start, _: start < tf.size(order), body, state)[1]
 
     @_told_when_lost()
-    def train(data: tuple, order: np.ndarray) -> dict[str, float]:
+    def train(data: tuple, order: np.ndarray, is_first: bool) -> dict[str, float]:
+        if is_first:
+            model.reset_metrics()
         _copy(model, copy)
         loss = float(epoch(data, tf.constant(order, tf.int32))) / len(order)
         _copy(copy, model)

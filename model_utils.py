@@ -236,7 +236,7 @@ def train_model(
     elif reason is None:
         try:
             programs = _programs(model, data, batch_size)
-            programs[0](data, rows[:0])
+            programs[0](data, rows[:0], True)
         except Exception as error:
             reason = f"XLA cannot compile it ({str(error).splitlines()[0][:120]})"
     seed = np.random.randint(2**31) if seed is None else seed
@@ -294,7 +294,7 @@ def compile_ahead(model: keras.Model, X: Any, y: Any, batch_size: int) -> None:
     """
     data = _as_tensors(*X.part(0)) if isinstance(X, DiskRows) else _as_tensors(X, y)
     with contextlib.suppress(Exception):  # train_model will say why
-        _programs(model, data, batch_size)[0](data, np.array([], np.int32))
+        _programs(model, data, batch_size)[0](data, np.array([], np.int32), True)
 
 
 def _run_epochs(
@@ -318,9 +318,8 @@ def _run_epochs(
     log.on_train_begin()
     for epoch, parts in passes:
         log.on_epoch_begin(epoch)
-        model.reset_metrics()
-        for data, order in parts:
-            logs = train(data, order)
+        for number, (data, order) in enumerate(parts):
+            logs = train(data, order, number == 0)
         if validation:
             logs |= {f"val_{name}": value for name, value in evaluate(validation).items()}
         log.on_epoch_end(epoch, logs)
@@ -364,7 +363,8 @@ def _why_not_compiled(model: keras.Model, callbacks: Sequence) -> str | None:
 def _programs(model: keras.Model, data: tuple, batch_size: int) -> tuple:
     """Compile one epoch of training and one evaluation of a model; reuse them while they fit.
 
-    Returns (train, evaluate): `train(data, order)` and `evaluate(data)` give the epoch's logs.
+    Returns (train, evaluate): `train(data, order, is_first)` trains on a part of an epoch's rows,
+    `evaluate(data)` scores; both give the logs of the epoch so far.
     """
     X, y, weight = (None if values is None else values[:1] for values in data)
     model.test_step((X, y, weight))  # builds what is not built yet, outside of the programs
@@ -377,12 +377,12 @@ def _programs(model: keras.Model, data: tuple, batch_size: int) -> tuple:
         return programs
     whole_batches, last_batch, test = _compile(model, batch_size, decays)
 
-    def train(data: tuple, order: np.ndarray) -> dict[str, float]:
+    def train(data: tuple, order: np.ndarray, is_first: bool) -> dict[str, float]:
         batches, rest = divmod(len(order), batch_size)
         padded = np.zeros(max(len(data[0]), batch_size), np.int32)
         padded[: len(order)] = order
         decay = tf.constant(optimizer.weight_decay if decays else 0.0, tf.float32)
-        logs = whole_batches(data, padded, tf.constant(batches), decay)
+        logs = whole_batches(data, padded, tf.constant(batches), decay, is_first)
         if rest:
             logs = last_batch(data, padded[len(order) - rest : len(order)], decay)
         return {name: float(value) for name, value in logs.items()}
@@ -425,7 +425,11 @@ def _compile(model: keras.Model, batch_size: int, decays: bool) -> tuple:
         tf.while_loop(lambda i: i < times, lambda i: [body(i), (i + 1,)][1], (tf.constant(0),))
 
     @tf.function(jit_compile=True, autograph=False)
-    def whole_batches(data: tuple, order: tf.Tensor, batches: tf.Tensor, decay: tf.Tensor) -> dict:
+    def whole_batches(
+        data: tuple, order: tf.Tensor, batches: tf.Tensor, decay: tf.Tensor, is_first: bool
+    ) -> dict:
+        if is_first:  # inside: every operation outside costs as much as several minibatches
+            model.reset_metrics()
         data = gather(data, order)
         repeat(lambda i: train_step(minibatch(data, i * batch_size, batch_size), decay), batches)
         return model.get_metrics_result()
