@@ -466,8 +466,8 @@ def _compile(model: keras.Model, batch_size: int, decays: bool) -> tuple:
 class Fit:
     """Hold how a network was fitted.
 
-    curves: loss and val_loss per epoch of the best strength tried (the mean of several searches,
-    where validation rows are few); final: loss per epoch of the final training on all rows;
+    curves: loss and val_loss per epoch of the best strength tried (the mean of two searches, where
+    validation rows are few); final: loss per epoch of the final training on all rows;
     strengths: validation loss of each weight decay tried.
     """
 
@@ -536,8 +536,8 @@ def _searches(
 ) -> Iterator[dict[str, Any]]:
     """Draw the rows to train and to validate on, as arguments of `train_model`.
 
-    Once where validation rows are many; where they are few, which makes the choice a matter of
-    luck, up to four times, with other validation rows each time.
+    Once where validation rows are many; twice, with others each time, where they are so few that
+    the choice is much a matter of luck.
     """
     on_disk = isinstance(X, DiskRows)
 
@@ -545,7 +545,7 @@ def _searches(
         return X.take(numbers) if on_disk else (X[numbers], np.asarray(y)[numbers])
 
     n_validation = max(1, min(len(validate_on), SEARCH_ROWS) // 5)
-    folds = min(4, -(-VALIDATION_ROWS // n_validation), len(validate_on) // n_validation)
+    folds = 2 if n_validation < VALIDATION_ROWS and len(validate_on) > 1 else 1
     places = rng.choice(len(validate_on), folds * n_validation, replace=False)
     rows = rng.choice(len(X), min(len(X), SEARCH_ROWS + n_validation), replace=False)
     for fold in np.split(places, folds):

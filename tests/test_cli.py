@@ -385,7 +385,7 @@ def test_training_and_controls_are_followed_epoch_by_epoch(
     )
     assert workshop.retrain("--data", files / "new.csv", "--epochs", 2) == 0, workshop.err
     starts = [i for i, (number, *_) in enumerate(told) if number == 1]
-    assert len(starts) == 3 * 4 + 1 + 2  # three weight decays, the final training, two controls
+    assert len(starts) == 3 * 2 + 1 + 2  # three weight decays, the final training, two controls
     assert {epochs for _, epochs, _ in told} > {2}
     assert all(loss > 0 for *_, loss in told)
     assert "epoch" not in workshop.out + workshop.err

@@ -205,6 +205,7 @@ def test_rows_of_a_part_come_from_all_over_the_file(tmp_path):
     assert abs(rows.part(0)[1].mean() - 50_000) < 2_000
 
 
+@pytest.mark.parametrize("data", ["parquet"], indirect=True)
 def test_training_on_parts_makes_the_updates_of_the_same_rows_in_memory(on_disk):
     _, _, rows = on_disk
     order = [np.random.default_rng([4, epoch]) for epoch in range(2)]
