@@ -4,6 +4,7 @@ All of them happen in forked children (see forked.py), which work while the test
 """
 
 import json
+import os
 import shutil
 import signal
 import time
@@ -103,7 +104,7 @@ def jobs(tmp_path_factory, trained, files, empty_store, launch):
     ]
     file = tmp_path_factory.mktemp("jobs") / "jobs.json"
     file.write_text(json.dumps([first, rest, many[:1], many[1:]]))
-    made.process = launch(HERE / "forked.py", HERE.parent, file)
+    made.process = launch(HERE / "forked.py", HERE.parent, file, XLA_FLAGS=os.environ["XLA_FLAGS"])
     return made
 
 
