@@ -134,7 +134,7 @@ def draw(
     """
     random, drawn = np.random.default_rng([seed, generation]), {}
     for role, numbers in ((TRAIN, roles.train), (HELD_OUT, roles.held_out)):
-        numbers = numbers[~contained(hashes[numbers], memory.hashes(role))]
+        numbers = _unseen(numbers, hashes, memory, role)
         kept, priorities = numbers[:0], np.empty(0)
         for start in range(0, len(numbers), BLOCK):
             block = numbers[start : start + BLOCK]
@@ -145,6 +145,11 @@ def draw(
                 kept, priorities = kept[smallest], priorities[smallest]
         drawn[role] = kept, priorities
     return drawn
+
+
+def _unseen(numbers: np.ndarray, hashes: np.ndarray, memory: Memory, role: str) -> np.ndarray:
+    known = memory.hashes(role)
+    return numbers[~contained(hashes[numbers], known)] if len(known) else numbers
 
 
 def remember(
@@ -171,8 +176,8 @@ def remember(
         kept, priorities = drawn[role]
         extra = {ROLE: role, GENERATION: generation, PRIORITY: priorities}
         parts.append(rows.loc[kept].assign(**extra))
-        new = hashes[numbers[~contained(hashes[numbers], memory.hashes(role))]]
-        new.sort()
+        new = hashes[_unseen(numbers, hashes, memory, role)]
+        new.sort()  # in place: rows may be many
         new = new[np.concatenate([[True], new[1:] != new[:-1]])[: len(new)]]
         codes = np.full(len(new), ROLES.index(role), np.int8)
         seen.append(pd.DataFrame({"hash": new, ROLE: pd.Categorical.from_codes(codes, ROLES)}))

@@ -202,7 +202,7 @@ def log_inputs(
         ("training", TRAIN, data.roles.train),
         ("held-out", HELD_OUT, data.roles.held_out),
     ):
-        sha256 = tracking.content_hash(data.hashes[numbers])
+        sha256 = tracking.content_hash(data.hashes, numbers)
         tracking.log_rows(
             data.table.loc[data.sample[role]], args.target, args.data, context, sha256
         )
