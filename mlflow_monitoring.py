@@ -8,6 +8,7 @@ mlflow ui
 import argparse
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import cli
@@ -126,7 +127,7 @@ class Data:
     notes: list[str]
     stream: "Stream | None" = None
 
-    @property
+    @cached_property
     def sha256(self) -> str:
         from tracking import content_hash
 
