@@ -23,7 +23,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # Two processes test at once, and so small are the trainings that threads only wait for each other.
 for name in ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS"):
     os.environ.setdefault(name, "1")
-# Hundreds of small networks are compiled: quickly, not well. `launch` takes users' settings.
+# Hundreds of small networks are compiled: quickly, not well.
 FAST_COMPILER = "--xla_backend_optimization_level=1 --xla_cpu_use_fusion_emitters=false"
 os.environ.setdefault("XLA_FLAGS", FAST_COMPILER)
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
@@ -241,7 +241,7 @@ class Process:
     def __init__(self, command: list, folder: Path, env: dict[str, str], url: str = "") -> None:
         self.url, self.files = url, [folder / f"{time.time_ns()}.{n}" for n in ("out", "err")]
         # MLflow writes the store in use into the environment of the tests.
-        clean = {k: v for k, v in os.environ.items() if k not in (*STORE_VARIABLES, "XLA_FLAGS")}
+        clean = {k: v for k, v in os.environ.items() if k not in STORE_VARIABLES}
         clean["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{clean['PATH']}"
         with self.files[0].open("wb") as out, self.files[1].open("wb") as err:
             self.process = subprocess.Popen(
