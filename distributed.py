@@ -9,11 +9,13 @@ its share of each minibatch, and in the end lets the others go.
 
 import contextlib
 import faulthandler
+import itertools
 import json
 import os
 import socket
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import keras
@@ -34,6 +36,8 @@ LOST = (
 # TensorFlow allows one cluster per process.
 _strategy: Any = None
 _number = 0
+# Names of our own exchanges, far from TensorFlow's; all workers write theirs in the same order.
+GROUP_KEY, _exchanges = 1_000_000, itertools.count(1_000_000)
 
 
 # --- who takes part ----------------------------------------------------------------------------
@@ -182,46 +186,54 @@ def release() -> None:
 def program(model: keras.Model, batch_size: int) -> Callable:
     """Write one epoch of training that all replicas share; `batch_size` counts their rows together.
 
+    Every replica computes the gradients of its share, all add them up, and each process takes the
+    same update: their variables stay equal without being exchanged. XLA compiles both halves, but
+    no exchange between CPUs, and no replica that is not alone in its process.
+
     Returns `train(data, order, is_first)`, which gives the epoch's logs so far: the updates are
-    those of one worker with the same order, and `model` ends with them. Every worker must call it
-    with the same data.
+    those of one worker with the same order. Every worker must call it with the same data.
     Raises UserError when a worker is lost.
     """
-    with _strategy.scope():
-        copy = keras.models.clone_model(model)
-        copy.compile_from_config(model.get_compile_config())
-        copy.optimizer.build(copy.trainable_variables)
-    weights = copy.trainable_variables
+    weights, optimizer = model.trainable_variables, model.optimizer
+    compiled = partial(tf.function, jit_compile=_is_alone(), autograph=False)
 
-    def step(data: tuple, order: tf.Tensor, start: tf.Tensor) -> tf.Tensor:
-        replica = tf.distribute.get_replica_context().replica_id_in_sync_group
-        numbers, weight, size = shard(order, start, batch_size, replica)
-        X, y, given = (None if part is None else tf.gather(part, numbers) for part in data)
-        weight = weight if given is None else weight * given
+    @compiled
+    def gradients(i: tf.Tensor, *rows: tf.Tensor) -> tf.Tensor:
+        X, y, weight, size = (part[i] for part in rows)
         with tf.GradientTape() as tape:
-            loss = copy.compute_loss(X, y, copy(X, training=True), weight)
-        gradients = tape.gradient(loss, weights, unconnected_gradients="zero")
-        return tf.concat([[loss * size], *[tf.reshape(g, [-1]) for g in gradients]], 0)
+            loss = model.compute_loss(X, y, model(X, training=True), weight)
+        found = tape.gradient(loss, weights, unconnected_gradients="zero")
+        return tf.concat([[loss * size], *[tf.reshape(g, [-1]) for g in found]], 0)
+
+    @compiled
+    def update(summed: tf.Tensor) -> tf.Tensor:
+        loss, *parts = tf.split(summed, [1, *[int(np.prod(w.shape)) for w in weights]])
+        found = [tf.reshape(p, w.shape) for p, w in zip(parts, weights, strict=True)]
+        optimizer.apply(found, weights)
+        return loss[0]
+
+    def own_rows(data: tuple, order: tf.Tensor) -> tuple:
+        replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+        numbers, weight, sizes = shard(order, batch_size, replica)
+        X, y, given = (None if part is None else tf.gather(part, numbers) for part in data)
+        return X, y, weight if given is None else weight * given, sizes
 
     @tf.function(autograph=False, reduce_retracing=True)
-    def epoch(data: tuple, order: tf.Tensor) -> tf.Tensor:  # XLA compiles no exchange of CPUs
-        def body(start: tf.Tensor, total: tf.Tensor) -> tuple:
-            summed = _sum(_strategy.run(step, (data, order, start)))
-            loss, *parts = tf.split(summed, [1, *[int(np.prod(w.shape)) for w in weights]])
-            gradients = [tf.reshape(p, w.shape) for p, w in zip(parts, weights, strict=True)]
-            copy.optimizer.apply(gradients, weights)
-            return start + batch_size, total + loss[0]
+    def epoch(data: tuple, order: tf.Tensor) -> tf.Tensor:
+        rows = _strategy.run(own_rows, (data, order))
 
+        def body(i: tf.Tensor, total: tf.Tensor) -> tuple:
+            return i + 1, total + update(_sum(_strategy.run(gradients, (i, *rows))))
+
+        batches = -(-tf.size(order) // batch_size)
         state = (tf.constant(0), tf.constant(0.0))
-        return tf.while_loop(lambda start, _: start < tf.size(order), body, state)[1]
+        return tf.while_loop(lambda i, _: i < batches, body, state)[1]
 
     @_told_when_lost()
     def train(data: tuple, order: np.ndarray, is_first: bool) -> dict[str, float]:
         if is_first:
             model.reset_metrics()
-        _copy(model, copy)
         loss = float(epoch(data, tf.constant(order, tf.int32))) / len(order)
-        _copy(copy, model)
         # Adds up the parts of rows on disk.
         model.metrics[0].update_state(loss, sample_weight=len(order))
         return {"loss": float(model.metrics[0].result())}
@@ -230,36 +242,52 @@ def program(model: keras.Model, batch_size: int) -> Callable:
 
 
 def _sum(parts: tf.distribute.DistributedValues) -> tf.Tensor:
-    """Add the vectors of all replicas: one exchange for loss and gradients together."""
-    return _strategy.reduce("SUM", parts, axis=None)
+    """Add the vectors of all replicas: one exchange for loss and gradients together.
+
+    From CPU to CPU every vector goes to everybody: one round, where TensorFlow's own sum takes two,
+    and vectors of a small network wait for rounds rather than for bytes.
+    """
+    if not _is_alone() or tf.config.list_physical_devices("GPU"):
+        return _strategy.reduce("SUM", parts, axis=None)
+    n = _strategy.num_replicas_in_sync
+    everyone = tf.raw_ops.CollectiveGatherV2(
+        input=parts,
+        group_size=n,
+        group_key=GROUP_KEY,
+        instance_key=next(_exchanges),
+        ordering_token=[],
+    )
+    return tf.reduce_sum(tf.reshape(everyone, [n, -1]), 0)
 
 
-def shard(order: tf.Tensor, start: tf.Tensor, batch_size: int, replica: tf.Tensor) -> tuple:
-    """Choose a replica's rows of the global batch that begins at `start` in `order`.
+def _is_alone() -> bool:
+    """Tell whether this process has one replica only."""
+    return len(_strategy.extended.worker_devices) == 1
+
+
+def shard(order: tf.Tensor, batch_size: int, replica: tf.Tensor) -> tuple:
+    """Choose a replica's rows of every global batch of an epoch.
 
     Every replica takes as many, so that all exchange gradients as often; rows beyond the end of the
-    batch weigh nothing. The weights make the gradients of all replicas add up to that of the mean
-    loss over the batch: Keras divides by the rows of a replica and by the number of replicas.
+    last batch weigh nothing. The weights make the gradients of all replicas add up to that of the
+    mean loss over the batch: Keras divides by the rows of a replica and by the number of replicas.
 
-    Returns (row numbers of shape (share,), weights of shape (share,), rows in the global batch).
+    Returns (row numbers of shape (n_batches, share), weights of that shape, rows in each global
+    batch of shape (n_batches,)).
     """
     replicas = _strategy.num_replicas_in_sync
     share = -(-batch_size // replicas)
+    starts = tf.range(0, tf.size(order), batch_size)[:, None]
+    sizes = tf.minimum(batch_size, tf.size(order) - starts)
     place = replica * share + tf.range(share)
-    size = tf.minimum(batch_size, tf.size(order) - start)
-    numbers = tf.gather(order, start + tf.minimum(place, size - 1))
-    size = tf.cast(size, tf.float32)
-    weight = tf.cast(tf.cast(place, tf.float32) < size, tf.float32)
-    return numbers, weight * (share * replicas / size), size
+    numbers = tf.gather(order, starts + tf.minimum(place, sizes - 1))
+    is_inside = tf.cast(place < sizes, tf.float32)
+    sizes = tf.cast(sizes, tf.float32)
+    return numbers, is_inside * (share * replicas / sizes), sizes[:, 0]
 
 
 def _variables(model: keras.Model) -> tuple:
     return (*model.variables, *model.optimizer.variables)
-
-
-def _copy(source: keras.Model, target: keras.Model) -> None:
-    for old, new in zip(_variables(source), _variables(target), strict=True):
-        new.assign(old.numpy())
 
 
 @_told_when_lost()
