@@ -143,9 +143,8 @@ def read(
     from memory import HELD_OUT, TRAIN, Memory, assign_roles
 
     options = {"test_size": args.test_size, "seed": args.seed, "source": args.data}
-    if streaming.is_large(args.data) if args.stream is None else args.stream:
-        source = streaming.Source(args.data, folder, report)
-        return read_stream(args, source, folder, options)
+    if streaming.is_large(args.data, args.stream):
+        return read_stream(args, streaming.Source(args.data, folder, report), options)
     rows, notes = tabular.read_rows(args.data)
     y = tabular.check_target(rows, args.target, args.data)
     schema, remarks = infer_schema(args, rows, len(rows))
@@ -156,7 +155,7 @@ def read(
     return Data(schema, table.assign(**{args.target: y}), hashes, roles, sample, notes + remarks)
 
 
-def read_stream(args: argparse.Namespace, source: "Source", folder: "Path", options: dict) -> Data:
+def read_stream(args: argparse.Namespace, source: "Source", options: dict) -> Data:
     """Do as `read` for rows that do not fit in memory; only a sample of them comes along."""
     import numpy as np
 
@@ -164,19 +163,16 @@ def read_stream(args: argparse.Namespace, source: "Source", folder: "Path", opti
     from memory import HELD_OUT, TRAIN, Memory, assign_roles, draw
 
     schema, remarks = infer_schema(args, next(source.chunks()), source.n_rows)
-    hashes = source.hashes(schema, folder)
+    hashes = source.hashes(schema)
     roles = assign_roles(hashes, Memory(), **options)
     limit = max(args.memory_rows, streaming.SAMPLE_ROWS)
     drawn = draw(hashes, roles, Memory(), generation=0, limit=limit, seed=args.seed)
     sample = {role: drawn[role][0] for role in (TRAIN, HELD_OUT)}
-    is_train = np.zeros(source.n_rows, bool)
-    is_train[roles.train] = True
     chosen = np.sort(np.concatenate([*sample.values()]))
-    totals, table = source.survey(schema, is_train, chosen)
-    notes = [*source.notes, *remarks, f"{source.n_rows:,} rows are read in chunks, kept on disk"]
+    stream, table = source.survey(schema, roles.train, chosen)
+    notes = [*source.notes, *remarks]
     if len(sample[HELD_OUT]) < len(roles.held_out):
         notes.append(f"scores are of {limit:,} of {len(roles.held_out):,} held-out rows, at random")
-    stream = streaming.Stream(source, folder, is_train, totals)
     return Data(schema, table, hashes, roles, sample, notes, stream)
 
 
@@ -221,7 +217,7 @@ def build_model(
     if data.stream:
         preprocessor = data.stream.totals.preprocessor()
         X = data.stream.encode(data.schema, preprocessor, args.batch_size, args.seed)
-        scale = model_utils.scale_of(data.stream.totals)
+        scale = model_utils.target_scale(data.stream.totals)
     else:
         rows = data.table.loc[data.roles.train]
         X, y, preprocessor = model_utils.preprocessing(rows, target=args.target)

@@ -8,6 +8,7 @@ python mlflow_retrain.py --rollback
 
 import argparse
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING
 
 import cli
@@ -69,7 +70,7 @@ def retrain(args: argparse.Namespace) -> int:
     if not args.model_uri and parent.model_id:
         parent.uri = f"models:/{parent.model_id}"  # an alias will point elsewhere one day
     with streaming.workspace(args.models_dir) as folder:
-        large = streaming.is_large(args.data) if args.stream is None else args.stream
+        large = streaming.is_large(args.data, args.stream)
         with terminal.progress(f"reading {args.data}") as progress:
             rows = retraining.prepare_rows(
                 parent,
@@ -133,8 +134,9 @@ def track(
                 **options,
             )
         evidence = retraining.gather_evidence(parent, rows, result, args.max_forgetting)
-        folder = save_child(run, args, parent, result, evidence)
-        with tracking.kept_if_logging_fails(lambda: folder):
+        save = partial(save_child, run, args, parent, result, evidence)
+        with tracking.kept_if_logging_fails(save):
+            save()
             metrics = log_evidence(client, run, result, evidence, rows, parent)
             child_uri = model_store.log_model(result.model, MODEL_NAME, step=args.epochs)
             with cli.uninterrupted():  # registered, promoted and told, or nothing of it

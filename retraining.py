@@ -81,14 +81,10 @@ def prepare_rows(
     options: dict[str, Any] = {"test_size": test_size, "seed": seed, "source": data}
     if folder:
         source = streaming.Source(data, folder, report)
-        hashes, notes = source.hashes(schema, folder, strict=bool(parent.card)), source.notes
-        notes.append(f"{source.n_rows:,} rows are read in chunks, kept on disk")
+        hashes, notes = source.hashes(schema, strict=bool(parent.card)), source.notes
         roles = assign_roles(hashes, parent.memory, **options)
         train, held_out = _sample(parent, hashes, roles, memory_rows, seed)
-        is_train = np.zeros(source.n_rows, bool)
-        is_train[roles.train] = True
-        totals, table = source.survey(schema, is_train, np.union1d(train, held_out))
-        stream = streaming.Stream(source, folder, is_train, totals)
+        stream, table = source.survey(schema, roles.train, np.union1d(train, held_out))
     else:
         raw, notes = tabular.read_rows(data)
         y = tabular.check_target(raw, schema.target, data)

@@ -39,11 +39,13 @@ def silent(what: str, done: int, total: int) -> None:
     """Report nothing."""
 
 
-def is_large(path: str) -> bool:
+def is_large(path: str, wanted: bool | None = None) -> bool:
     """Tell whether a table would take more than 2 GiB, or a quarter of the memory that is free.
 
-    Raises UserError where there is no file.
+    `wanted`, where it is given, is the answer. Raises UserError where there is no file.
     """
+    if wanted is not None:
+        return wanted
     size = 0
     for file in tabular.data_files(path):
         if tabular.is_parquet(file):
@@ -92,7 +94,7 @@ class Source:
     """
 
     def __init__(self, path: str, folder: Path, report: Report = silent) -> None:
-        self.path, self.report = path, report
+        self.path, self.folder, self.report = path, folder, report
         self.notes: list[str] = []
         self.files: list[Path] = []
         self.columns: list[str] = []
@@ -141,9 +143,9 @@ class Source:
             features = tabular.conform(rows, schema, source=self.path, strict=strict, compact=True)
             yield features, y.to_numpy()
 
-    def hashes(self, schema: Schema, folder: Path, *, strict: bool = False) -> np.ndarray:
-        """Check and hash all rows: uint64 of shape (n_rows,), in a file of `folder`."""
-        hashes = np.memmap(folder / "hashes", np.uint64, "w+", shape=max(1, self.n_rows))
+    def hashes(self, schema: Schema, *, strict: bool = False) -> np.ndarray:
+        """Check and hash all rows: uint64 of shape (n_rows,), in a file."""
+        hashes = np.memmap(self.folder / "hashes", np.uint64, "w+", shape=max(1, self.n_rows))
         low, high = np.inf, -np.inf
         for features, y in self.conformed("checking", schema, strict=strict):
             hashes[features.index[0] : features.index[-1] + 1] = tabular.row_hashes(
@@ -154,22 +156,24 @@ class Source:
         return hashes
 
     def survey(
-        self, schema: Schema, is_train: np.ndarray, sample: np.ndarray
-    ) -> tuple[tabular.Totals, pd.DataFrame]:
+        self, schema: Schema, train: np.ndarray, sample: np.ndarray
+    ) -> tuple["Stream", pd.DataFrame]:
         """Add up the training rows, and fetch some rows of either role.
 
-        `is_train` is boolean of shape (n_rows,), `sample` sorted row numbers. The rows fetched
-        are conformed, with the target, and have text as text.
+        `train` and `sample` are row numbers, the latter sorted. The rows fetched are conformed,
+        with the target, and have text as text.
         """
-        totals, found = tabular.Totals(schema), []
+        self.notes.append(f"{self.n_rows:,} rows are read in chunks, kept on disk")
+        stream, found = Stream(self, np.zeros(self.n_rows, bool), tabular.Totals(schema)), []
+        stream.is_train[train] = True
         for features, y in self.conformed("measuring", schema):
-            chosen = is_train[features.index]
-            totals.add(features[chosen], y[chosen])
+            chosen = stream.is_train[features.index]
+            stream.totals.add(features[chosen], y[chosen])
             first, last = np.searchsorted(sample, [features.index[0], features.index[-1] + 1])
             places = sample[first:last] - features.index[0]
             found.append(features.iloc[places].assign(**{schema.target: y[places]}))
         text = dict.fromkeys(schema.categorical, "str")
-        return totals, pd.concat([part.astype(text) for part in found])
+        return stream, pd.concat([part.astype(text) for part in found])
 
 
 def _ahead(items: Iterator) -> Iterator:
@@ -280,7 +284,6 @@ class Stream:
     """Rows of a file that were looked at, ready to be encoded; see `Source.survey`."""
 
     source: Source
-    folder: Path
     is_train: np.ndarray
     totals: tabular.Totals
 
@@ -295,7 +298,7 @@ class Stream:
         """Put the network's input of all training rows on disk, after the rows (X, y) `before`."""
         width = sum(s.stop - s.start for s in preprocessor.output_indices_.values())
         n_rows = int(self.is_train.sum()) + (len(before[0]) if before else 0)
-        rows = DiskRows(self.folder, n_rows, width, batch_size, seed)
+        rows = DiskRows(self.source.folder, n_rows, width, batch_size, seed)
         if before:
             rows.write(*before)
         for features, y in self.source.conformed("encoding", schema):

@@ -456,30 +456,42 @@ sys.argv = sys.argv[1:]
 sys.path[0] = sys.argv[0].rpartition("/")[0]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
+# Root may write what is read-only, unless it gives that power up.
+POWERLESS = """
+import ctypes, os, sys
+CAPBSET_DROP, DAC_OVERRIDE = 24, 1
+ctypes.CDLL(None).prctl(CAPBSET_DROP, DAC_OVERRIDE)
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+"""
 PROCESSES = {
     "missing file": ([TRAIN, "--data", "none.csv"], "no file at none.csv; expected a CSV"),
     "unknown flag": ([RETRAIN, "--dta", "none.csv"], "did you mean --data?"),
     "unknown URI": ([RETRAIN, "--model-uri", "models:/a/1"], "no model at models:/a/1"),
-    "full disk": (["full", TRAIN], "disk"),
+    "full disk": ([TRAIN], "disk"),
+    "read-only database": ([TRAIN], "is read-only; make it writable"),
 }
+FIRST = {"full disk": ["-c", FULL], "read-only database": ["-c", POWERLESS]}
 
 
 @pytest.fixture(scope="module", autouse=True)
 def processes(launch, trained, files, tmp_path_factory):
     """Start the processes early, on a store of their own; they end while the other cases run."""
-    place, started = trained.copy(tmp_path_factory.mktemp("processes")), {}
+    places, started = {}, {}
     for name, ((script, *flags), _) in PROCESSES.items():
-        first = ["-c", FULL] if script == "full" else []
-        script, *flags = flags if first else (script, *flags)
+        kind = name if name == "read-only database" else "shared"
+        if kind not in places:
+            places[kind] = trained.copy(tmp_path_factory.mktemp("processes"))
+        place = places[kind]
+        if kind != "shared":
+            (place.folder / "mlflow.db").chmod(0o444)
         flags = ["--data", files / "new.csv", "--tracking-uri", place.store, *flags]
-        started[name] = launch(*first, ROOT / f"{script}.py", *flags)
-    return started, place
+        started[name] = launch(*FIRST.get(name, []), ROOT / f"{script}.py", *flags), place
+    return started
 
 
 @pytest.mark.parametrize("name", PROCESSES)
 def test_wrong_input_in_a_process_of_its_own_is_exit_code_2_and_one_line(processes, name):
-    started, place = processes
-    process = started[name]
+    process, place = processes[name]
     assert process.wait() == 2, process.err
     check_line(process.err, PROCESSES[name][1])
     assert all(line.startswith("note: ") for line in process.out.splitlines())

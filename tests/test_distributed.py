@@ -184,7 +184,7 @@ def wait_for_final_training(models):
             history = progress(file)["history"]  # only the final training has no validation rows
             if "val_loss" not in history and len(history.get("loss", ())) > 5:
                 return file
-        time.sleep(0.1)
+        time.sleep(0.01)
     raise AssertionError("the final training did not begin")
 
 

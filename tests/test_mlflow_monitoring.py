@@ -1,5 +1,6 @@
 """Claims about mlflow_monitoring.py, on real runs: what a training leaves behind, and says."""
 
+import errno
 import hashlib
 import io
 import json
@@ -324,6 +325,32 @@ def test_model_that_cannot_be_logged_is_kept_and_logged_later_without_training(
     assert len(fresh_place.runs("FINISHED")) == len(fresh_place.runs()) == 1
     logged = fresh_place.predict("models:/loan-amount@champion", rows)
     np.testing.assert_array_equal(logged, expected)
+
+
+@pytest.mark.usefixtures("no_figures")
+@pytest.mark.parametrize("script", ["train", "retrain"])
+def test_full_disk_while_the_model_is_kept_leaves_the_checkpoint_to_log_from(
+    fresh_place, workshop, trained, files, monkeypatch, script
+):
+    place = fresh_place if script == "train" else workshop
+    flags = ["--data", files / "new.csv", "--epochs", 5]
+    flags += ["--model-uri", trained.uri, "--no-controls"] if script == "retrain" else []
+
+    def full(*args, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(model_store, "log_model", full)
+        patch.setattr(model_store, "save_folder", full)
+        assert getattr(place, script)(*flags) == 2
+    assert place.err.count("\n") == 1
+    assert "the training is done but could not be logged" in place.err
+    assert "could not be saved either ([Errno 28] No space left on device)" in place.err
+    assert "--resume" in place.err
+    assert place.run.info.status == "FAILED"
+    assert getattr(place, script)(*flags, "--resume") == 0, place.err
+    assert place.fits == []
+    assert place.run.info.status == "FINISHED"
 
 
 # --- own data

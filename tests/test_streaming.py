@@ -15,8 +15,8 @@ import memory
 import streaming
 import tabular
 from memory import HELD_OUT, TRAIN, Memory, assign_roles
-from model_utils import create_nn_model, scale_of, split, target_scale, train_model
-from streaming import DiskRows, Source, Stream
+from model_utils import create_nn_model, split, target_scale, train_model
+from streaming import DiskRows, Source
 from tabular import UserError
 
 N_ROWS, ROOT = 700, Path(streaming.__file__).parent
@@ -71,17 +71,14 @@ def prepared(data, schema, tmp_path, small_chunks):
     y = tabular.check_target(rows, schema.target)
     conformed = tabular.conform(rows, schema).assign(**{schema.target: y})
     source = Source(data, tmp_path)
-    hashes = source.hashes(schema, tmp_path)
+    hashes = source.hashes(schema)
     roles = assign_roles(hashes, Memory(), test_size=0.2, seed=5)
     return conformed, source, hashes, roles
 
 
-def stream_of(source, schema, roles, folder, sample=None):
-    is_train = np.zeros(source.n_rows, bool)
-    is_train[roles.train] = True
+def stream_of(source, schema, roles, sample=None):
     sample = np.arange(source.n_rows) if sample is None else sample
-    totals, rows = source.survey(schema, is_train, sample)
-    return Stream(source, folder, is_train, totals), rows
+    return source.survey(schema, roles.train, sample)
 
 
 # --- the same as in memory
@@ -113,11 +110,9 @@ def test_split_order_is_that_of_split():
     np.testing.assert_array_equal(order[len(test) :], train)
 
 
-def test_statistics_are_those_that_scikit_learn_finds_in_all_rows_at_once(
-    prepared, schema, tmp_path
-):
+def test_statistics_are_those_that_scikit_learn_finds_in_all_rows_at_once(prepared, schema):
     conformed, source, _, roles = prepared
-    stream, _ = stream_of(source, schema, roles, tmp_path)
+    stream, _ = stream_of(source, schema, roles)
     ours = stream.totals.preprocessor()
     expected = tabular.fit_preprocessor(conformed.loc[roles.train], schema)
     for name, _, _ in expected.transformers:
@@ -142,19 +137,19 @@ def test_statistics_are_those_that_scikit_learn_finds_in_all_rows_at_once(
     )
 
 
-def test_target_scale_is_that_of_all_targets_at_once(prepared, schema, tmp_path):
+def test_target_scale_is_that_of_all_targets_at_once(prepared, schema):
     conformed, source, _, roles = prepared
-    stream, _ = stream_of(source, schema, roles, tmp_path)
+    stream, _ = stream_of(source, schema, roles)
     expected = target_scale(conformed.loc[roles.train, schema.target])
-    ours = scale_of(stream.totals)
+    ours = target_scale(stream.totals)
     assert (ours.low, ours.high) == (expected.low, expected.high) == (500, 40_000)
     np.testing.assert_allclose([ours.mean, ours.scale], [expected.mean, expected.scale], rtol=1e-12)
 
 
-def test_sample_holds_the_rows_asked_for_with_their_numbers(prepared, schema, tmp_path):
+def test_sample_holds_the_rows_asked_for_with_their_numbers(prepared, schema):
     conformed, source, _, roles = prepared
     sample = np.array([0, 63, 64, 65, 300, len(conformed) - 1])
-    _, rows = stream_of(source, schema, roles, tmp_path, sample)
+    _, rows = stream_of(source, schema, roles, sample)
     pd.testing.assert_frame_equal(rows, conformed.loc[sample], check_index_type=False)
 
 
@@ -162,10 +157,10 @@ def test_sample_holds_the_rows_asked_for_with_their_numbers(prepared, schema, tm
 
 
 @pytest.fixture
-def on_disk(prepared, schema, tmp_path):
+def on_disk(prepared, schema):
     """Encode the training rows in memory, (X, y), and on disk."""
     conformed, source, _, roles = prepared
-    stream, _ = stream_of(source, schema, roles, tmp_path)
+    stream, _ = stream_of(source, schema, roles)
     preprocessor = stream.totals.preprocessor()
     rows = stream.encode(schema, preprocessor, batch_size=32, seed=0)
     train = conformed.loc[roles.train]
@@ -280,7 +275,7 @@ def test_target_missing_in_a_later_chunk_names_the_line(tmp_path, table, schema,
     table.loc[[300, 301], "montant_pret"] = np.nan
     table.to_parquet(tmp_path / "rows.parquet")
     with pytest.raises(UserError, match=r"2 of 64 rows .* \(lines 302, 303\)"):
-        Source(str(tmp_path / "rows.parquet"), tmp_path).hashes(schema, tmp_path)
+        Source(str(tmp_path / "rows.parquet"), tmp_path).hashes(schema)
 
 
 def test_text_that_looks_like_a_number_in_a_later_chunk_stays_the_text_it_is(
@@ -298,7 +293,7 @@ def test_too_many_categories_in_later_chunks_are_refused(tmp_path, small_chunks,
     pd.DataFrame({"c": codes, "y": np.arange(280.0)}).to_parquet(tmp_path / "rows.parquet")
     source = Source(str(tmp_path / "rows.parquet"), tmp_path)
     with pytest.raises(UserError, match=r"column 'c' has \d+ categories; expected at most 20"):
-        source.survey(tabular.Schema("y", (), ("c",)), np.ones(280, bool), np.arange(2))
+        source.survey(tabular.Schema("y", (), ("c",)), np.arange(280), np.arange(2))
 
 
 def test_rows_that_do_not_fit_on_the_disk_are_refused_before_anything_is_written(
