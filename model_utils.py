@@ -226,70 +226,91 @@ def train_model(
     Returns (model, history), the same model and its `keras.callbacks.History`; history is None when
     worker 0 starts no further training.
     """
-    on_disk = isinstance(X, DiskRows)
-    data = _as_tensors(*X.part(0)) if on_disk else _as_tensors(X, y, sample_weight)
+    data = _as_tensors(*X.part(0)) if isinstance(X, DiskRows) else _as_tensors(X, y, sample_weight)
     validation = None if X_val is None else _as_tensors(X_val, y_val, None)
     rows = np.arange(len(X)) if rows is None else np.asarray(rows)
-    settings: dict[str, Any] = {"epochs": epochs, "verbose": verbose}
-    reason = None if spread else _why_not_compiled(model, callbacks)
-    if spread:
-        first = distributed.agree(model, initial_epoch)
-        if first is None:
-            return model, None
-        initial_epoch = first
-        programs = distributed.program(model, batch_size), _programs(model, data, batch_size)[1]
-    elif reason is None:
-        try:
-            programs = _programs(model, data, batch_size)
-            programs[0](data, rows[:0], True)
-        except Exception as error:
-            reason = f"XLA cannot compile it ({str(error).splitlines()[0][:120]})"
     seed = np.random.randint(2**31) if seed is None else seed
+    if spread:
+        agreed, reason = distributed.agree(model, initial_epoch), None
+        if agreed is None:
+            return model, None
+        initial_epoch = agreed
+        programs = distributed.program(model, batch_size), _programs(model, data, batch_size)[1]
+    else:
+        programs, reason = _try_to_compile(model, data, batch_size, callbacks)
 
     def order(epoch: int) -> np.ndarray:
         return np.random.default_rng([seed, epoch]).permutation(rows) if shuffle else rows
 
     def parts(epoch: int) -> Iterable[tuple[tuple, np.ndarray]]:
-        if on_disk:
+        if isinstance(X, DiskRows):
             rng = np.random.default_rng([seed, epoch])
             return ((_as_tensors(*part), chosen) for *part, chosen in X.parts(rng))
         return [(data, order(epoch))]
 
+    settings: dict[str, Any] = {"epochs": epochs, "verbose": verbose}
     if reason is None:
         settings["steps"] = -(-len(rows) // batch_size)
         passes = ((epoch, parts(epoch)) for epoch in range(initial_epoch, epochs))
         return model, _run_epochs(model, programs, validation, passes, callbacks, settings)
-    if on_disk:
+    if isinstance(X, DiskRows):
         raise ValueError(f"rows on disk need a model that XLA can compile, but {reason}")
     warnings.warn(f"model.fit trains this model, more slowly: {reason}", stacklevel=2)
-    minibatches = _Minibatches(data, rows, batch_size)
-    reorder = keras.callbacks.LambdaCallback(
-        on_epoch_begin=lambda epoch, logs: setattr(minibatches, "rows", order(epoch))
-    )
-    history = model.fit(
-        minibatches,
-        validation_data=validation and validation[:2],
-        callbacks=[reorder, *callbacks],
-        shuffle=False,  # the minibatches; their rows are in the order of the seed
-        initial_epoch=initial_epoch,
-        **settings,
-    )
-    return model, history
+    settings["initial_epoch"] = initial_epoch
+    minibatches = _Minibatches(data, order, len(rows), batch_size)
+    return model, _fit(model, minibatches, validation, callbacks, settings)
 
 
 class _Minibatches(keras.utils.PyDataset):
     """Give `model.fit` the minibatches that the compiled epochs would take."""
 
-    def __init__(self, data: tuple, rows: np.ndarray, batch_size: int) -> None:
+    def __init__(self, data: tuple, order: Callable, n_rows: int, batch_size: int) -> None:
         super().__init__()
-        self.data, self.rows, self.batch_size = data, rows, batch_size
+        self.data, self.order, self.n_rows, self.batch_size = data, order, n_rows, batch_size
+        self.rows = order(0)  # Keras looks at a minibatch before the first epoch begins
+
+    def begin(self, epoch: int, logs: dict | None = None) -> None:
+        """Put the rows in the order of an epoch."""
+        self.rows = self.order(epoch)
 
     def __len__(self) -> int:
-        return -(-len(self.rows) // self.batch_size)
+        return -(-self.n_rows // self.batch_size)
 
     def __getitem__(self, i: int) -> tuple:
         rows = self.rows[i * self.batch_size : (i + 1) * self.batch_size]
         return tuple(tf.gather(values, rows) for values in self.data if values is not None)
+
+
+def _fit(
+    model: keras.Model,
+    minibatches: _Minibatches,
+    validation: tuple | None,
+    callbacks: Sequence,
+    settings: dict[str, Any],
+) -> keras.callbacks.History:
+    """Train with Keras' own loop, on the same minibatches."""
+    reorder = keras.callbacks.LambdaCallback(on_epoch_begin=minibatches.begin)
+    return model.fit(
+        minibatches,
+        validation_data=validation and validation[:2],
+        callbacks=[reorder, *callbacks],
+        shuffle=False,  # the minibatches; their rows are in the order of the seed
+        **settings,
+    )
+
+
+def _try_to_compile(
+    model: keras.Model, data: tuple, batch_size: int, callbacks: Sequence
+) -> tuple[tuple, str | None]:
+    """Compile the programs of a model, or say why they cannot be: (programs, reason)."""
+    if reason := _why_not_compiled(model, callbacks):
+        return (), reason
+    try:
+        programs = _programs(model, data, batch_size)
+        programs[0](data, np.array([], np.int32), True)
+    except Exception as error:
+        return (), f"XLA cannot compile it ({str(error).splitlines()[0][:120]})"
+    return programs, None
 
 
 def compile_ahead(model: keras.Model, X: Any, y: Any, batch_size: int) -> None:
