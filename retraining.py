@@ -223,9 +223,7 @@ def retrain(
     as many updates on old rows only, `scratch` a fresh network on all rows. All of them share one
     network object, and with it one compiled program; only their weights differ.
     """
-    child, X, y, predictions = start.child, start.X, start.y, start.predictions
-    network, n_replayed = child.network, len(rows.replay)
-    n_old = n_replayed + int(rows.again.sum())
+    child, network = start.child, start.child.network
     beginning = model_utils.model_state(network)
     options: dict[str, Any] = {
         "batch_size": batch_size,
@@ -234,33 +232,50 @@ def retrain(
     }
     fit = model_utils.fit_network(
         network,
-        X,
-        y,
+        start.X,
+        start.y,
         epochs=epochs,
         strengths=_strengths(parent),
-        validate_on=range(n_replayed, len(X)),
+        validate_on=range(len(rows.replay), len(start.X)),
         checkpoint=checkpoint,
         **options,
     )
     end = model_utils.model_state(network)
-    _add_predictions(predictions, RETRAINED, child, rows)
-    options["callbacks"] = checkpoint.watchers if checkpoint else []
-    if controls and n_old >= batch_size:
-        updates = epochs * -(-len(X) // batch_size)
-        as_many = max(1, round(updates / -(-n_old // batch_size)))
-        model_utils.restore_state(network, beginning)
-        model_utils.train_at(network, epochs=as_many, **_old_rows(start, rows), **options)
-        _add_predictions(predictions, CONTROL, child, rows)
-    if controls and parent.scale:
-        fresh = model_utils.create_nn_model(X.shape[1], scale=child.scale, seed=seed)
-        model_utils.restore_state(network, model_utils.model_state(fresh))
-        model_utils.train_at(network, X, y, epochs=epochs, **options)
-        _add_predictions(predictions, SCRATCH, child, rows)
+    _add_predictions(start.predictions, RETRAINED, child, rows)
+    if controls:
+        options["callbacks"] = checkpoint.watchers if checkpoint else []
+        _train_controls(parent, rows, start, beginning, epochs, options)
     for part, table in rows.held_out.items():
-        predictions[part][MEAN] = np.full(len(table), start.mean)
+        start.predictions[part][MEAN] = np.full(len(table), start.mean)
     model_utils.restore_state(network, end)
     child.memory, child.card = _remember(parent, rows, seed, memory_rows)
-    return Retrained(child, fit, predictions, start.new_categories)
+    return Retrained(child, fit, start.predictions, start.new_categories)
+
+
+def _train_controls(
+    parent: TrainedModel,
+    rows: Rows,
+    start: Start,
+    beginning: list[np.ndarray],
+    epochs: int,
+    options: dict[str, Any],
+) -> None:
+    """Train the controls in the child's network, and add their predictions."""
+    child, network = start.child, start.child.network
+    n_old = len(rows.replay) + int(rows.again.sum())
+    if n_old >= options["batch_size"]:
+        updates = epochs * -(-len(start.X) // options["batch_size"])
+        as_many = max(1, round(updates / -(-n_old // options["batch_size"])))
+        model_utils.restore_state(network, beginning)
+        model_utils.train_at(network, epochs=as_many, **_old_rows(start, rows), **options)
+        _add_predictions(start.predictions, CONTROL, child, rows)
+    if parent.scale:
+        fresh = model_utils.create_nn_model(
+            start.X.shape[1], scale=child.scale, seed=options["seed"]
+        )
+        model_utils.restore_state(network, model_utils.model_state(fresh))
+        model_utils.train_at(network, start.X, start.y, epochs=epochs, **options)
+        _add_predictions(start.predictions, SCRATCH, child, rows)
 
 
 def _old_rows(start: Start, rows: Rows) -> dict:
