@@ -166,8 +166,9 @@ def attribution(
     if new.low > 0:
         tail = f"{by_new} come with the new data, {by_more} from more training"
     else:
-        tail = f"{by_more} come from more training, the new data brought no proven gain: "
-        tail += format_interval(new, unit)
+        by_more = format_amount(more.estimate, unit, signed=True)
+        tail = f"{by_more} by more training and {format_interval(new, unit)} by the new data, "
+        tail += "which is no proven gain"
     return Attribution(total, more, new, f"{head}, {tail}")
 
 

@@ -282,16 +282,15 @@ def score(
     import figures
     import tabular
     from memory import HELD_OUT
-    from model_utils import TargetScale, evaluate_performance, model_predict
+    from model_utils import TargetScale, model_predict
 
     held_out = data.table.loc[data.sample[HELD_OUT]]
     y = held_out[args.target].to_numpy()
     prediction = model_predict(trained.network, tabular.encode(held_out, trained.preprocessor))
-    scores, scale = evaluate_performance(y, prediction), trained.scale or TargetScale()
-    metrics = {
-        "MAE": scores["MAE"],
-        "MSE": scores["MSE"],
-        "R2": scores["R²"],
+    scores = comparison.compare(y, {"model": prediction}).loc["model"]
+    scale = trained.scale or TargetScale()
+    metrics = {name.replace("²", "2"): float(value) for name, value in scores.items()}
+    metrics |= {
         "MAE_mean": float(np.abs(y - scale.mean).mean()),
         "weight_decay": fit.weight_decay,
     }

@@ -208,7 +208,7 @@ def metrics_of(result: "Retrained", evidence: "Evidence") -> dict[str, float]:
 
     metrics = {"weight_decay": result.fit.weight_decay}
     own = evidence.held_out["new"].scores.loc[RETRAINED]
-    metrics |= {"MAE": own["MAE"], "MSE": own["MSE"], "R2": own["R²"]}
+    metrics |= {name.replace("²", "2"): value for name, value in own.items()}
     for part, held_out in evidence.held_out.items():
         for model, scores in held_out.scores.iterrows():
             metrics |= {f"{part}/{k.replace('²', '2')}_{model}": v for k, v in scores.items()}

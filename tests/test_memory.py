@@ -4,7 +4,19 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from memory import GENERATION, HELD_OUT, PRIORITY, ROLE, TRAIN, Memory, assign_roles, remember
+import memory as module
+from memory import (
+    GENERATION,
+    HELD_OUT,
+    PRIORITY,
+    ROLE,
+    TRAIN,
+    Memory,
+    assign_roles,
+    contained,
+    draw,
+    remember,
+)
 from tabular import UserError
 
 RNG = np.random.default_rng
@@ -176,3 +188,63 @@ def test_kept_rows_have_the_smallest_priorities():
     for role in (TRAIN, HELD_OUT):
         smallest = np.sort(everything.part(role)[PRIORITY])[:30]
         np.testing.assert_array_equal(np.sort(some.part(role)[PRIORITY]), smallest)
+
+
+# --- in blocks
+
+
+def test_values_contained_are_those_that_numpy_finds(monkeypatch):
+    monkeypatch.setattr(module, "BLOCK", 64)
+    values = RNG(0).integers(0, 2**64, 1_000, dtype=np.uint64)
+    near = values[:300] + np.uint64(1)  # the same first bits, and not the same
+    reference = np.concatenate([values[::3], near, RNG(1).integers(0, 2**64, 50, dtype=np.uint64)])
+    expected = np.isin(values, reference)
+    assert 300 < expected.sum() < 700
+    np.testing.assert_array_equal(contained(values, reference), expected)
+    assert not contained(values, reference[:0]).any()
+
+
+@pytest.mark.parametrize("limit", [0, 30, 80, 81])
+def test_rows_drawn_do_not_depend_on_the_size_of_blocks(monkeypatch, limit):
+    hashes = as_hashes(range(100))
+    roles = assign_roles(hashes, Memory(), test_size=0.2, seed=0)
+    options = {"generation": 0, "limit": limit, "seed": 3}
+    expected = draw(hashes, roles, Memory(), **options)
+    monkeypatch.setattr(module, "BLOCK", 7)
+    drawn = draw(hashes, roles, Memory(), **options)
+    for role, n_rows in ((TRAIN, 80), (HELD_OUT, 20)):
+        assert len(drawn[role][0]) == min(limit, n_rows)
+        for ours, wanted in zip(drawn[role], expected[role], strict=True):
+            np.testing.assert_array_equal(ours, wanted)
+
+
+# --- too few rows
+
+
+def known(n_train, n_held_out):
+    """Remember so many rows: the numbers from 0, and from 1,000 on."""
+    numbers = as_hashes([*range(n_train), *range(1_000, 1_000 + n_held_out)])
+    roles = [TRAIN] * n_train + [HELD_OUT] * n_held_out
+    return Memory(seen=pd.DataFrame({"hash": numbers, ROLE: roles}))
+
+
+@pytest.mark.parametrize(("n_train", "n_held_out", "enough"), [(10, 2, 1), (9, 2, 0), (10, 1, 0)])
+def test_ten_rows_to_train_and_two_to_score_are_just_enough(n_train, n_held_out, enough):
+    memory = known(n_train, n_held_out)
+    hashes = memory.seen["hash"].to_numpy()
+    if enough:
+        roles = assign_roles(hashes, memory, test_size=0.2, seed=0)
+        assert (len(roles.train), len(roles.held_out)) == (n_train, n_held_out)
+        return
+    words = rf"leaves {n_train} rows to train on and {n_held_out} to score.*at least 10 and 2:"
+    with pytest.raises(UserError, match=words):
+        assign_roles(hashes, memory, test_size=0.2, seed=0)
+
+
+@pytest.mark.parametrize(("n_fresh", "n_held_out"), [(0, 0), (1, 0), (2, 1), (6, 2)])
+def test_of_fresh_rows_a_fifth_rounded_up_is_held_out_but_never_the_only_one(n_fresh, n_held_out):
+    memory = known(20, 5)
+    hashes = np.concatenate([memory.seen["hash"], as_hashes(range(2_000, 2_000 + n_fresh))])
+    roles = assign_roles(hashes, memory, test_size=0.2, seed=0)
+    assert len(roles.held_out) == 5 + n_held_out
+    assert len(roles.train) == 20 + n_fresh - n_held_out
