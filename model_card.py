@@ -13,9 +13,9 @@ from tabular import Schema
 MAX_NAMES, MAX_GENERATIONS, LONGEST = 12, 5, 40
 MOST = 4_000  # characters; a registry keeps 5,000, and the verdict stands before the card
 LIMITS = (
-    "Do not decide about anyone with it, and on no real loan. It learns what its data did, and "
-    "with that whom a bank discriminated against. The sample files of this project are synthetic "
-    "and discriminate on purpose, by nationality most of all.",
+    "Do not decide about anyone with it. It learns what its data hold, prejudice included; the "
+    "sample files of this project (loans) are synthetic and discriminate on purpose, by "
+    "nationality most of all.",
     "Its scores are those on held-out rows of the files above. They say nothing about other "
     "populations, other years, or why an amount is what it is.",
     "A sample of the rows it was trained on may lie inside it: whoever can read it can read them.",

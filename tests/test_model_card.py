@@ -19,8 +19,8 @@ def test_card_lies_in_every_model_with_its_result_first_and_all_sections(trained
         assert text.startswith(f"# Model card\n\n**{start}")
         places = [text.index(section) for section in SECTIONS]
         assert places == sorted(places)
-        assert "Do not decide about anyone with it, and on no real loan" in text
-        assert "whom a bank discriminated against" in text
+        assert "Do not decide about anyone with it" in text
+        assert "prejudice included" in text
         card = place.load(place.uri).card
         file = place.artifact(place.uri) / "artifacts" / "model_card.md"
         assert card["files"]["model_card.md"] == sha256(file)
