@@ -69,14 +69,13 @@ def assign_roles(
     was_held_out = contained(hashes, memory.hashes(HELD_OUT))
     was_trained = contained(hashes, memory.hashes(TRAIN)) & ~was_held_out
     fresh = np.flatnonzero(~was_held_out & ~was_trained).astype(np.int32)
-    shuffled = split_order(len(fresh), seed)
     n_held_out = math.ceil(test_size * len(fresh)) if len(fresh) > 1 else 0
     is_held_out = was_held_out.copy()
-    is_held_out[fresh[shuffled[:n_held_out]]] = True
+    is_held_out[fresh[split_order(len(fresh), seed)[:n_held_out]]] = True
     held_out = np.flatnonzero(is_held_out).astype(np.int32)
     train = np.flatnonzero(~is_held_out).astype(np.int32)
     # Rows are judged by content, since the same row may stand twice in one file.
-    impure = contained(hashes[train], hashes[held_out])
+    impure = contained(hashes, hashes[held_out])[train]
     counts = {
         "rows": len(hashes),
         "trained_on": int(len(train) - impure.sum()),
@@ -170,18 +169,35 @@ def remember(
 
     rows: found by their number in the index; those that `draw` returns are needed.
     """
-    parts, seen = [memory.rows], [memory.seen]
+    parts = [memory.rows]
     drawn = draw(hashes, roles, memory, generation=generation, limit=limit, seed=seed)
-    for role, numbers in ((TRAIN, roles.train), (HELD_OUT, roles.held_out)):
-        kept, priorities = drawn[role]
+    for role, (kept, priorities) in drawn.items():
         extra = {ROLE: role, GENERATION: generation, PRIORITY: priorities}
         parts.append(rows.loc[kept].assign(**extra))
-        new = hashes[_unseen(numbers, hashes, memory, role)]
-        new.sort()  # in place: rows may be many
-        new = new[np.concatenate([[True], new[1:] != new[:-1]])[: len(new)]]
-        codes = np.full(len(new), ROLES.index(role), np.int8)
-        seen.append(pd.DataFrame({"hash": new, ROLE: pd.Categorical.from_codes(codes, ROLES)}))
     everything = pd.concat([p for p in parts if len(p)] or parts[-1:], ignore_index=True)
     rank = everything.groupby(ROLE)[PRIORITY].rank(method="first")
     kept = everything[rank <= limit].reset_index(drop=True)
-    return Memory(kept, pd.concat([part for part in seen if len(part)], ignore_index=True))
+    return Memory(kept, _seen(memory, hashes, roles))
+
+
+def _seen(memory: Memory, hashes: np.ndarray, roles: Roles) -> pd.DataFrame:
+    """List the hashes of all rows seen so far, each once; in one array, since they may be many."""
+    end = len(memory.seen)
+    values = np.empty(end + len(roles.train) + len(roles.held_out), np.uint64)
+    codes = np.empty(len(values), np.int8)
+    values[:end] = memory.seen["hash"]
+    codes[:end] = memory.seen[ROLE].astype(pd.CategoricalDtype(ROLES)).cat.codes
+    for role, numbers in ((TRAIN, roles.train), (HELD_OUT, roles.held_out)):
+        numbers = _unseen(numbers, hashes, memory, role)
+        new = values[end : end + len(numbers)]
+        np.take(hashes, numbers, out=new, mode="clip")  # other modes copy
+        new.sort()
+        is_first = np.ones(len(new), bool)
+        np.not_equal(new[1:], new[:-1], out=is_first[1:])
+        n_distinct = int(is_first.sum())
+        if n_distinct < len(new):
+            new[:n_distinct] = new[is_first]
+        codes[end : end + n_distinct] = ROLES.index(role)
+        end += n_distinct
+    columns = {"hash": values[:end], ROLE: pd.Categorical.from_codes(codes[:end], ROLES)}
+    return pd.DataFrame(columns, copy=False)

@@ -115,7 +115,7 @@ class Source:
 
     def chunks(self, what: str = "", columns: list[str] | None = None) -> Iterator[pd.DataFrame]:
         """Read all rows in order, text as pandas categories; the index counts the rows."""
-        return _ahead(self._chunks(what, columns))
+        return ahead(self._chunks(what, columns))
 
     def _chunks(self, what: str, columns: list[str] | None) -> Iterator[pd.DataFrame]:
         start = 0
@@ -176,7 +176,7 @@ class Source:
         return stream, pd.concat([part.astype(text) for part in found])
 
 
-def _ahead(items: Iterator) -> Iterator:
+def ahead(items: Iterator) -> Iterator:
     """Make the next item in a thread while the caller works on the last one."""
     with ThreadPoolExecutor(1) as maker:
         following = maker.submit(next, items, None)
@@ -274,7 +274,7 @@ class DiskRows:
         last = (self.n_rows - 1) // self.rows_per_part
         # The last part may end in a batch that is too short: so does the epoch, then.
         numbers = [*rng.permutation(last), last]
-        for number, (X, y) in zip(numbers, _ahead(map(self.part, numbers)), strict=True):
+        for number, (X, y) in zip(numbers, ahead(map(self.part, numbers)), strict=True):
             n_rows = min(self.rows_per_part, self.n_rows - number * self.rows_per_part)
             yield X, y, rng.permutation(n_rows)
 

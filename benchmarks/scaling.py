@@ -19,7 +19,7 @@ import make_data
 from common import print_bar, print_table
 
 import streaming
-from model_utils import create_nn_model, scale_of, train_model
+from model_utils import create_nn_model, target_scale, train_model
 
 FEW, BATCH = 1_000_000, 4_096
 ONE_PASS, PREPARATION = "read, transform and write (1 pass)", "all preparation"
@@ -55,7 +55,7 @@ def rates(data: Path, folder: Path) -> dict[str, float]:
         totals = rows.stream.totals
         X = rows.stream.encode(rows.schema, totals.preprocessor(), BATCH, args.seed)
         encoded = time.perf_counter()
-        network = create_nn_model(X.shape[1], scale=scale_of(totals))
+        network = create_nn_model(X.shape[1], scale=target_scale(totals))
         train_model(network, X, None, epochs=1, batch_size=BATCH)  # compiles
         epoch = time.perf_counter()
         train_model(network, X, None, epochs=1, batch_size=BATCH)
