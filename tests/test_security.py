@@ -23,7 +23,7 @@ FORMULAS = ["=1+1", "+1+cmd", "-1-cmd", "@SUM(A1)"]
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory, trained, empty_store):
     """Train and retrain on tables whose texts, names and unit are attacks."""
-    place = type(trained)(tmp_path_factory.mktemp("hostile") / "inside")
+    place = type(trained)(tmp_path_factory.mktemp("hostile") / "inside", experiment="../../out")
     place.folder.mkdir()
     shutil.copy(empty_store, place.folder / "mlflow.db")
     rng = np.random.default_rng(3)
