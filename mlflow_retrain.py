@@ -206,9 +206,9 @@ def metrics_of(result: "Retrained", evidence: "Evidence") -> dict[str, float]:
     """Name every score and interval as the metrics that a run logs."""
     from comparison import RETRAINED
 
-    metrics = {"weight_decay": result.fit.weight_decay}
     own = evidence.held_out["new"].scores.loc[RETRAINED]
-    metrics |= {name.replace("²", "2"): value for name, value in own.items()}
+    metrics = {name.replace("²", "2"): value for name, value in own.items()}
+    metrics["weight_decay"] = result.fit.weight_decay
     for part, held_out in evidence.held_out.items():
         for model, scores in held_out.scores.iterrows():
             metrics |= {f"{part}/{k.replace('²', '2')}_{model}": v for k, v in scores.items()}
