@@ -36,12 +36,13 @@ def work(core: int, rows: int, epochs: int) -> None:
     X = rng.standard_normal((rows, FEATURES), dtype=np.float32)
     y = np.maximum(X[:, 0] + X[:, 1] * X[:, 2], 0) + 0.3 * rng.standard_normal(rows)
     options = {"batch_size": BATCH, "seed": 1, "spread": distributed.is_active()}
-    begun, model = [], model_utils.create_nn_model(FEATURES, seed=0)
+    scale = model_utils.target_scale(y)  # with it, the network is the one that the scripts train
+    begun, model = [], model_utils.create_nn_model(FEATURES, scale=scale, seed=0)
     clock = keras.callbacks.LambdaCallback(
         on_epoch_begin=lambda epoch, logs: begun.append(time.perf_counter())
     )
     model_utils.train_model(model, X, y, epochs=epochs + 2, callbacks=[clock], **options)
-    model = model_utils.create_nn_model(FEATURES, seed=0)
+    model = model_utils.create_nn_model(FEATURES, scale=scale, seed=0)
     model.compile(keras.optimizers.SGD(0.05), loss="mse")
     few = X[:SGD_ROWS], y[:SGD_ROWS]
     history = model_utils.train_model(model, *few, epochs=SGD_EPOCHS, **options)[1].history

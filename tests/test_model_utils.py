@@ -102,6 +102,15 @@ def test_network_is_64_32_1_and_its_seed_decides_its_weights():
     assert not same_bits(model, create_nn_model(7, seed=6))
 
 
+def test_network_is_smooth_with_a_scale_and_relu_without_unless_told_otherwise():
+    def activations(**options):
+        return [layer.activation.__name__ for layer in create_nn_model(7, **options).layers[:3]]
+
+    assert activations() == ["relu", "relu", "linear"]
+    assert activations(scale=TargetScale()) == ["gelu", "gelu", "linear"]
+    assert activations(scale=TargetScale(), activation="tanh") == ["tanh", "tanh", "linear"]
+
+
 @pytest.mark.parametrize("input_dim", [0, -1])
 def test_network_without_inputs_is_refused(input_dim):
     with pytest.raises(ValueError, match=f"Received: input_dim={input_dim}"):
@@ -133,7 +142,8 @@ def test_rescaled_drops_the_bound_that_new_targets_cross():
 @pytest.mark.parametrize("high", [None, 40_000.0])
 def test_output_layers_scale_exactly_and_clip_at_the_bounds(low, high):
     mean, scale = 10_000.0, 8_192.0
-    model = create_nn_model(1, scale=TargetScale(mean, scale, low, high))
+    bounds = TargetScale(mean, scale, low, high)
+    model = create_nn_model(1, scale=bounds, activation="relu")
     # The last Dense gives x for x >= 0 and -x for x < 0, less 4: relu(x) + relu(-x) - 4.
     first, second, last = (np.zeros(w.shape) for w in model.get_weights()[::2])
     first[0, :2], second[0, 0], second[1, 1], last[:2, 0] = [1, -1], 1, 1, 1
@@ -534,9 +544,10 @@ def test_state_comes_back_with_weights_and_optimizer_slots():
         restore_state(model, state[:-1])
 
 
+@pytest.mark.parametrize("activation", [None, "relu"])
 @pytest.mark.parametrize("scale", [None, TargetScale(0.5, 2.0, -4.0, 4.0)])
-def test_widened_network_predicts_the_same_bits_and_leaves_the_original_alone(scale):
-    model = create_nn_model(N_INPUTS, scale=scale, seed=0)
+def test_widened_network_predicts_the_same_bits_and_leaves_the_original_alone(scale, activation):
+    model = create_nn_model(N_INPUTS, scale=scale, activation=activation, seed=0)
     before = [RNG(0).normal(size=np.shape(value)) for value in model_state(model)]
     restore_state(model, before)  # no slot may be zero already
     before = model_state(model)
