@@ -259,6 +259,19 @@ def test_retraining_in_many_parts_trains_on_no_held_out_row_and_leaves_no_rows_b
     assert 0 < metrics["new/MAE_retrained"] < metrics["new/MAE_mean"]
 
 
+@pytest.mark.usefixtures("no_figures")
+def test_streamed_retraining_without_replay_gives_the_scores_of_the_one_in_memory(
+    workshop, files, monkeypatch
+):
+    monkeypatch.setattr(streaming, "CHUNK", 64)
+    scores = []
+    for how in ("--stream", "--no-stream"):
+        flags = ["--data", files / "new.csv", "--epochs", 2, "--replay", 0, "--promote", "never"]
+        assert workshop.retrain(*flags, how) == 0, workshop.err
+        scores.append(workshop.run.data.metrics)
+    assert scores[0] == pytest.approx(scores[1], rel=1e-4)
+
+
 # --- bad input, limits
 
 
