@@ -96,6 +96,7 @@ def track(args: argparse.Namespace, data: "Data", terminal: cli.Terminal) -> int
                 data.stream.source.report = progress.rows
             checkpoint.watchers = [model_utils.Watch(progress.epoch)]
             trained, X, y = building.result()
+            cli.background(model_store.look_through_packages)
             fit = fit_model(args, data, trained, X, y, checkpoint)
         model_store.save_preprocessor(trained.preprocessor, args.models_dir / "preprocessor.pkl")
         folder = args.models_dir / MODEL_NAME

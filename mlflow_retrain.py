@@ -125,10 +125,12 @@ def track(
             if rows.stream:
                 rows.stream.source.report = progress.rows
             checkpoint.watchers = [model_utils.Watch(progress.epoch)]
+            child = preparing.result()
+            cli.background(model_store.look_through_packages)
             result = retraining.retrain(
                 parent,
                 rows,
-                preparing.result(),
+                child,
                 controls=args.controls,
                 checkpoint=checkpoint,
                 **options,

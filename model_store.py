@@ -30,6 +30,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.types.schema import ColSpec, DataType, Schema
+from mlflow.utils.requirements_utils import warn_dependency_requirement_mismatches
 
 import cli
 import model_card
@@ -107,10 +108,23 @@ def save_model(
             python_model=str(HERE / "served_model.py"),
             mlflow_model=mlflow_model,
             artifacts=files,
-            pip_requirements=[f"{name}=={version(name)}" for name in PACKAGES],
+            pip_requirements=requirements(),
             signature=ModelSignature(outputs=Schema([ColSpec(DataType.double)])),
             input_example=_example(trained),
         )
+
+
+def requirements() -> list[str]:
+    """List the packages that a saved model needs, in their present versions."""
+    return [f"{name}=={version(name)}" for name in PACKAGES]
+
+
+def look_through_packages() -> None:
+    """Do ahead, in a thread, what takes MLflow a third of a second when it saves the first model.
+
+    It looks for the requirements among all files of all installed packages, and remembers them.
+    """
+    warn_dependency_requirement_mismatches(requirements())
 
 
 def _write_parts(folder: Path, trained: TrainedModel) -> dict[str, str]:

@@ -417,23 +417,25 @@ def _programs(model: keras.Model, data: tuple, batch_size: int) -> tuple:
     whole_batches, last_batch, test = _compile(model, batch_size, decays)
     found: dict[tuple, Callable] = {}
 
+    def call(program: Any, data: tuple, *others: Any) -> dict[str, float]:
+        # TensorFlow takes as long to look a program up as to run ten minibatches.
+        kind = program, *((v.shape, v.dtype) if tf.is_tensor(v) else v for v in (*data, *others))
+        if kind not in found:
+            found[kind] = program.get_concrete_function(data, *others)
+        return {name: float(value) for name, value in found[kind](data, *others).items()}
+
     def train(data: tuple, order: np.ndarray, is_first: bool) -> dict[str, float]:
         batches, rest = divmod(len(order), batch_size)
         padded = np.zeros(max(len(data[0]), batch_size), np.int32)
         padded[: len(order)] = order
         decay = tf.constant(optimizer.weight_decay if decays else 0.0, tf.float32)
-        arguments = data, tf.constant(padded), tf.constant(batches), decay, is_first
-        kind = is_first, *(None if v is None else (*v.shape, v.dtype) for v in data)
-        # TensorFlow takes as long to look the program up as to run ten minibatches.
-        if kind not in found:
-            found[kind] = whole_batches.get_concrete_function(*arguments)
-        logs = found[kind](*arguments)
+        logs = call(whole_batches, data, tf.constant(padded), tf.constant(batches), decay, is_first)
         if rest:
-            logs = last_batch(data, padded[len(order) - rest : len(order)], decay)
-        return {name: float(value) for name, value in logs.items()}
+            logs = call(last_batch, data, tf.constant(order[-rest:], tf.int32), decay)
+        return logs
 
     def evaluate(data: tuple) -> dict[str, float]:
-        return {name: float(value) for name, value in test(data).items()}
+        return call(test, data)
 
     # Not as an attribute: Keras would count the loss tracker in it as one more metric.
     vars(model)["_epoch_programs"] = key, (train, evaluate)

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 import mlflow
 import numpy as np
 import pandas as pd
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from mlflow import MlflowClient
 from mlflow.data.pandas_dataset import from_pandas
 from mlflow.entities import Metric, Param, RunTag
@@ -315,7 +316,8 @@ def log_figures(figures: Mapping[str, "Figure"]) -> None:
     """Log matplotlib figures as PNG files under `figures/`."""
     with tempfile.TemporaryDirectory() as folder:
         for name, figure in figures.items():
-            figure.savefig(Path(folder, f"{name}.png"), dpi=110)
+            # Not `savefig`: it draws everything twice.
+            FigureCanvasAgg(figure).print_png(Path(folder, f"{name}.png"))
         mlflow.log_artifacts(folder, "figures")
 
 

@@ -99,6 +99,12 @@ def test_row_alone_gets_the_bits_it_gets_among_others(served, rows, expected):
     np.testing.assert_array_equal(served.predict(rows.iloc[100:107]), expected[100:107])
 
 
+def test_row_gets_the_same_bits_at_every_place_of_a_long_table(served, rows, expected):
+    n_rows = 8_193  # more than a block, and one more than products are often cut into
+    everywhere = served.predict(rows.iloc[np.arange(n_rows) % 400])
+    np.testing.assert_array_equal(everywhere, expected[np.arange(n_rows) % 400])
+
+
 def test_order_of_columns_and_extra_ones_do_not_matter(served, trained, rows, expected):
     shuffled = rows[rows.columns[::-1]].assign(shoe_size=44, comment="none")
     np.testing.assert_array_equal(served.predict(shuffled), expected)
