@@ -198,8 +198,10 @@ def program(model: keras.Model, batch_size: int) -> Callable:
     compiled = partial(tf.function, jit_compile=_is_alone(), autograph=False)
 
     @compiled
-    def gradients(i: tf.Tensor, *rows: tf.Tensor) -> tf.Tensor:
-        X, y, weight, size = (part[i] for part in rows)
+    def gradients(i: tf.Tensor, data: tuple, *own: tf.Tensor) -> tf.Tensor:
+        numbers, weight, size = (part[i] for part in own)
+        X, y, given = (None if part is None else tf.gather(part, numbers) for part in data)
+        weight = weight if given is None else weight * given
         with tf.GradientTape() as tape:
             loss = model.compute_loss(X, y, model(X, training=True), weight)
         found = tape.gradient(loss, weights, unconnected_gradients="zero")
@@ -212,18 +214,16 @@ def program(model: keras.Model, batch_size: int) -> Callable:
         optimizer.apply(found, weights)
         return loss[0]
 
-    def own_rows(data: tuple, order: tf.Tensor) -> tuple:
+    def own_rows(order: tf.Tensor) -> tuple:
         replica = tf.distribute.get_replica_context().replica_id_in_sync_group
-        numbers, weight, sizes = shard(order, batch_size, replica)
-        X, y, given = (None if part is None else tf.gather(part, numbers) for part in data)
-        return X, y, weight if given is None else weight * given, sizes
+        return shard(order, batch_size, replica)
 
     @tf.function(autograph=False, reduce_retracing=True)
     def epoch(data: tuple, order: tf.Tensor) -> tf.Tensor:
-        rows = _strategy.run(own_rows, (data, order))
+        own = _strategy.run(own_rows, (order,))
 
         def body(i: tf.Tensor, total: tf.Tensor) -> tuple:
-            return i + 1, total + update(_sum(_strategy.run(gradients, (i, *rows))))
+            return i + 1, total + update(_sum(_strategy.run(gradients, (i, data, *own))))
 
         batches = -(-tf.size(order) // batch_size)
         state = (tf.constant(0), tf.constant(0.0))
