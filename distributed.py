@@ -199,7 +199,8 @@ def program(model: keras.Model, batch_size: int) -> Callable:
 
     @compiled
     def gradients(i: tf.Tensor, data: tuple, *own: tf.Tensor) -> tf.Tensor:
-        numbers, weight, size = (part[i] for part in own)
+        # An index in brackets must be known to XLA: it would compile anew for every minibatch.
+        numbers, weight, size = (tf.gather(part, i) for part in own)
         X, y, given = (None if part is None else tf.gather(part, numbers) for part in data)
         weight = weight if given is None else weight * given
         with tf.GradientTape() as tape:

@@ -29,6 +29,7 @@ else:  # two processors stand for two GPUs
     two = [tf.config.LogicalDeviceConfiguration()] * 2
     tf.config.set_logical_device_configuration(device, two)
     distributed._strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+os.environ["XLA_FLAGS"] += f" --xla_dump_to={os.getcwd()} --xla_dump_hlo_module_re=gradients"
 rng = np.random.default_rng(0)
 X = rng.normal(size=(301, 6))
 y = X[:, 0] - X[:, 1] ** 2 + rng.normal(size=301)
@@ -73,6 +74,7 @@ else:
     found["no all-reduce"] = mutant("_sum", unreduced)
     found["gradient divided by N"] = mutant("_sum", averaged)
     found["wrong shard"] = mutant("shard", same_shard)
+    found["compiled"] = sum(name.endswith(".before_optimizations.txt") for name in os.listdir())
 print(json.dumps(found))
 """
 
@@ -124,6 +126,11 @@ def test_all_workers_stop_early_at_the_same_epoch(trainings):
     stopped = [trainings[f"worker {i}"]["stopped"] for i in (0, 1)]
     assert stopped[0] == stopped[1]
     assert 1 < len(stopped[0]) < 10
+
+
+def test_training_compiles_one_program_whatever_its_minibatches(trainings):
+    n_trainings = len(trainings["worker 1"]) - 1
+    assert trainings["worker 1"]["compiled"] == n_trainings == 6
 
 
 # --- the scripts
