@@ -8,6 +8,7 @@ import contextlib
 import difflib
 import gc
 import json
+import math
 import os
 import re
 import shlex
@@ -20,7 +21,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 # What TensorFlow, its C++ libraries and Alembic write at every start, whatever happens.
 START_UP_NOISE = re.compile(
@@ -225,12 +226,13 @@ def _check_text(args: argparse.Namespace) -> None:
 
 
 @contextlib.contextmanager
-def quiet_start() -> Iterator[int]:
-    """Hold back what libraries write to file descriptor 2 while they start; give the real one.
+def quiet_start(text: str = "", quiet: bool = False) -> Iterator["Progress"]:
+    """Hold back what libraries write to file descriptor 2 while they start; show `text` meanwhile.
 
-    Their start-up noise is dropped; every other line is passed on afterwards, so that real
-    warnings and errors show. Python's garbage collector rests meanwhile, and leaves alone for good
-    what a first import made: going through those millions of objects again and again took seconds.
+    Gives the live line, whose `stream` is the real stderr. Their start-up noise is dropped; every
+    other line is passed on afterwards, so that real warnings and errors show. Python's garbage
+    collector rests meanwhile, and leaves alone for good what a first import made: going through
+    those millions of objects again and again took seconds.
     """
     first_import = "tensorflow" not in sys.modules
     if first_import:
@@ -238,18 +240,18 @@ def quiet_start() -> Iterator[int]:
     # A lost worker makes TensorFlow write pages that our own error says in one line.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3" if "TF_CONFIG" in os.environ else "2")
     sys.stderr.flush()
-    kept = os.dup(2)
-    with tempfile.TemporaryFile() as held:
+    with tempfile.TemporaryFile() as held, os.fdopen(os.dup(2), "w") as real:
         os.dup2(held.fileno(), 2)
         try:
-            yield kept
+            shown = text != "" and is_terminal(real) and not quiet
+            with Progress(text, shown, real) as progress:
+                yield progress
         finally:
             if first_import:
                 gc.freeze()
                 gc.enable()
             sys.stderr.flush()
-            os.dup2(kept, 2)
-            os.close(kept)
+            os.dup2(real.fileno(), 2)
             held.seek(0)
             for line in held.read().decode(errors="replace").splitlines():
                 if not START_UP_NOISE.match(line):
@@ -357,41 +359,61 @@ class Terminal:
 
     def progress(self, text: str) -> "Progress":
         """Show a live line while a block runs, on a terminal; in a pipe and in logs nothing."""
-        is_terminal = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
-        return Progress(text, is_terminal and not self.quiet)
+        return Progress(text, is_terminal(sys.stderr) and not self.quiet)
+
+
+def is_terminal(stream: TextIO) -> bool:
+    """Tell whether a line drawn there can be drawn over."""
+    return stream.isatty() and os.environ.get("TERM") != "dumb"
 
 
 class Progress:
-    """Keep one line of stderr up to date from a thread, and remove it at the end.
+    """Keep one line of a terminal up to date from a thread, and remove it at the end.
 
-    Whoever works only leaves words behind (`epoch`), so that drawing costs it nothing.
+    Whoever works only leaves words behind, so that drawing costs it nothing. `stream` is where the
+    line is drawn: stderr, or the real one while `quiet_start` holds it.
     """
 
     SECONDS, PATIENCE = 0.25, 0.5  # between two drawings; before the first one
 
-    def __init__(self, text: str, shown: bool) -> None:
+    def __init__(self, text: str, shown: bool, stream: TextIO | None = None) -> None:
         self.text, self.words, self.shown = text, text, shown
-        self.number, self.trainings, self.began, self.what = 0, 0, time.monotonic(), ""
+        self.stream = stream or sys.stderr
+        self.number, self.trainings, self.began, self.what = 0.0, 0, time.monotonic(), ""
         self.ended = threading.Event()
 
-    def epoch(self, number: int, epochs: int, loss: float) -> None:
-        """Tell that an epoch is over: its number, how many there are, its loss."""
+    def say(self, words: str) -> None:
+        """Tell what is being done, where nothing can be counted."""
+        self.words = f"{self.text}: {words}"
+
+    def epoch(self, number: float, epochs: int, loss: float, n_rows: int) -> None:
+        """Tell how many epochs are over (2.5: half of the third), of how many, and the loss so far.
+
+        `n_rows` is the number of rows in each of them, 0 where it is not known.
+        """
         now = time.monotonic()
         if number <= self.number or not self.trainings:
             self.trainings += 1
             self.first, self.since = number, now
-        self.number, done = number, number - self.first
-        left = f", {(now - self.since) / done * (epochs - number):.0f} s left" if done else ""
-        self.words = f"{self.text} {self.trainings}: epoch {number} of {epochs}, loss {loss:.4g}"
-        self.words += left
+        self.number, done, seconds = number, number - self.first, now - self.since
+        words = f"{self.text} {self.trainings}: epoch {math.ceil(number)} of {epochs}"
+        words += f", loss {loss:.4g}"
+        if done and seconds:
+            words += f", {done * n_rows / seconds:,.0f} rows/s" if n_rows else ""
+            words += f", {seconds / done * (epochs - number):.0f} s left"
+        self.words = words
 
-    def rows(self, what: str, done: int, total: int) -> None:
-        """Tell how many of all rows (or bytes) were read so far."""
+    def rows(self, what: str, done: int, total: int, unit: str = "rows") -> None:
+        """Tell how many of all rows (or of another unit) were worked off so far."""
         if what != self.what:
             self.what, self.since = what, time.monotonic()
         seconds = time.monotonic() - self.since
-        left = seconds / done * (total - done)
-        self.words = f"{self.text}: {what}, {done / total:.0%}, {left:.0f} s left"
+        words = f"{self.text}: {what}, {done / total:.0%}"
+        if seconds:
+            words += (
+                f", {done / seconds:,.0f} {unit}/s, {seconds / done * (total - done):.0f} s left"
+            )
+        self.words = words
 
     def __enter__(self) -> "Progress":
         self.thread = threading.Thread(target=self._draw, daemon=True)
@@ -411,7 +433,7 @@ class Progress:
             if seconds < self.PATIENCE:
                 continue
             line = f"{self.words} ({seconds:.0f} s)"[: shutil.get_terminal_size().columns - 1]
-            print(f"\r{line.ljust(width)}", end="", file=sys.stderr, flush=True)
+            print(f"\r{line.ljust(width)}", end="", file=self.stream, flush=True)
             width = len(line)
         if width:
-            print(f"\r{' ' * width}\r", end="", file=sys.stderr, flush=True)
+            print(f"\r{' ' * width}\r", end="", file=self.stream, flush=True)

@@ -13,10 +13,11 @@ import itertools
 import json
 import os
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, TextIO
 
 import keras
 import numpy as np
@@ -44,19 +45,19 @@ GROUP_KEY, _exchanges = 1_000_000, itertools.count(1_000_000)
 # --- who takes part ----------------------------------------------------------------------------
 
 
-def join(timeout: float, stderr: int = 2) -> None:
+def join(timeout: float, tell: Callable[[str], object] = str, stderr: TextIO | None = None) -> None:
     """Wait for the other workers of `TF_CONFIG`, or take all GPUs where there are several.
 
     Must come before any other use of TensorFlow. Without `TF_CONFIG` and with one GPU or none it
-    does nothing. Raises UserError when a worker has not come within `timeout` seconds; `stderr` is
-    the descriptor that the process ends on if one comes and goes at once.
+    does nothing. Raises UserError when a worker has not come within `timeout` seconds; `tell` is
+    told who is missing, `stderr` is where the process ends if one comes and goes at once.
     """
     global _strategy, _number
     addresses, number = read_cluster(os.environ.get("TF_CONFIG", ""))
     if len(addresses) > 1 and not is_active():
-        _meet(addresses, number, timeout)
+        _meet(addresses, number, timeout, tell)
         # A worker that dies right now would block this one for an hour, deaf to signals.
-        faulthandler.dump_traceback_later(timeout, exit=True, file=stderr)
+        faulthandler.dump_traceback_later(timeout, exit=True, file=stderr or sys.stderr)
         _strategy, _number = tf.distribute.MultiWorkerMirroredStrategy(), number
         faulthandler.cancel_dump_traceback_later()
     elif len(tf.config.list_physical_devices("GPU")) > 1 and not is_active():
@@ -111,7 +112,7 @@ def _port(address: str) -> int:
     return int(address.rpartition(":")[2])
 
 
-def _meet(addresses: list[str], number: int, timeout: float) -> None:
+def _meet(addresses: list[str], number: int, timeout: float, tell: Callable[[str], object]) -> None:
     """Wait until every worker listens: in Python, since TensorFlow's own wait knows no end."""
     missing = {i for i in range(len(addresses)) if i != number}
     deadline = time.monotonic() + timeout
@@ -125,8 +126,9 @@ def _meet(addresses: list[str], number: int, timeout: float) -> None:
     with listener:
         while missing:
             missing = {i for i in missing if not _listens(addresses[i])}
+            names = ", ".join(f"{i} ({addresses[i]})" for i in sorted(missing))
+            tell(f"waiting for worker {names}")
             if missing and time.monotonic() > deadline:
-                names = ", ".join(f"{i} ({addresses[i]})" for i in sorted(missing))
                 raise UserError(
                     f"worker {names} did not come within {timeout:g} s; expected the same command "
                     "there, with its own index in TF_CONFIG: start it, or raise --worker-timeout"

@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def train(args: argparse.Namespace) -> int:
     """Do the work of `main`, phase by phase."""
-    with cli.quiet_start() as stderr:
+    with cli.quiet_start("starting", args.quiet) as starting:
         import skops.io  # noqa: F401  (before TensorFlow: a second faster)
 
         import distributed
@@ -60,7 +60,7 @@ def train(args: argparse.Namespace) -> int:
         import streaming
         import tracking  # noqa: F401
 
-        distributed.join(args.worker_timeout, stderr)
+        distributed.join(args.worker_timeout, starting.say, starting.stream)
         model_utils.wake_device()
     terminal = cli.Terminal(args.quiet or not distributed.is_leader(), args.json)
     with streaming.workspace(args.models_dir) as folder:
@@ -83,7 +83,7 @@ def track(args: argparse.Namespace, data: "Data", terminal: cli.Terminal) -> int
         trained, X, y = building.result()
         fit_model(args, data, trained, X, y, model_utils.Checkpoint(None))
         return 0
-    client, experiment_id = tracking.connect(args.tracking_uri, args.experiment)
+    client, experiment_id = tracking.connect(args.tracking_uri, args.experiment, args.quiet)
     tags = {"phase": "training", "data_sha256": data.sha256}
     saved = tracking.checkpoint_file(args, __file__, data.sha256)
     checkpoint = model_utils.Checkpoint(saved, args.checkpoint_seconds)

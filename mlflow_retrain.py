@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def retrain(args: argparse.Namespace) -> int:
     """Do the work of `main`, phase by phase."""
-    with cli.quiet_start() as stderr:
+    with cli.quiet_start("starting", args.quiet) as starting:
         import skops.io  # noqa: F401  (before TensorFlow: a second faster)
 
         import distributed
@@ -60,10 +60,10 @@ def retrain(args: argparse.Namespace) -> int:
         import streaming
         import tracking
 
-        distributed.join(args.worker_timeout, stderr)
+        distributed.join(args.worker_timeout, starting.say, starting.stream)
         model_utils.wake_device()
     terminal = cli.Terminal(args.quiet or not distributed.is_leader(), args.json)
-    client, experiment_id = tracking.connect(args.tracking_uri, args.experiment)
+    client, experiment_id = tracking.connect(args.tracking_uri, args.experiment, args.quiet)
     champion = model_store.champion_version(client, args.model_name)
     uri = args.model_uri or f"models:/{args.model_name}@{model_store.CHAMPION}"
     parent = model_store.load_model(uri, args.models_dir / "preprocessor.pkl")
@@ -358,10 +358,10 @@ def conclude(
 
 def roll_back(args: argparse.Namespace) -> int:
     """Swap `@champion` and `@previous`."""
-    with cli.quiet_start():
+    with cli.quiet_start("starting", args.quiet):
         import model_store
         import tracking
-    client, _ = tracking.connect(args.tracking_uri, args.experiment)
+    client, _ = tracking.connect(args.tracking_uri, args.experiment, args.quiet)
     new, old = model_store.roll_back(client, args.model_name)
     terminal = cli.Terminal(args.quiet, args.json)
     terminal.say(f"{args.model_name}: version {new} is champion again, version {old} is @previous")

@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def score(args: argparse.Namespace) -> int:
     """Do the work of `main`, phase by phase."""
-    with cli.quiet_start():
+    with cli.quiet_start("starting", args.quiet):
         import model_store
         import model_utils
         import streaming
@@ -51,7 +51,7 @@ def score(args: argparse.Namespace) -> int:
 
         model_utils.wake_device()
     terminal = cli.Terminal(args.quiet, args.json)
-    tracking.connect(args.tracking_uri, args.experiment)
+    tracking.connect(args.tracking_uri, args.experiment, args.quiet)
     uri = args.model_uri or f"models:/{args.model_name}@{model_store.CHAMPION}"
     model = model_store.load_model(uri, args.models_dir / "preprocessor.pkl")
     with (

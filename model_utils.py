@@ -260,7 +260,7 @@ def train_model(
 
     settings: dict[str, Any] = {"epochs": epochs, "verbose": verbose}
     if reason is None:
-        settings["steps"] = -(-len(rows) // batch_size)
+        settings |= {"steps": -(-len(rows) // batch_size), "n_rows": len(rows)}
         passes: Iterator = ((epoch, parts(epoch)) for epoch in range(initial_epoch, epochs))
         if len(rows) > AHEAD_ROWS:
             passes = ahead(passes)
@@ -345,6 +345,7 @@ def _run_epochs(
 ) -> keras.callbacks.History:
     """Run epochs as `model.fit` does, callbacks included, one program call for each part."""
     train, evaluate = programs
+    watches = [callback for callback in callbacks if isinstance(callback, Watch)]
     log = keras.callbacks.CallbackList(
         list(callbacks),
         add_history=True,
@@ -356,8 +357,13 @@ def _run_epochs(
     log.on_train_begin()
     for epoch, parts in passes:
         log.on_epoch_begin(epoch)
-        for number, (data, order) in enumerate(parts):
-            logs = train(data, order, number == 0)
+        n_rows = 0
+        for data, order in parts:
+            logs = train(data, order, n_rows == 0)
+            n_rows += len(order)
+            if n_rows < settings["n_rows"]:  # the callbacks tell of the end
+                for watch in watches:
+                    watch.on_rows(epoch + n_rows / settings["n_rows"], logs)
         if validation:
             logs |= {f"val_{name}": value for name, value in evaluate(validation).items()}
         log.on_epoch_end(epoch, logs)
@@ -680,14 +686,19 @@ class Checkpoint(keras.callbacks.Callback):
 
 
 class Watch(keras.callbacks.Callback):
-    """Tell a function about every epoch: its number, how many there are, the loss."""
+    """Tell a function how far a training is: epochs done, of how many, the loss, rows in each."""
 
-    def __init__(self, tell: Callable[[int, int, float], None]) -> None:
+    def __init__(self, tell: Callable[[float, int, float, int], None]) -> None:
         super().__init__()
         self.tell = tell
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
-        self.tell(epoch + 1, self.params["epochs"], (logs or {}).get("loss", float("nan")))
+        self.on_rows(epoch + 1, logs or {})
+
+    def on_rows(self, done: float, logs: dict) -> None:
+        """Be told of epochs that need not be whole, where rows come in parts."""
+        loss, n_rows = logs.get("loss", float("nan")), self.params.get("n_rows", 0)
+        self.tell(done, self.params["epochs"], loss, n_rows)
 
 
 def train_at(

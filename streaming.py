@@ -32,10 +32,10 @@ SAMPLE_ROWS = 100_000  # of each role kept in memory: for scores, groups, drift 
 # A table in memory takes about this many bytes per cell, or per byte of CSV.
 CELL_BYTES, CSV_FACTOR = 64, 10
 IN_MEMORY_BYTES = 2 * 2**30
-Report = Callable[[str, int, int], None]  # what is done, rows done, rows in all
+Report = Callable[..., None]  # what is done, rows done, rows in all, their unit if another
 
 
-def silent(what: str, done: int, total: int) -> None:
+def silent(what: str, done: int, total: int, unit: str = "rows") -> None:
     """Report nothing."""
 
 
@@ -210,7 +210,7 @@ def _csv_to_parquet(file: Path, target: Path, report: Report) -> tuple[Path, lis
                 }
                 writer.write_table(pa.table(columns, schema))
                 n_rows += len(chunk)
-                report("parsing", stream.tell(), size)
+                report("parsing", stream.tell(), size, "bytes")
     if n_rows == 0:
         raise tabular.no_rows(file)
     return target, notes

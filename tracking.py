@@ -43,21 +43,23 @@ logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
 NOT_PART_OF_A_TRAINING = {"resume", "quiet", "json", "checkpoint_seconds", "worker_timeout"}
 NOT_PART_OF_A_TRAINING |= {"tracking_uri", "experiment"}
 HOST_TAG, PROCESS_TAG = "host", "process"
+OPENING = "opening MLflow's store"
 
 
 # --- store -------------------------------------------------------------------------------------
 
 
-def connect(tracking_uri: str, experiment: str) -> tuple[MlflowClient, str]:
+def connect(tracking_uri: str, experiment: str, quiet: bool = True) -> tuple[MlflowClient, str]:
     """Open the tracking store, making it where it does not exist; return (client, experiment id).
 
+    A terminal is shown that this is being done, unless `quiet`.
     Runs of this machine whose process is gone are marked KILLED on the way.
     Raises UserError when the store cannot be used.
     """
     if tracking_uri.startswith(("http://", "https://")):
         _check_server(tracking_uri)
     elif tracking_uri.startswith("sqlite:///"):
-        _check_sqlite(Path(tracking_uri.removeprefix("sqlite:///")))
+        _check_sqlite(Path(tracking_uri.removeprefix("sqlite:///")), quiet)
     else:
         known = ("postgresql", "mysql", "mssql", "databricks")
         if not tracking_uri.startswith(known):
@@ -68,7 +70,7 @@ def connect(tracking_uri: str, experiment: str) -> tuple[MlflowClient, str]:
     mlflow.set_tracking_uri(tracking_uri)
     client = MlflowClient(tracking_uri)
     try:
-        with cli.quiet_start():  # Alembic speaks while MLflow opens a database
+        with cli.quiet_start(OPENING, quiet):  # Alembic speaks while MLflow opens a database
             experiment_id = _experiment(client, tracking_uri, experiment)
         _sweep(client, experiment_id)
     except (MlflowException, OSError) as error:
@@ -97,7 +99,7 @@ def _check_server(uri: str) -> None:
         ) from error
 
 
-def _check_sqlite(file: Path) -> None:
+def _check_sqlite(file: Path, quiet: bool) -> None:
     if file.exists():
         try:
             with contextlib.closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True)) as database:
@@ -119,10 +121,10 @@ def _check_sqlite(file: Path) -> None:
         return
     if not file.absolute().parent.is_dir():
         raise UserError(f"no folder {file.absolute().parent} for the database; create it first")
-    _create_sqlite(file)
+    _create_sqlite(file, quiet)
 
 
-def _create_sqlite(file: Path) -> None:
+def _create_sqlite(file: Path, quiet: bool) -> None:
     """Create an MLflow database under another name and publish it complete.
 
     Several first runs at once would otherwise create the tables in each other's way; the link
@@ -133,7 +135,7 @@ def _create_sqlite(file: Path) -> None:
     try:
         with tempfile.TemporaryDirectory(prefix=".mlflow-", dir=file.absolute().parent) as folder:
             new = Path(folder, "new.db")
-            with cli.quiet_start():
+            with cli.quiet_start(OPENING, quiet):
                 store = SqlAlchemyStore(f"sqlite:///{new}", str(file.absolute().parent / "mlruns"))
             store.engine.dispose()
             with contextlib.suppress(FileExistsError):

@@ -4,8 +4,9 @@ python benchmarks/workers.py
 python benchmarks/workers.py --rows 200000 --turns 1
 
 The turns follow each other in the same two processes, so that a change of the machine's speed hits
-both: worker 0 trains alone while worker 1 waits, then both train. Each turn compiles its own program.
-Prints rows/s of both, the ratio within each turn, and how far the losses of ten epochs of SGD lie apart.
+both: worker 0 trains alone while worker 1 waits, then both train. Each turn compiles its own
+program. Prints rows/s of both, the ratio within each turn, and how far the losses of ten epochs of
+SGD lie apart.
 """
 
 import argparse

@@ -357,9 +357,65 @@ def shown_while_training(monkeypatch, stream, quiet=False):
     monkeypatch.setattr(cli.Progress, "PATIENCE", 0.0)
     with cli.Terminal(quiet).progress("training") as progress:
         for epoch in (1, 2, 1, 30):
-            progress.epoch(epoch, 60, 1234.5)
+            progress.epoch(epoch, 60, 1234.5, 0)
         time.sleep(0.1)
     return stream.getvalue()
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Let time stand still until a test moves it: clock[0] is the second."""
+    now = [100.0]
+    monkeypatch.setattr(cli.time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_progress_of_a_training_tells_rows_per_second_and_time_left(clock):
+    progress = cli.Progress("training", shown=False)
+    progress.epoch(0.25, 60, 0.5, 2_000)
+    assert progress.words == "training 1: epoch 1 of 60, loss 0.5"
+    clock[0] += 2
+    progress.epoch(2.25, 60, 0.25, 2_000)
+    words = "training 1: epoch 3 of 60, loss 0.25, 2,000 rows/s, 58 s left"
+    assert progress.words == words
+    progress.epoch(1, 60, 0.5, 2_000)
+    assert progress.words == "training 2: epoch 1 of 60, loss 0.5"
+
+
+def test_progress_of_a_pass_over_rows_tells_rows_per_second_and_time_left(clock):
+    progress = cli.Progress("reading big.csv", shown=False)
+    progress.rows("parsing", 0, 3_000_000, "bytes")
+    clock[0] += 2
+    progress.rows("parsing", 1_000_000, 3_000_000, "bytes")
+    assert progress.words == "reading big.csv: parsing, 33%, 500,000 bytes/s, 4 s left"
+    progress.rows("checking", 0, 100)
+    clock[0] += 1
+    progress.rows("checking", 50, 100)
+    assert progress.words == "reading big.csv: checking, 50%, 50 rows/s, 1 s left"
+
+
+def test_start_of_the_libraries_is_shown_on_the_terminal_that_they_are_kept_from(monkeypatch):
+    monkeypatch.setattr(cli.Progress, "SECONDS", 0.01)
+    monkeypatch.setattr(cli.Progress, "PATIENCE", 0.0)
+    monkeypatch.setenv("TERM", "xterm")
+    leader, follower = os.openpty()
+    kept = os.dup(2)
+    os.dup2(follower, 2)
+    try:
+        with cli.quiet_start("starting") as starting:
+            os.write(2, b"I0000 noise of a library\n")
+            starting.say("waiting for worker 1")
+            time.sleep(0.1)
+        with cli.quiet_start("starting", quiet=True), cli.quiet_start():
+            time.sleep(0.1)
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+    shown = os.read(leader, 10_000).decode()
+    os.close(leader), os.close(follower)
+    assert "\rstarting: waiting for worker 1 (0 s)" in shown
+    assert not shown.split("\r")[-2].strip()
+    assert "noise" not in shown
 
 
 def test_progress_is_one_line_with_epoch_loss_and_time_left_that_goes_away(monkeypatch):
@@ -386,8 +442,8 @@ def test_training_and_controls_are_followed_epoch_by_epoch(
     assert workshop.retrain("--data", files / "new.csv", "--epochs", 2) == 0, workshop.err
     starts = [i for i, (number, *_) in enumerate(told) if number == 1]
     assert len(starts) == 3 * 2 + 1 + 2  # three weight decays, the final training, two controls
-    assert {epochs for _, epochs, _ in told} > {2}
-    assert all(loss > 0 for *_, loss in told)
+    assert {epochs for _, epochs, *_ in told} > {2}
+    assert all(loss > 0 and n_rows > 0 for *_, loss, n_rows in told)
     assert "epoch" not in workshop.out + workshop.err
 
 

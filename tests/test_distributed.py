@@ -255,6 +255,13 @@ def test_second_worker_of_a_retraining_trains_and_leaves_no_trace(
     assert len(workshop.runs()) == 1
 
 
+def test_wait_for_a_worker_tells_who_is_missing(monkeypatch):
+    addresses, told = json.loads(configurations()[0])["cluster"]["worker"], []
+    with pytest.raises(UserError, match="did not come"):
+        distributed._meet(addresses, 0, 0.3, told.append)
+    assert set(told) == {f"waiting for worker 1 ({addresses[1]})"}
+
+
 def test_worker_that_never_comes_ends_the_wait_with_its_name(fresh_place, files, monkeypatch):
     config = configurations()[0]
     missing = json.loads(config)["cluster"]["worker"][1]

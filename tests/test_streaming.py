@@ -15,7 +15,7 @@ import memory
 import streaming
 import tabular
 from memory import HELD_OUT, TRAIN, Memory, assign_roles
-from model_utils import create_nn_model, split, target_scale, train_model
+from model_utils import Watch, create_nn_model, split, target_scale, train_model
 from streaming import DiskRows, Source
 from tabular import UserError
 
@@ -216,6 +216,23 @@ def test_training_on_parts_makes_the_updates_of_the_same_rows_in_memory(on_disk)
     for ours, theirs in zip(model.get_weights(), twin.get_weights(), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(history.history["loss"][-1], expected.history["loss"][0], rtol=1e-5)
+
+
+def test_parts_of_an_epoch_are_told_as_parts_of_it(on_disk):
+    _, _, rows = on_disk
+    told = []
+    watch = Watch(lambda *values: told.append(values))
+    model = create_nn_model(rows.shape[1], seed=1)
+    train_model(model, rows, None, epochs=2, batch_size=32, seed=4, callbacks=[watch])
+    done, epochs, losses, n_rows = zip(*told, strict=True)
+    n_parts = -(-len(rows) // rows.rows_per_part)
+    assert len(done) == 2 * n_parts
+    assert done[n_parts - 1 :: n_parts] == (1, 2)
+    assert np.diff(done).min() > 0
+    assert done[0] == rows.rows_per_part / len(rows)
+    assert set(epochs) == {2}
+    assert set(n_rows) == {len(rows)}
+    assert np.isfinite(losses).all()
 
 
 # --- the scripts
