@@ -235,9 +235,11 @@ def train_model(
     Returns (model, history), the same model and its `keras.callbacks.History`; history is None when
     worker 0 starts no further training.
     """
-    data = _as_tensors(*X.part(0)) if isinstance(X, DiskRows) else _as_tensors(X, y, sample_weight)
+    on_disk, n_rows = isinstance(X, DiskRows), len(X) if rows is None else len(rows)
+    data = _as_tensors(*X.part(0)) if on_disk else _as_tensors(X, y, sample_weight)
     validation = None if X_val is None else _as_tensors(X_val, y_val, None)
-    rows = np.arange(len(X)) if rows is None else np.asarray(rows)
+    if rows is None and not on_disk:  # whose parts are numbered by themselves
+        rows = np.arange(n_rows)
     seed = np.random.randint(2**31) if seed is None else seed
     if spread:
         agreed, reason = distributed.agree(model, initial_epoch), None
@@ -253,23 +255,23 @@ def train_model(
         return shuffled.astype(np.int32)  # NumPy shuffles 64 bits faster
 
     def parts(epoch: int) -> Iterable[tuple[tuple, np.ndarray]]:
-        if isinstance(X, DiskRows):
+        if on_disk:
             rng = np.random.default_rng([seed, epoch])
             return ((_as_tensors(*part), chosen) for *part, chosen in X.parts(rng))
         return [(data, order(epoch))]
 
     settings: dict[str, Any] = {"epochs": epochs, "verbose": verbose}
     if reason is None:
-        settings |= {"steps": -(-len(rows) // batch_size), "n_rows": len(rows)}
+        settings |= {"steps": -(-n_rows // batch_size), "n_rows": n_rows}
         passes: Iterator = ((epoch, parts(epoch)) for epoch in range(initial_epoch, epochs))
-        if len(rows) > AHEAD_ROWS:
+        if n_rows > AHEAD_ROWS:
             passes = ahead(passes)
         return model, _run_epochs(model, programs, validation, passes, callbacks, settings)
-    if isinstance(X, DiskRows):
+    if on_disk:
         raise ValueError(f"rows on disk need a model that XLA can compile, but {reason}")
     warnings.warn(f"model.fit trains this model, more slowly: {reason}", stacklevel=2)
     settings["initial_epoch"] = initial_epoch
-    minibatches = _Minibatches(data, order, len(rows), batch_size)
+    minibatches = _Minibatches(data, order, n_rows, batch_size)
     return model, _fit(model, minibatches, validation, callbacks, settings)
 
 

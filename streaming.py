@@ -26,7 +26,7 @@ from tabular import Schema, UserError
 if TYPE_CHECKING:
     from sklearn.compose import ColumnTransformer
 
-CHUNK = 131_072  # rows read at once
+CHUNK = 262_144  # rows read at once
 PART_BYTES = 32 * 2**20  # of a part of the rows on disk: some of them are in memory at once
 SAMPLE_ROWS = 100_000  # of each role kept in memory: for scores, groups, drift and figures
 # A table in memory takes about this many bytes per cell, or per byte of CSV.
@@ -228,9 +228,11 @@ class DiskRows:
         check_disk(folder, n_rows * (4.0 * (width + 1) + 8))
         shape = (n_rows, width + 1)
         self._values = np.memmap(folder / "rows", np.float32, "w+", shape=shape)
+        self._file = (folder / "rows").open("r+b", buffering=0)
         self._places = np.memmap(folder / "places", np.int64, "w+", shape=n_rows)
         # Which part each row goes to; a shuffle makes the parts' sizes exact.
-        self._part_of = (np.arange(n_rows, dtype=np.int32) // self.rows_per_part).astype(np.int16)
+        numbers = np.arange(-(-n_rows // self.rows_per_part), dtype=np.int16)
+        self._part_of = np.repeat(numbers, self.rows_per_part)[:n_rows]
         np.random.default_rng(seed).shuffle(self._part_of)
         self._next = np.arange(0, n_rows, self.rows_per_part)
         self._written = 0
@@ -251,11 +253,16 @@ class DiskRows:
         ends = np.cumsum(counts)
         for part in np.flatnonzero(counts):
             own = slice(ends[part] - counts[part], ends[part])
-            places = slice(self._next[part], self._next[part] + counts[part])
-            self._values[places] = values[own]
-            self._places[self._written + order[own]] = np.arange(places.start, places.stop)
-            self._next[part] += counts[part]
+            start, stop = self._next[part], self._next[part] + counts[part]
+            # Not into the memory map, where the first touch of every page costs more than writing
+            # it, and a disk that is full kills the process.
+            self._file.seek(start * values.strides[0])
+            values[own].tofile(self._file)
+            self._places[self._written + order[own]] = np.arange(start, stop)
+            self._next[part] = stop
         self._written += len(X)
+        if self._written == self.n_rows:
+            del self._part_of  # two bytes a row
 
     def take(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Read some rows by number, in the order they were written: (X, y)."""
