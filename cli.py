@@ -163,8 +163,16 @@ def run(script: Callable[[argparse.Namespace], int], args: argparse.Namespace) -
 
 
 def leave(exit_code: int) -> None:
-    """End the process; what is still in memory need not be searched for garbage first."""
+    """End the process; what is still in memory need not be searched for garbage first.
+
+    After an error or an interruption, threads that still work on rows need not be waited for.
+    """
     gc.freeze()
+    if exit_code:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError):
+                stream.flush()
+        os._exit(exit_code)
     sys.exit(exit_code)
 
 

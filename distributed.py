@@ -12,8 +12,10 @@ import faulthandler
 import itertools
 import json
 import os
+import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -38,6 +40,8 @@ LOST = (
 # TensorFlow allows one cluster per process.
 _strategy: Any = None
 _number = 0
+WATCH_SECONDS, MISSES = 2.0, 3  # a worker that does not listen so often is gone
+_watch_over = threading.Event()
 # Names of our own exchanges, far from TensorFlow's; all workers write theirs in the same order.
 GROUP_KEY, _exchanges = 1_000_000, itertools.count(1_000_000)
 
@@ -60,6 +64,7 @@ def join(timeout: float, tell: Callable[[str], object] = str, stderr: TextIO | N
         faulthandler.dump_traceback_later(timeout, exit=True, file=stderr or sys.stderr)
         _strategy, _number = tf.distribute.MultiWorkerMirroredStrategy(), number
         faulthandler.cancel_dump_traceback_later()
+        _watch([address for i, address in enumerate(addresses) if i != number])
     elif len(tf.config.list_physical_devices("GPU")) > 1 and not is_active():
         _strategy = tf.distribute.MirroredStrategy()
 
@@ -143,6 +148,36 @@ def _listens(address: str) -> bool:
     return False
 
 
+def _watch(addresses: list[str]) -> None:
+    """Raise UserError in the main thread when one of the others is gone.
+
+    TensorFlow notices that in an exchange; before the first one, rows may be read for long.
+    """
+    _watch_over.clear()
+    missed = dict.fromkeys(addresses, 0)
+
+    def stop(*_: object) -> None:
+        if not _watch_over.is_set():
+            raise _lost(max(missed, key=missed.__getitem__))
+
+    def look() -> None:
+        while max(missed.values()) < MISSES:
+            if _watch_over.wait(WATCH_SECONDS):
+                return
+            missed.update({a: 0 if _listens(a) else n + 1 for a, n in missed.items()})
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+
+    signal.signal(signal.SIGUSR1, stop)
+    threading.Thread(target=look, daemon=True).start()
+
+
+def _lost(what: str) -> UserError:
+    return UserError(
+        f"worker {_number} lost another worker ({what}); expected all to run to the end: start all "
+        "of them again, with --resume for the last checkpoint"
+    )
+
+
 # --- one training, shared out ------------------------------------------------------------------
 
 
@@ -151,10 +186,7 @@ def _told_when_lost() -> Iterator[None]:
     try:
         yield
     except LOST as error:
-        raise UserError(
-            f"worker {_number} lost another worker ({type(error).__name__}); expected "
-            "all to run to the end: start all of them again, with --resume for the last checkpoint"
-        ) from error
+        raise _lost(type(error).__name__) from error
 
 
 def agree(model: keras.Model, initial_epoch: int) -> int | None:
@@ -162,6 +194,7 @@ def agree(model: keras.Model, initial_epoch: int) -> int | None:
 
     Returns the first epoch, or None when worker 0 is done and starts no training any more.
     """
+    _watch_over.set()
     optimizer = model.optimizer
     optimizer.build(model.trainable_variables)
     go, first, decay = _from_leader(np.array([1, initial_epoch, optimizer.weight_decay or 0]))
@@ -182,6 +215,7 @@ def agree(model: keras.Model, initial_epoch: int) -> int | None:
 def release() -> None:
     """Let the other workers end; for worker 0, when all is written."""
     if is_active():
+        _watch_over.set()
         with contextlib.suppress(UserError):  # nothing needs them any more
             _from_leader(np.zeros(3))
 

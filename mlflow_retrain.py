@@ -60,7 +60,8 @@ def retrain(args: argparse.Namespace) -> int:
         import streaming
         import tracking
 
-        distributed.join(args.worker_timeout, starting.say, starting.stream)
+        if not args.dry_run:
+            distributed.join(args.worker_timeout, starting.say, starting.stream)
         model_utils.wake_device()
     terminal = cli.Terminal(args.quiet or not distributed.is_leader(), args.json)
     client, experiment_id = tracking.connect(args.tracking_uri, args.experiment, args.quiet)

@@ -468,6 +468,20 @@ def test_quiet_terminal_prints_nothing(capsys):
     assert capsys.readouterr() == ("", "")
 
 
+def test_error_does_not_wait_for_work_in_the_background(launch):
+    program = f"""
+import sys, time
+sys.path.insert(0, {str(ROOT)!r})
+import cli
+cli.background(time.sleep, 60)
+print("said before")
+cli.leave(2)
+"""
+    process = launch("-c", program)
+    assert process.wait(20) == 2
+    assert process.out == "said before\n"
+
+
 def test_work_in_the_background_gives_its_result_or_its_error():
     assert cli.background(pow, 2, 5).result() == 32
     with pytest.raises(ZeroDivisionError):

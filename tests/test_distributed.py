@@ -12,6 +12,7 @@ import pytest
 from conftest import ROOT, Place
 
 import distributed
+from model_utils import create_nn_model
 from tabular import UserError
 
 # One worker, or one process with two replicas: trains the same network in several ways.
@@ -253,6 +254,36 @@ def test_second_worker_of_a_retraining_trains_and_leaves_no_trace(
     assert len(calls) == 1
     assert (workshop.out, workshop.err) == ("", "")
     assert len(workshop.runs()) == 1
+
+
+@pytest.fixture
+def watched(monkeypatch):
+    """Watch one other worker, whose listener is given; leave no watch behind."""
+    monkeypatch.setattr(distributed, "WATCH_SECONDS", 0.02)
+    before = signal.getsignal(signal.SIGUSR1)
+    with socket.create_server(("127.0.0.1", 0), backlog=1000) as listener:
+        yield SimpleNamespace(
+            address=f"127.0.0.1:{listener.getsockname()[1]}", close=listener.close
+        )
+    distributed._watch_over.set()
+    time.sleep(0.1)
+    signal.signal(signal.SIGUSR1, before)
+
+
+def test_worker_that_goes_while_rows_are_read_ends_the_others_by_its_name(watched):
+    distributed._watch([watched.address])
+    time.sleep(0.3)  # it listens
+    watched.close()
+    with pytest.raises(UserError, match=f"lost another worker \\({watched.address}\\)"):
+        time.sleep(5)
+
+
+def test_nobody_is_watched_once_gradients_are_exchanged(watched, monkeypatch):
+    distributed._watch([watched.address])
+    monkeypatch.setattr(distributed, "_from_leader", lambda values: [0, 0, 0])
+    assert distributed.agree(create_nn_model(2), 0) is None
+    watched.close()
+    time.sleep(0.3)
 
 
 def test_wait_for_a_worker_tells_who_is_missing(monkeypatch):
