@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, Place
 
+import cli
 import distributed
 from model_utils import create_nn_model
 from tabular import UserError
@@ -77,6 +78,9 @@ else:
     found["no all-reduce"] = mutant("_sum", unreduced)
     found["gradient divided by N"] = mutant("_sum", averaged)
     found["wrong shard"] = mutant("shard", same_shard)
+    found["connections"] = len(distributed._peers)
+    distributed._peers.clear()
+    found["TensorFlow's exchange"] = losses(64)
     found["compiled"] = sum(name.endswith(".before_optimizations.txt") for name in os.listdir())
 print(json.dumps(found))
 """
@@ -119,6 +123,14 @@ def test_losses_are_those_of_one_worker_whatever_the_tail(trainings, who, batch_
     assert relative_error(several, one) < 1e-5
 
 
+def test_losses_are_the_same_where_workers_reach_each_other_through_tensorflow_alone(trainings):
+    assert [trainings[f"worker {i}"]["connections"] for i in (0, 1)] == [1, 1]
+    assert (
+        relative_error(trainings["worker 0"]["TensorFlow's exchange"], trainings["worker 0"]["64"])
+        < 1e-6
+    )
+
+
 @pytest.mark.parametrize("mutant", ["no all-reduce", "gradient divided by N", "wrong shard"])
 def test_wrong_exchanges_would_fail_that_comparison(trainings, mutant):
     one = trainings["replicas"]["one 64"]
@@ -132,8 +144,8 @@ def test_all_workers_stop_early_at_the_same_epoch(trainings):
 
 
 def test_training_compiles_one_program_whatever_its_minibatches(trainings):
-    n_trainings = len(trainings["worker 1"]) - 1
-    assert trainings["worker 1"]["compiled"] == n_trainings == 7
+    n_trainings = len(trainings["worker 1"]) - 2
+    assert trainings["worker 1"]["compiled"] == n_trainings == 8
 
 
 # --- the scripts
@@ -254,6 +266,43 @@ def test_second_worker_of_a_retraining_trains_and_leaves_no_trace(
     assert len(calls) == 1
     assert (workshop.out, workshop.err) == ("", "")
     assert len(workshop.runs()) == 1
+
+
+@pytest.fixture
+def connected(monkeypatch):
+    """Connect worker 1 to worker 0, this process, after a stranger; give worker 1's end."""
+    told = []
+    tell = lambda values: (told.append(values), values.astype(float))[1]  # noqa: E731
+    monkeypatch.setattr(distributed, "_from_leader", tell)
+    monkeypatch.setattr(distributed, "_peers", [])
+    connecting = cli.background(distributed._connect, ["127.0.0.1:1", "127.0.0.1:2"])
+    deadline = time.monotonic() + 10
+    while len(told) < 2 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    address = ("127.0.0.1", int(told[1][0]))
+    with socket.create_connection(address) as stranger, socket.create_connection(address) as worker:
+        stranger.sendall(bytes(16) + b"\1\0\0\0")
+        worker.sendall(told[0].tobytes() + b"\1\0\0\0")
+        connecting.result(10)
+        yield worker
+    for peer in distributed._peers:
+        peer.close()
+
+
+def test_vectors_are_added_up_with_those_of_workers_and_not_of_strangers(connected):
+    assert len(distributed._peers) == 1
+    adding = cli.background(distributed._add_up, np.array([1, 2], np.float32))
+    connected.sendall(np.array([10, 20], np.float32).tobytes()[:3])
+    time.sleep(0.05)
+    connected.sendall(np.array([10, 20], np.float32).tobytes()[3:])
+    assert adding.result(10).tolist() == [11, 22]
+    assert np.frombuffer(connected.recv(8), np.float32).tolist() == [11, 22]
+
+
+def test_worker_that_closes_its_connection_is_an_error_and_no_wait(connected):
+    connected.close()
+    with pytest.raises(ConnectionError):
+        distributed._add_up(np.array([1, 2], np.float32))
 
 
 @pytest.fixture
