@@ -264,7 +264,7 @@ def program(model: keras.Model, batch_size: int) -> Callable:
     same update: their variables stay equal without being exchanged. XLA compiles both halves, but
     no exchange between CPUs, and no replica that is not alone in its process. A share is worked
     off in blocks whose activations stay in the processor's cache, which two processes would
-    otherwise contend for: a third faster.
+    otherwise contend for: about a fifth faster.
 
     Returns `train(data, order, is_first)`, which gives the epoch's logs so far: the updates are
     those of one worker with the same order. Every worker must call it with the same data.
