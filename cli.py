@@ -417,7 +417,7 @@ class Progress:
             self.what, self.since = what, time.monotonic()
         seconds = time.monotonic() - self.since
         words = f"{self.text}: {what}, {done / total:.0%}"
-        if seconds:
+        if done and seconds:
             words += (
                 f", {done / seconds:,.0f} {unit}/s, {seconds / done * (total - done):.0f} s left"
             )

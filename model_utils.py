@@ -238,8 +238,8 @@ def train_model(
     on_disk, n_rows = isinstance(X, DiskRows), len(X) if rows is None else len(rows)
     data = _as_tensors(*X.part(0)) if on_disk else _as_tensors(X, y, sample_weight)
     validation = None if X_val is None else _as_tensors(X_val, y_val, None)
-    if rows is None and not on_disk:  # whose parts are numbered by themselves
-        rows = np.arange(n_rows)
+    if not on_disk:  # whose parts are numbered by themselves
+        rows = np.arange(n_rows) if rows is None else np.asarray(rows)
     seed = np.random.randint(2**31) if seed is None else seed
     if spread:
         agreed, reason = distributed.agree(model, initial_epoch), None

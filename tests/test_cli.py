@@ -386,6 +386,8 @@ def test_progress_of_a_pass_over_rows_tells_rows_per_second_and_time_left(clock)
     progress = cli.Progress("reading big.csv", shown=False)
     progress.rows("parsing", 0, 3_000_000, "bytes")
     clock[0] += 2
+    progress.rows("parsing", 0, 3_000_000, "bytes")
+    assert progress.words == "reading big.csv: parsing, 0%"
     progress.rows("parsing", 1_000_000, 3_000_000, "bytes")
     assert progress.words == "reading big.csv: parsing, 33%, 500,000 bytes/s, 4 s left"
     progress.rows("checking", 0, 100)

@@ -272,8 +272,9 @@ def test_every_row_is_visited_once_an_epoch_in_an_order_that_changes():
     assert len({tuple(visit) for visit in visits}) > 1
 
 
-def test_rows_trains_on_that_part_alone():
-    part = np.array([3, 50, 7, 20, 69, 4, 33, 12, 5, 1])
+@pytest.mark.parametrize("kind", [np.array, list])
+def test_rows_trains_on_that_part_alone(kind):
+    part = kind([3, 50, 7, 20, 69, 4, 33, 12, 5, 1])
     options = {"epochs": 2, "batch_size": 4, "shuffle": False}
     ours, theirs = network(), network()
     sample_weight = {"sample_weight": WEIGHTS}
