@@ -68,7 +68,7 @@ def join(timeout: float, tell: Callable[[str], object] = str, stderr: TextIO | N
         faulthandler.dump_traceback_later(timeout, exit=True, file=stderr or sys.stderr)
         _strategy, _number = tf.distribute.MultiWorkerMirroredStrategy(), number
         if not tf.config.list_physical_devices("GPU"):
-            _connect(addresses)
+            _connect(addresses, min(CONNECT_SECONDS, timeout / 4))
         faulthandler.cancel_dump_traceback_later()
         _watch([address for i, address in enumerate(addresses) if i != number])
     elif len(tf.config.list_physical_devices("GPU")) > 1 and not is_active():
@@ -138,7 +138,7 @@ def _meet(addresses: list[str], number: int, timeout: float, tell: Callable[[str
         while missing:
             missing = {i for i in missing if not _listens(addresses[i])}
             names = ", ".join(f"{i} ({addresses[i]})" for i in sorted(missing))
-            tell(f"waiting for worker {names}")
+            tell(f"waiting for worker {names}" if missing else "all workers are here")
             if missing and time.monotonic() > deadline:
                 raise UserError(
                     f"worker {names} did not come within {timeout:g} s; expected the same command "
@@ -177,24 +177,25 @@ def _watch(addresses: list[str]) -> None:
     threading.Thread(target=look, daemon=True).start()
 
 
-def _connect(addresses: list[str]) -> None:
+def _connect(addresses: list[str], seconds: float) -> None:
     """Connect every worker to worker 0, at a port that it chooses; a key keeps strangers out.
 
-    Where that port cannot be reached, `_peers` stays empty and TensorFlow's exchange remains.
+    Where that port cannot be reached within some `seconds`, `_peers` stays empty and TensorFlow's
+    exchange remains.
     """
     key = _from_leader(np.frombuffer(os.urandom(16), np.uint32)).astype(np.uint32)
     found = {}
     with socket.create_server(("", 0), backlog=len(addresses)) as listener:
-        listener.settimeout(CONNECT_SECONDS)
+        listener.settimeout(seconds)
         port = int(_from_leader(np.array([listener.getsockname()[1]]))[0])
         with contextlib.suppress(OSError):
             if not is_leader():
                 host = addresses[0].rpartition(":")[0].strip("[]")
-                found[0] = socket.create_connection((host, port), CONNECT_SECONDS)
+                found[0] = socket.create_connection((host, port), seconds)
                 found[0].sendall(np.append(key, np.uint32(_number)).data)
             while is_leader() and len(found) < len(addresses) - 1:
                 peer = listener.accept()[0]
-                peer.settimeout(CONNECT_SECONDS)
+                peer.settimeout(seconds)
                 *said, number = _receive(peer, np.append(key, np.uint32(0)))
                 if said == [*key]:
                     found[int(number)] = peer

@@ -262,6 +262,7 @@ class DiskRows:
             self._next[part] = stop
         self._written += len(X)
         if self._written == self.n_rows:
+            self._file.close()
             del self._part_of  # two bytes a row
 
     def take(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

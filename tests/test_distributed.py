@@ -275,7 +275,7 @@ def connected(monkeypatch):
     tell = lambda values: (told.append(values), values.astype(float))[1]  # noqa: E731
     monkeypatch.setattr(distributed, "_from_leader", tell)
     monkeypatch.setattr(distributed, "_peers", [])
-    connecting = cli.background(distributed._connect, ["127.0.0.1:1", "127.0.0.1:2"])
+    connecting = cli.background(distributed._connect, ["127.0.0.1:1", "127.0.0.1:2"], 10)
     deadline = time.monotonic() + 10
     while len(told) < 2 and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -287,6 +287,13 @@ def connected(monkeypatch):
         yield worker
     for peer in distributed._peers:
         peer.close()
+
+
+def test_worker_0_goes_without_connections_where_nobody_comes(monkeypatch):
+    monkeypatch.setattr(distributed, "_from_leader", lambda values: values.astype(float))
+    monkeypatch.setattr(distributed, "_peers", ["of an earlier cluster"])
+    distributed._connect(["127.0.0.1:1", "127.0.0.1:2"], 0.1)
+    assert distributed._peers == []
 
 
 def test_vectors_are_added_up_with_those_of_workers_and_not_of_strangers(connected):
