@@ -1,376 +1,563 @@
-"""Continue a model on new rows, prove whether that helped, and promote it only then.
+"""Continue a model on new rows, compare both on the same held-out rows, promote the better one.
 
-python mlflow_retrain.py                              # continue the champion
-python mlflow_retrain.py --model-uri models:/loan-amount/1 --data my_new.csv
-python mlflow_retrain.py --dry-run                    # drift only
+python mlflow_retrain.py                          # the champion, on data/df_new.csv
+python mlflow_retrain.py --model-uri models:/loan-amount/1 --data new.csv
 python mlflow_retrain.py --rollback
 """
 
-import argparse
-from dataclasses import asdict
-from functools import partial
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
-import cli
+from toolkit import cli
+from toolkit.cli import option
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    import numpy as np
+    from mlflow import MlflowClient
 
-    from mlflow import ActiveRun, MlflowClient
-
-    from comparison import Evidence
-    from model_store import TrainedModel
-    from retraining import Retrained, Rows
+    from toolkit.artifact import TrainedModel
+    from toolkit.checkpoint import Checkpoint
+    from toolkit.report import Evidence
+    from toolkit.roles import RetrainingRows
 
 MODEL_NAME = "retrained_mlflow_model"
+PROMOTE = ("auto", "proven", "always", "never")
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """Read the command line."""
-    parser = cli.Parser("mlflow_retrain.py", description=__doc__.splitlines()[0])
-    cli.common_arguments(parser, data="data/df_new.csv")
-    add = parser.add_argument
-    add("--model-uri", metavar="URI", help="model to continue, any MLflow URI (the champion)")
-    add(
-        "--replay", type=cli.natural, metavar="ROWS", help="remembered rows to train on again (all)"
-    )
-    add("--controls", action=argparse.BooleanOptionalAction, default=True, help="train controls")
-    add("--max-forgetting", type=cli.share, default=0.05, help="worse on old rows (%(default)s)")
-    add("--promote", choices=["auto", "always", "never"], default="auto", help="(%(default)s)")
-    add("--dry-run", action="store_true", help="report the drift and stop")
-    add("--rollback", action="store_true", help="make the previous champion champion again")
-    return parser.parse_args(argv)
+@dataclass
+class Settings(cli.TrainingSettings):
+    """The flags of this script, beside those of `cli.TrainingSettings`."""
+
+    data: str = option("data/df_new.csv", "file, folder, glob or URL of rows", metavar="FILE")
+    model_uri: str | None = option(None, "model to continue, any MLflow URI (the champion)")
+    replay: int | None = option(None, "remembered rows to train on again (all)", type=cli.natural)
+    controls: bool = option(True, "train a control on old rows alone")
+    max_forgetting: float = option(0.05, "share of the error on old rows", type=cli.share)
+    promote: str = option("auto", "when the child becomes champion", choices=PROMOTE)
+    approve: str | None = option(None, "make a version champion, as a person", metavar="VERSION")
+    dry_run: bool = option(False, "report the drift and stop")
+    rollback: bool = option(False, "make the previous champion champion again")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Retrain, compare, log, register and judge one model; return the exit code."""
-    args = parse_args(argv)
-    return cli.run(roll_back if args.rollback else retrain, args)
+    settings = cli.parse(Settings, argv, "mlflow_retrain.py", __doc__ or "")
+    by_hand = settings.rollback or settings.approve
+    return cli.run(move_champion if by_hand else retrain, settings)
 
 
-def retrain(args: argparse.Namespace) -> int:
+def retrain(settings: Settings) -> int:
     """Do the work of `main`, phase by phase."""
-    with cli.quiet_start("starting", args.quiet) as starting:
-        import skops.io  # noqa: F401  (before TensorFlow: a second faster)
+    with cli.quiet_start("starting", settings.quiet):
+        from toolkit import artifact, reading, registry, roles, summary, tracking
+        from toolkit.checkpoint import Checkpoint
+    terminal = cli.Terminal(settings.quiet, settings.json)
 
-        import distributed
-        import model_store
-        import model_utils
-        import retraining
-        import streaming
-        import tracking
-
-        if not args.dry_run:
-            distributed.join(args.worker_timeout, starting.say, starting.stream)
-        model_utils.wake_device()
-    terminal = cli.Terminal(args.quiet or not distributed.is_leader(), args.json)
-    client, experiment_id = tracking.connect(args.tracking_uri, args.experiment, args.quiet)
-    champion = model_store.champion_version(client, args.model_name)
-    uri = args.model_uri or f"models:/{args.model_name}@{model_store.CHAMPION}"
-    parent = model_store.load_model(uri, args.models_dir / "preprocessor.pkl")
-    if not args.model_uri and parent.model_id:
+    # Load the parent, and every row that its line has seen.
+    client, experiment_id = tracking.connect(settings.tracking_uri, settings.experiment)
+    champion = registry.champion_version(client, settings.model_name)
+    uri = settings.model_uri or f"models:/{settings.model_name}@{registry.CHAMPION}"
+    parent = artifact.load_model(uri, settings.models_dir / "preprocessor.pkl")
+    if not settings.model_uri and parent.model_id:
         parent.uri = f"models:/{parent.model_id}"  # an alias will point elsewhere one day
-    with streaming.workspace(args.models_dir) as folder:
-        large = streaming.is_large(args.data, args.stream)
-        with terminal.progress(f"reading {args.data}") as progress:
-            rows = retraining.prepare_rows(
-                parent,
-                args.data,
-                test_size=args.test_size,
-                seed=args.seed,
-                replay=args.replay,
-                memory_rows=args.memory_rows,
-                folder=folder if large else None,
-                report=progress.rows,
-            )
-        rows.notes.extend(distributed.notes(args.batch_size))
-        announce(terminal, parent, rows, args.dry_run)
-        if args.dry_run:
-            return 0
-        return track(args, terminal, client, experiment_id, champion, parent, rows)
+    buffer, last = artifact.newest_buffer(client, settings.model_name, parent)
 
+    # Read, split: roles follow from the rows' content, as at the first training.
+    group = parent.roles.group if parent.roles else ""
+    with terminal.progress(f"reading {settings.data}"):
+        table, notes = reading.read_again(
+            settings, parent.preprocessor.schema, group, strict=bool(parent.card)
+        )
+        role = parent.roles or roles.Roles.choose(table, settings.test_size, settings.seed)
+        role = role.with_latest(table, settings.test_size) if role.time else role
+        table = role.assign(table, generation=last + 1)
+        rows = roles.gather(table, buffer, parent.generation, settings.replay)
+    terminal.notes(notes)
+    if rows.file.empty:
+        return nothing_new(terminal, settings)
 
-def track(
-    args: argparse.Namespace,
-    terminal: cli.Terminal,
-    client: "MlflowClient",
-    experiment_id: str,
-    champion: str | None,
-    parent: "TrainedModel",
-    rows: "Rows",
-) -> int:
-    """Retrain, compare, log, register and judge in one MLflow run."""
-    import distributed
-    import model_store
-    import model_utils
-    import retraining
-    import tracking
-
-    rates = {"learning_rate": args.learning_rate, "batch_size": args.batch_size}
-    preparing = cli.background(
-        lambda: retraining.prepare_child(parent, rows, seed=args.seed, **rates)
-    )
-    options = rates | {"epochs": args.epochs, "seed": args.seed, "memory_rows": args.memory_rows}
-    if not distributed.is_leader():
-        retraining.retrain(parent, rows, preparing.result(), controls=False, **options)
+    # Look at the rows before anything is trained on them.
+    evidence, whole = look(terminal, settings, parent, rows)
+    if settings.dry_run:
         return 0
+    roles.check_enough(len(rows.train), len(rows.held_out["new"]), settings.data)
+
     tags = {"phase": "retraining", "parent_model_uri": parent.uri, "parent_run_id": parent.run_id}
-    inputs = (parent.model_id or parent.uri, tracking.content_hash(rows.hashes))
-    saved = tracking.checkpoint_file(args, __file__, *inputs)
-    checkpoint = model_utils.Checkpoint(saved, args.checkpoint_seconds)
-    name = f"retrain {args.model_name}"
+    sha256 = tracking.content_hash(table)
+    checkpoint = Checkpoint(settings, __file__, sha256 + (parent.model_id or parent.uri))
+    name = f"retrain {settings.model_name}"
     with tracking.tracked_run(experiment_id, name, tags, checkpoint.run_id) as run:
-        checkpoint.run_id = run.info.run_id
-        log_inputs(client, run, args, parent, rows)
+        run_id = checkpoint.once("run_id", lambda: run.info.run_id)
+        log_inputs(client, run_id, settings, parent, rows)
+
+        # Train the child and a control; score all of them on the same held-out rows.
         with terminal.progress("training") as progress:
-            if rows.stream:
-                rows.stream.source.report = progress.rows
-            checkpoint.watchers = [model_utils.Watch(progress.epoch)]
-            child = preparing.result()
-            cli.background(model_store.look_through_packages)
-            result = retraining.retrain(
-                parent,
-                rows,
-                child,
-                controls=args.controls,
-                checkpoint=checkpoint,
-                **options,
-            )
-        evidence = retraining.gather_evidence(parent, rows, result, args.max_forgetting)
-        save = partial(save_child, run, args, parent, result, evidence)
-        with tracking.kept_if_logging_fails(save):
-            save()
-            metrics = log_evidence(client, run, result, evidence, rows, parent)
-            child_uri = model_store.log_model(result.model, MODEL_NAME, step=args.epochs)
+            child = train_child(settings, parent, rows, checkpoint, progress.update)
+        evidence = weigh(settings, role, rows, child, evidence, whole)
+
+        # Log, register, promote as the verdict allows.
+        kept = roles.remember(buffer, table, settings.buffer_rows)
+        lineage = {"generation": last + 1, "run_id": run_id, "data": settings.data}
+        lineage |= roles.counts(table)
+        trained = artifact.TrainedModel(
+            child.network,
+            child.preprocessor,
+            role,
+            kept,
+            {
+                **child.facts,
+                "run_id": run_id,
+                "unit": evidence.unit,
+                "settings": {key: str(value) for key, value in vars(settings).items()},
+                "result": evidence.verdict.reason,
+                "verdict_kind": evidence.verdict.kind,
+                "parent_model_uri": parent.uri,
+                "lineage": [*parent.card.get("lineage", []), lineage],
+            },
+        )
+        folder = settings.models_dir / MODEL_NAME
+        with tracking.kept_if_logging_fails(lambda: artifact.save_folder(trained, folder)):
+            artifact.save_folder(trained, folder)
+            metrics = log_evidence(client, run_id, child, evidence, rows)
+            child_uri = artifact.log_model(trained, MODEL_NAME, step=len(child.curves["final_loss"]))
             with cli.uninterrupted():  # registered, promoted and told, or nothing of it
                 verdict, version = judge(
-                    client, run, args, champion, parent, evidence, result.model, child_uri
+                    client, run_id, settings, champion, parent, evidence, trained, child_uri
                 )
-        saved.unlink(missing_ok=True)
-    conclude(terminal, args, run, evidence, metrics, verdict, child_uri, version)
-    distributed.release()
+        checkpoint.remove()
+    say(terminal, evidence)
+    promoted = verdict.startswith("promoted")
+    steps = []
+    if promoted:
+        back = ["--rollback", *cli.same_place(settings)]
+        steps.append(cli.command("python", "mlflow_retrain.py", *back))
+    summary.conclude(
+        terminal,
+        settings,
+        run.info,
+        child_uri,
+        version,
+        verdict,
+        steps,
+        kind=evidence.verdict.kind,
+        verdict_kind=evidence.verdict.kind,
+        promoted=promoted,
+        intervals={part: asdict(held.change) for part, held in evidence.held_out.items()},
+        metrics=metrics,
+    )
     return 0
 
 
-def announce(terminal: cli.Terminal, parent: "TrainedModel", rows: "Rows", alone: bool) -> None:
-    """Print what is continued on what, and at most three lines on drift.
+def nothing_new(terminal: cli.Terminal, settings: Settings) -> int:
+    """Say that a file holds no row which the model's line has not seen."""
+    words = f"nothing new in {settings.data}: every row was seen before, nothing is trained"
+    terminal.say(words)
+    terminal.result(verdict=words, verdict_kind="nothing_new", promoted=False, model_uri=None)
+    return 0
 
-    With `alone` that is the whole result of the script.
+
+def look(
+    terminal: cli.Terminal, settings: Settings, parent: "TrainedModel", rows: "RetrainingRows"
+) -> tuple["Evidence", tuple]:
+    """Score the parent on the whole new file, measure the drift, look for signs of a broken file.
+
+    Says what was found; with `--dry-run` that is the script's result. Returns (evidence, (targets, the parent's predictions)).
     """
-    import comparison
-    import retraining
+    import numpy as np
 
-    for note in rows.notes:
-        terminal.say(f"note: {note}")
-    counts = {name: len(table) for name, table in rows.held_out.items()}
-    terminal.say(
-        f"parent {parent.uri}: {len(rows.roles.train):,} new rows and {len(rows.replay):,} "
-        f"remembered ones to train on, {counts['new']:,} new and {counts.get('old', 0):,} old ones "
-        "to score on"
+    import model_utils
+    from toolkit import drift, report, roles
+    from toolkit.words import format_amount
+
+    schema, unit = parent.preprocessor.schema, parent.card.get("unit", "")
+    y = rows.file[schema.target.name].to_numpy()
+    prediction = model_utils.model_predict(
+        parent.network, parent.preprocessor.transform(rows.file)
     )
-    drift, bounds = retraining.measure_drift(parent, rows)
-    if drift is None:
-        lines = ["drift: unknown, the parent remembers no training row"]
-    else:
-        lines = comparison.drift_summary(drift, bounds)
-        lines.append(retraining.looks_worthwhile(parent, rows, drift))
+    error = float(np.abs(y - prediction).mean())
+    terminal.say(
+        f"parent {parent.uri}: its MAE on the {len(y):,} new rows of {settings.data}, before any "
+        f"training on them, is {format_amount(error, unit)}"
+    )
+    evidence = report.Evidence(unit=unit, prequential=error, prequential_rows=len(y))
+    reference = roles.part(rows.train[~rows.new], roles.TRAIN)
+    lines = ["drift: unknown, the parent remembers no training row"]
+    if len(reference):
+        target = schema.target.name
+        table = drift.drift(reference, rows.file, schema.kinds, target)
+        bounds = drift.bounds_share(reference[target], y)
+        findings = drift.suspicious(reference, rows.file, schema.kinds, target)
+        lines = drift.drift_summary(table, bounds)
+        evidence = replace(evidence, drift=table, bounds=bounds, findings=findings)
+        lines += [f"suspicious: {finding}" for finding in findings]
     for line in lines:
         terminal.say(line)
-    if alone:
-        columns = [] if drift is None else drift.to_dict("records")
-        terminal.result(verdict=lines[-1], parent_model_uri=parent.uri, drift=columns)
+    if settings.dry_run:
+        columns = [] if evidence.drift is None else evidence.drift.to_dict("records")
+        found = {"prequential_MAE": error, "drift": columns, "findings": evidence.findings}
+        terminal.result(verdict=lines[-1], parent_model_uri=parent.uri, **found)
+    return evidence, (y, prediction)
 
 
 def log_inputs(
     client: "MlflowClient",
-    run: "ActiveRun",
-    args: argparse.Namespace,
+    run_id: str,
+    settings: Settings,
     parent: "TrainedModel",
-    rows: "Rows",
+    rows: "RetrainingRows",
 ) -> None:
-    """Log arguments, parent and datasets, before training starts."""
+    """Log settings, parent and datasets, before training starts."""
     from mlflow.entities import LoggedModelInput
 
-    import tracking
+    from toolkit import roles, tracking
 
-    run_id, counts = run.info.run_id, rows.roles.counts
-    tracking.log_arguments(client, run_id, vars(args) | {"parent": parent.uri} | counts)
+    tracking.log_settings(client, run_id, settings, parent=parent.uri)
     if parent.model_id:
         client.log_inputs(run_id, models=[LoggedModelInput(parent.model_id)])
-    parts = {"training": rows.new, "replay": rows.replay}
+    parts = {"training": rows.train[rows.new], "replay": rows.train[~rows.new]}
     parts |= {f"held-out {name}": table for name, table in rows.held_out.items()}
-    target, features = parent.schema.target, [*parent.schema.features]
     for context, table in parts.items():
         if len(table):
-            tracking.log_rows(table[[*features, target]], target, args.data, context)
+            target = parent.preprocessor.schema.target.name
+            tracking.log_rows(roles.own_columns(table), target, settings.data, context)
 
 
-def metrics_of(result: "Retrained", evidence: "Evidence") -> dict[str, float]:
-    """Name every score and interval as the metrics that a run logs."""
-    from comparison import RETRAINED
+@dataclass
+class Child:
+    """Hold a retrained network, its curves, and every model's predictions by part of rows."""
 
-    own = evidence.held_out["new"].scores.loc[RETRAINED]
-    metrics = {name.replace("²", "2"): value for name, value in own.items()}
-    metrics["weight_decay"] = result.fit.weight_decay
-    for part, held_out in evidence.held_out.items():
-        for model, scores in held_out.scores.iterrows():
-            metrics |= {f"{part}/{k.replace('²', '2')}_{model}": v for k, v in scores.items()}
-        difference = held_out.change
-        metrics[f"{part}/MAE_difference"] = difference.estimate
-        metrics[f"{part}/MAE_difference_low"] = difference.low
-        metrics[f"{part}/MAE_difference_high"] = difference.high
-    return metrics
+    network: Any
+    preprocessor: Any
+    facts: dict[str, Any]
+    curves: dict[str, list[float]]
+    predictions: dict[str, dict[str, "np.ndarray"]] = field(default_factory=dict)
+
+
+def train_child(
+    settings: Settings,
+    parent: "TrainedModel",
+    rows: "RetrainingRows",
+    checkpoint: "Checkpoint",
+    tell: Any,
+) -> Child:
+    """Train the child on new and remembered rows, the control on remembered ones alone.
+
+    Half of the child's members continue the parent's, the others start afresh: their mean did
+    better on the next file than either. The fresh ones alone are the control "scratch".
+    """
+    import numpy as np
+
+    import model_utils
+
+    before = {
+        part: {"parent": model_utils.model_predict(parent.network, parent.preprocessor.transform(t))}
+        for part, t in rows.held_out.items()
+    }
+    if not model_utils.member_count(parent.network):
+        child = continue_foreign(settings, parent, rows, checkpoint, tell)
+    else:
+        child = continue_members(settings, parent, rows, checkpoint, tell)
+    child.predictions, control = before, None
+    if settings.controls and model_utils.member_count(parent.network):
+        control = train_control(settings, parent, rows, child, tell)
+    y = rows.train[parent.preprocessor.schema.target.name]
+    for part, table in rows.held_out.items():
+        X = child.preprocessor.transform(table)
+        predictions = before[part]
+        predictions["retrained"] = model_utils.model_predict(child.network, X)
+        if model_utils.member_count(child.network):
+            fresh = slice(model_utils.MEMBERS // 2, None)
+            predictions["scratch"] = model_utils.member_predictions(child.network, X, fresh)
+        if control:
+            known = parent.preprocessor.transform(table)
+            predictions["control"] = model_utils.model_predict(control, known)
+        predictions["mean"] = np.full(len(table), y.mean())
+        predictions["median"] = np.full(len(table), y.median())
+    return child
+
+
+def continue_members(
+    settings: Settings,
+    parent: "TrainedModel",
+    rows: "RetrainingRows",
+    checkpoint: "Checkpoint",
+    tell: Any,
+) -> Child:
+    """Train a child of the parent's members and fresh ones, wide enough for what is new."""
+    import numpy as np
+
+    import model_utils
+
+    target = parent.preprocessor.schema.target.name
+    preprocessor, new_categories = parent.preprocessor.widen(rows.train)
+    X, y, _ = model_utils.preprocessing(rows.train, preprocessor=preprocessor)
+    y = rows.train[target].to_numpy()
+    scale = model_utils.rescaled(model_utils.TargetScale(**parent.card["scale"]), y)
+    base = model_utils.sized_recipe(len(X), settings.epochs, settings.batch_size)
+    recipe = replace(
+        model_utils.Recipe(**parent.card["recipe"]),
+        epochs=base.epochs,
+        batch_size=base.batch_size,
+        learning_rate=settings.learning_rate or base.learning_rate,
+    )
+    options = {"seed": settings.seed}
+    recipes, curves = checkpoint.search(
+        model_utils.Recipe,
+        lambda: model_utils.choose_retraining(
+            parent.network,
+            X,
+            y,
+            preprocessor.bins,
+            scale,
+            recipe,
+            np.flatnonzero(rows.new),
+            callbacks=checkpoint.callbacks("search", tell),
+            **options,
+        ),
+    )
+    network = model_utils.create_nn_model(
+        X.shape[1], recipe, scale, preprocessor.bins, seed=settings.seed + rows.parent_generation + 1
+    )
+    half = model_utils.MEMBERS // 2
+    model_utils.grow_network(parent.network, network, np.arange(half) * 2)
+    history = model_utils.train_members(
+        network, X, y, scale, recipes, callbacks=checkpoint.callbacks("training", tell), **options
+    )
+    curves = {**curves, "final_loss": history.history.get("loss", [])}
+    facts = {"recipe": asdict(recipes[-1]), "scale": asdict(scale), "new_categories": new_categories}
+    return Child(network, preprocessor, facts, curves)
+
+
+def continue_foreign(
+    settings: Settings,
+    parent: "TrainedModel",
+    rows: "RetrainingRows",
+    checkpoint: "Checkpoint",
+    tell: Any,
+) -> Child:
+    """Train a network of another making on all rows as it is, by its own loss and optimizer."""
+    import keras
+
+    import model_utils
+
+    X, _, preprocessor = model_utils.preprocessing(rows.train, preprocessor=parent.preprocessor)
+    y = rows.train[preprocessor.schema.target.name].to_numpy()
+    network, base = parent.network, model_utils.sized_recipe(len(X))
+    if not network.compiled:
+        network.compile(keras.optimizers.AdamW(settings.learning_rate or 1e-3), loss="mse")
+    _, history = model_utils.train_model(
+        network,
+        X,
+        y,
+        epochs=settings.epochs or base.epochs,
+        batch_size=settings.batch_size or base.batch_size,
+        callbacks=checkpoint.callbacks("training", tell),
+        seed=settings.seed,
+    )
+    facts = {key: parent.card.get(key) for key in ("recipe", "scale") if key in parent.card}
+    return Child(network, preprocessor, facts, {"final_loss": history.history.get("loss", [])})
+
+
+def train_control(
+    settings: Settings, parent: "TrainedModel", rows: "RetrainingRows", child: Child, tell: Any
+) -> Any:
+    """Train the parent's members on its own rows alone, for as many updates as the child had.
+
+    Returns the network, or None where there is nothing to train it on.
+    """
+    import numpy as np
+
+    import model_utils
+
+    old, members = rows.train[~rows.new], model_utils.member_count(parent.network)
+    recipe = model_utils.Recipe(**parent.card["recipe"])
+    if len(old) < recipe.batch_size:
+        return None
+    X, _, preprocessor = model_utils.preprocessing(old, preprocessor=parent.preprocessor)
+    y = old[preprocessor.schema.target.name].to_numpy()
+    scale = model_utils.TargetScale(**parent.card["scale"])
+    epochs = max(1, round(child.facts["recipe"]["epochs"] * len(rows.train) / len(old)))
+    recipe = replace(recipe, epochs=epochs, learning_rate=recipe.learning_rate / 3)
+    network = model_utils.create_nn_model(
+        X.shape[1], recipe, scale, preprocessor.bins, members=members
+    )
+    model_utils.grow_network(parent.network, network, np.arange(members))
+    tell("training the control")
+    model_utils.train_members(network, X, y, scale, [recipe] * members, seed=settings.seed)
+    return network
+
+
+def weigh(
+    settings: Settings,
+    role: Any,
+    rows: "RetrainingRows",
+    child: Child,
+    evidence: "Evidence",
+    whole: tuple,
+) -> "Evidence":
+    """Compare both models on the same held-out rows and reach a verdict.
+
+    whole: the targets of the file's new rows, and what the parent predicted for them.
+    """
+    from toolkit import comparison, roles
+
+    schema = child.preprocessor.schema
+    held_out, attribution = {}, None
+    for part, table in rows.held_out.items():
+        y = table[schema.target.name].to_numpy()
+        held_out[part] = comparison.evaluate(
+            y, child.predictions[part], roles.blocks_of_rows(table, role)
+        )
+    table, predictions = rows.held_out["new"], child.predictions["new"]
+    findings = list(evidence.findings)
+    if "old" in held_out and len(table):
+        y_old = rows.held_out["old"][schema.target.name]
+        findings += comparison.lost_skill(
+            table[schema.target.name], predictions, y_old, child.predictions["old"], whole=whole
+        )
+    y, labels = table[schema.target.name].to_numpy(), roles.blocks_of_rows(table, role)
+    if "control" in predictions:
+        models = [predictions[name] for name in ("parent", "control", "retrained")]
+        attribution = comparison.attribution(y, *models, evidence.unit, labels)
+    categorical = [name for name, kind in schema.kinds.items() if kind == "categorical"]
+    groups = None
+    if categorical:
+        groups = comparison.groups(
+            table, categorical, y, predictions["parent"], predictions["retrained"]
+        )
+    verdict = comparison.decide(
+        held_out["new"],
+        held_out.get("old"),
+        max_forgetting=settings.max_forgetting,
+        promote=settings.promote,
+        findings=findings,
+        unit=evidence.unit,
+    )
+    return replace(
+        evidence,
+        verdict=verdict,
+        held_out=held_out,
+        attribution=attribution,
+        groups=groups,
+        leakage=rows.counts,
+        caveats=caveats(schema, role),
+    )
+
+
+def caveats(schema: Any, role: Any) -> list[str]:
+    """Say what the way of holding rows out leaves open."""
+    dates = [name for name, kind in schema.kinds.items() if kind == "date"]
+    if dates and not role.time:
+        return [
+            f"Rows were held out at random, whatever their {dates[0]}: a model is judged on days "
+            f"that it partly knows. A first training with --time {dates[0]} holds out the latest."
+        ]
+    return []
 
 
 def log_evidence(
     client: "MlflowClient",
-    run: "ActiveRun",
-    result: "Retrained",
+    run_id: str,
+    child: Child,
     evidence: "Evidence",
-    rows: "Rows",
-    parent: "TrainedModel",
+    rows: "RetrainingRows",
 ) -> dict[str, float]:
     """Log metrics, curves, figures, tables and the report; return the metrics."""
-    import comparison
-    import figures
-    import tracking
+    from toolkit import figures, report, tracking
+    from toolkit.words import safe_cells
 
-    metrics = metrics_of(result, evidence)
-    curves = {f"epoch/{name}": values for name, values in result.fit.curves.items()}
-    curves["epoch/final_loss"] = result.fit.final
-    tracking.log_numbers(client, run.info.run_id, metrics, curves, step=len(result.fit.final))
-    y = rows.held_out["new"][parent.schema.target].to_numpy()
-    shown = {name: result.predictions["new"][name] for name in ("parent", "retrained")}
+    metrics = report.metrics(evidence)
+    curves = {f"epoch/{name}": values for name, values in child.curves.items()}
+    step = len(child.curves["final_loss"])
+    tracking.log_numbers(client, run_id, metrics, curves, step=step)
+    y = rows.held_out["new"][child.preprocessor.schema.target.name].to_numpy()
+    shown = {name: child.predictions["new"][name] for name in ("parent", "retrained")}
     pictures = {
         "before_after": figures.before_after(evidence.held_out, evidence.unit),
-        "learning_curve": figures.learning_curve(result.fit.curves),
+        "learning_curve": figures.learning_curve(child.curves),
         "predicted_against_actual": figures.predicted_against_actual(y, shown, evidence.unit),
     }
-    files = {"report.md": comparison.report(evidence)}
+    files = {"report.md": report.to_markdown(report.sections(evidence))}
     if evidence.groups is not None:
         pictures["error_per_group"] = figures.error_per_group(evidence.groups, evidence.unit)
-        files["groups.csv"] = comparison.safe_cells(evidence.groups).to_csv(index=False)
+        files["groups.csv"] = safe_cells(evidence.groups).to_csv(index=False)
     if evidence.drift is not None:
         pictures["drift"] = figures.drift_figure(evidence.drift)
-        files["drift.csv"] = comparison.safe_cells(evidence.drift).to_csv(index=False)
+        files["drift.csv"] = safe_cells(evidence.drift).to_csv(index=False)
     tracking.log_figures(pictures)
     tracking.log_files(files)
     return metrics
 
 
-def save_child(
-    run: "ActiveRun",
-    args: argparse.Namespace,
-    parent: "TrainedModel",
-    result: "Retrained",
-    evidence: "Evidence",
-) -> "Path":
-    """Give the child its card and save its folder under `models/`; return the folder."""
-    import model_store
-
-    child = result.model
-    child.card |= {
-        "run_id": run.info.run_id,
-        "parent_model_uri": parent.uri,
-        "parent_run_id": parent.run_id,
-        "arguments": {key: str(value) for key, value in vars(args).items()},
-        "weight_decay": result.fit.weight_decay,
-        "result": evidence.verdict.reason,
-    }
-    child.card["lineage"][-1] |= {"run_id": run.info.run_id, "data": args.data}
-    return model_store.save_folder(child, args.models_dir / MODEL_NAME)
-
-
 def judge(
     client: "MlflowClient",
-    run: "ActiveRun",
-    args: argparse.Namespace,
+    run_id: str,
+    settings: Settings,
     champion: str | None,
     parent: "TrainedModel",
     evidence: "Evidence",
-    child: "TrainedModel",
+    trained: "TrainedModel",
     uri: str,
 ) -> tuple[str, str]:
     """Register the child, move `@champion` if the verdict allows, and tell so in the run.
 
     Returns (verdict in words, version).
     """
-    import model_card
-    import model_store
-    import retraining
-    import tracking
-    from comparison import escape_markdown
+    from toolkit import registry, report, tracking
+    from toolkit.words import escape_markdown
 
-    about = model_card.about(child.card, child.schema)
-    words = f"{escape_markdown(retraining.headline(evidence))}\n\n{about}"
-    version = model_store.register(client, args.model_name, uri, words)
-    wanted = args.promote == "always" or (args.promote == "auto" and evidence.verdict.promoted)
-    reason = evidence.verdict.reason
-    if wanted and args.promote == "auto" and champion is not None:
-        current = client.get_model_version(args.model_name, champion)
-        if current.run_id != parent.run_id:
+    name, reason = settings.model_name, evidence.verdict.reason
+    about = report.about(trained.card, trained.preprocessor.schema)
+    version = registry.register(client, name, uri, f"{escape_markdown(reason)}\n\n{about}")
+    wanted = evidence.verdict.promoted
+    if wanted and settings.promote != "always" and champion is not None:
+        if client.get_model_version(name, champion).run_id != parent.run_id:
             wanted, reason = False, f"the parent is not the champion, version {champion}; {reason}"
-    if wanted and not model_store.promote(client, args.model_name, version, champion):
+    if wanted and not registry.promote(client, name, version, champion):
         wanted = False
         reason = f"the champion changed since version {champion} was read; {reason}"
-    if not wanted and args.promote == "never":
-        reason = f"--promote never; {reason}"
-    verdict = f"{'promoted' if wanted else 'kept champion'}: {reason}"
+    verdict = f"{'promoted' if wanted else 'kept champion'}, {reason}"
     words = f"{escape_markdown(verdict)}.\n\n{about}"
-    client.update_model_version(args.model_name, version, words)
-    word = verdict.split(":")[0]
+    client.update_model_version(name, version, words)
+    link = tracking.link(client, parent.uri, parent.model_id)
     tags = {
-        "mlflow.note.content": retraining.note(evidence, verdict, tracking.link(client, parent)),
-        "mlflow.runName": f"{word} {retraining.short_result(evidence)}",
-        "verdict": word,
+        "mlflow.note.content": f"{escape_markdown(verdict)}.\n\nParent: {link}",
+        "mlflow.runName": report.short_result(evidence, promoted=wanted),
+        "verdict": "promoted" if wanted else "kept champion",
+        "verdict_kind": evidence.verdict.kind,
     }
-    tracking.log_numbers(client, run.info.run_id, {}, tags=tags)
+    tracking.log_numbers(client, run_id, {}, tags=tags)
     return verdict, version
 
 
-def conclude(
-    terminal: cli.Terminal,
-    args: argparse.Namespace,
-    run: "ActiveRun",
-    evidence: "Evidence",
-    metrics: dict[str, float],
-    verdict: str,
-    uri: str,
-    version: str,
-) -> None:
-    """Print the comparison, the verdict and the next commands, or all of it as one object."""
-    import retraining
-    from tracking import ui_steps
+def say(terminal: cli.Terminal, evidence: "Evidence") -> None:
+    """Print the comparison."""
+    from toolkit import report
 
     terminal.say()
-    terminal.table(*retraining.score_table(evidence))
-    terminal.say(f"\nretrained − parent: {retraining.headline(evidence)}")
+    terminal.table(*report.score_table(evidence), bold="retrained")
+    terminal.say()
+    for part, held in evidence.held_out.items():
+        terminal.say(f"retrained − parent: {report.change(part, held, evidence.unit)}")
     if evidence.attribution:
         terminal.say(evidence.attribution.sentence)
-    steps = ui_steps(args, run.info.experiment_id)
-    promoted = verdict.startswith("promoted")
-    if promoted:
-        flags = ["--rollback", *cli.same_place(args)]
-        steps.append(cli.command("python", "mlflow_retrain.py", *flags))
-    intervals = {part: asdict(held.change) for part, held in evidence.held_out.items()}
-    found = {"promoted": promoted, "intervals": intervals, "metrics": metrics}
-    cli.conclude(terminal, args, run, uri, version, verdict, steps, **found)
 
 
-def roll_back(args: argparse.Namespace) -> int:
-    """Swap `@champion` and `@previous`."""
-    with cli.quiet_start("starting", args.quiet):
-        import model_store
-        import tracking
-    client, _ = tracking.connect(args.tracking_uri, args.experiment, args.quiet)
-    new, old = model_store.roll_back(client, args.model_name)
-    terminal = cli.Terminal(args.quiet, args.json)
-    terminal.say(f"{args.model_name}: version {new} is champion again, version {old} is @previous")
-    lines = model_store.history(client, args.model_name)
+def move_champion(settings: Settings) -> int:
+    """Make another version champion: the one before, or one that a person approves."""
+    with cli.quiet_start("starting", settings.quiet):
+        from toolkit import registry, tracking
+    client, _ = tracking.connect(settings.tracking_uri, settings.experiment)
+    name, terminal = settings.model_name, cli.Terminal(settings.quiet, settings.json)
+    if settings.approve:
+        new, old = settings.approve, registry.approve(client, name, settings.approve)
+    else:
+        new, old = registry.roll_back(client, name)
+    terminal.say(f"{name}: version {new} is champion, version {old} is @previous")
+    lines = registry.history(client, name)
     for line in lines:
         terminal.say(f"  {line}")
-    names = {"model_name": args.model_name, "champion": new, "previous": old}
-    terminal.result(**names, history=lines)
+    terminal.result(model_name=name, champion=new, previous=old, history=lines)
     return 0
 
 

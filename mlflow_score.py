@@ -1,89 +1,80 @@
-"""Score a file of any size with a model, in little memory.
+"""Score a file of any size with a model, block by block.
 
 python mlflow_score.py --data data/df_new.csv --output predictions.csv
 python mlflow_score.py --model-uri models:/loan-amount/1 --data rows/ --output scored.parquet
 """
 
-import argparse
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import cli
+from toolkit import cli
+from toolkit.cli import option
 
 if TYPE_CHECKING:
-    from model_store import TrainedModel
-    from streaming import Source
+    from toolkit.artifact import TrainedModel
+    from toolkit.tables import Table
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """Read the command line."""
-    parser = cli.Parser("mlflow_score.py", description=__doc__.splitlines()[0])
-    add = parser.add_argument
-    add("--model-uri", metavar="URI", help="model to score with, any MLflow URI (the champion)")
-    add("--data", default="data/df_new.csv", metavar="FILE", help=cli.DATA_HELP)
-    add("--output", type=output, default=Path("predictions.csv"), help=".csv or .parquet")
-    cli.store_arguments(parser)
-    return parser.parse_args(argv)
+@dataclass
+class Settings(cli.StoreSettings):
+    """The flags of this script, beside those of `cli.StoreSettings`."""
 
-
-def output(text: str) -> Path:
-    """Accept the name of a file that can be written."""
-    path = Path(text)
-    if path.suffix not in (".csv", ".parquet") or not path.parent.is_dir() or path.is_dir():
-        raise argparse.ArgumentTypeError(
-            f"{text!r} was passed; expected a file ending in .csv or .parquet in an existing folder"
-        )
-    return path
+    data: str = option("data/df_new.csv", "file, folder, glob or URL of rows", metavar="FILE")
+    query: str | None = option(None, "SQL query, where --data is a database", metavar="SQL")
+    model_uri: str | None = option(None, "model, any MLflow URI (the champion)", metavar="URI")
+    output: Path = option(Path("predictions.csv"), "written, .csv or .parquet", metavar="FILE")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Score one file; return the exit code."""
-    return cli.run(score, parse_args(argv))
+    return cli.run(score, cli.parse(Settings, argv, "mlflow_score.py", __doc__ or ""))
 
 
-def score(args: argparse.Namespace) -> int:
+def score(settings: Settings) -> int:
     """Do the work of `main`, phase by phase."""
-    with cli.quiet_start("starting", args.quiet):
-        import model_store
-        import model_utils
-        import streaming
-        import tracking
-
-        model_utils.wake_device()
-    terminal = cli.Terminal(args.quiet, args.json)
-    tracking.connect(args.tracking_uri, args.experiment, args.quiet)
-    uri = args.model_uri or f"models:/{args.model_name}@{model_store.CHAMPION}"
-    model = model_store.load_model(uri, args.models_dir / "preprocessor.pkl")
-    with (
-        streaming.workspace(args.models_dir) as folder,
-        terminal.progress(f"scoring {args.data}") as progress,
-    ):
-        source = streaming.Source(args.data, folder, progress.rows)
-        write(model, source, args.output)
-    terminal.say(f"{source.n_rows:,} predictions of {uri} are in {args.output}")
-    terminal.result(rows=source.n_rows, model_uri=uri, output=str(args.output))
+    with cli.quiet_start("starting", settings.quiet):
+        from toolkit import artifact, registry, tables, tracking
+        from toolkit.errors import UserError
+    terminal = cli.Terminal(settings.quiet, settings.json)
+    if settings.output.suffix not in (".csv", ".parquet"):
+        raise UserError(
+            f"--output {str(settings.output)!r} was passed; expected a name ending in .csv or "
+            ".parquet"
+        )
+    tracking.connect(settings.tracking_uri, settings.experiment)
+    uri = settings.model_uri or f"models:/{settings.model_name}@{registry.CHAMPION}"
+    model = artifact.load_model(uri, settings.models_dir / "preprocessor.pkl")
+    with terminal.progress(f"scoring {settings.data}"):
+        source = tables.open_table(settings.data, settings.query)
+        n_rows = write(model, source, settings.output)
+    terminal.notes(source.notes)
+    terminal.say(f"{n_rows:,} predictions of {uri} are in {settings.output}")
+    terminal.result(rows=n_rows, model_uri=uri, output=str(settings.output))
     return 0
 
 
-def write(model: "TrainedModel", source: "Source", file: Path) -> None:
+def write(model: "TrainedModel", source: "Table", file: Path) -> int:
     """Write one prediction per row, in order; the file appears once all are written."""
     import pyarrow as pa
     import pyarrow.csv
     import pyarrow.parquet
 
-    import tabular
+    from model_utils import model_predict
 
-    schema = pa.schema([("prediction", pa.float64())])
+    schema, n_rows = pa.schema([("prediction", pa.float64())]), 0
     beside = file.with_name(f".{file.name}.part")
     kind = pa.csv.CSVWriter if file.suffix == ".csv" else pa.parquet.ParquetWriter
     try:
         with kind(beside, schema) as writer:
-            for rows in source.chunks("rows"):
-                X = tabular.encode_features(rows, model.schema, model.preprocessor)
-                writer.write_table(pa.table([tabular.predict(model.network, X)], schema=schema))
+            for rows in source.blocks():
+                X = model.preprocessor.encode(rows, source.source)
+                writer.write_table(pa.table([model_predict(model.network, X)], schema=schema))
+                n_rows += len(rows)
         beside.replace(file)
     finally:
         beside.unlink(missing_ok=True)
+    return n_rows
 
 
 if __name__ == "__main__":

@@ -1,92 +1,110 @@
-"""The machine learning: split, network, training, prediction, scores.
+"""The machine learning: preprocessing, split, network, training, prediction, scores.
 
-Belongs here: what turns numbers into a trained network and its scores. Not here: MLflow, files,
-printing, command lines, global seeds (callers own them).
+Belongs here: what turns checked rows into a trained network and its scores, and what retraining
+does to a network. Not here: MLflow, files, printing, command lines, global seeds (callers own them).
 
     X, y, preprocessor = preprocessing(train_rows)
-    model = create_nn_model(X.shape[1])
-    model, history = train_model(model, X, y, epochs=60)
+    recipes, curves = choose_recipe(X, y, preprocessor.bins)
+    scale = target_scale(y)
+    model = create_nn_model(X.shape[1], recipes[0], scale, preprocessor.bins)
+    train_members(model, X, y, scale, recipes)
     evaluate_performance(y, model_predict(model, X))
+
+A network here is a few *members* trained side by side in one program, whose outputs are averaged by
+the last layers: one ordinary Keras model, made of Keras' own layers.
 """
 
-import contextlib
-import json
-import operator
+import itertools
+import math
 import os
-import time
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
+
+# XLA reads this before its first program: less optimizing takes a quarter off the compilation, and
+# wide vectors more than make up for it. Whoever sets flags of their own keeps them.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=1 --xla_cpu_prefer_vector_width=512 "
+    "--xla_backend_extra_options=xla_cpu_disable_loop_unrolling",
+)
 
 import keras
 import numpy as np
 import pandas as pd
 import tensorflow as tf
+from keras import layers
 from numpy.typing import ArrayLike
 from sklearn.metrics import mean_absolute_error, mean_squared_error, r2_score
-from sklearn.model_selection import train_test_split
 
-import distributed
-import tabular
-from streaming import DiskRows, ahead
-from tabular import TARGET
+from toolkit import encoding, roles
+from toolkit.columns import Schema, conform, infer_schema
+from toolkit.encoding import Preprocessor
 
-# XLA reads this before its first program: less optimizing takes a quarter off the compilation, and
-# wide vectors more than make up for it. Whoever sets flags of their own keeps them.
-FLAGS = (
-    "--xla_backend_optimization_level=1 --xla_cpu_prefer_vector_width=512 "
-    "--xla_backend_extra_options=xla_cpu_disable_loop_unrolling"
-)
-os.environ.setdefault("XLA_FLAGS", FLAGS)
-BLOCK = tabular.BLOCK
-# Weight decays to choose from; 1 to 3 suits a few thousand noisy rows, 0.1 and less a million.
-STRENGTHS = (0.1, 0.3, 1.0, 3.0, 10.0)
-VALIDATION_ROWS = 300  # fewer are too few to choose by
-ROBUST_FROM = 0.3
-AHEAD_ROWS = 50_000  # putting so many in order for the next epoch is worth a thread
-SEARCH_ROWS = 20_000  # rows enough to tell the strengths apart; more would only cost time
-
-
-def wake_device() -> None:
-    """Make TensorFlow find its devices now, and write its start-up lines while they are held."""
-    tf.constant(0)
-
+TARGET = "montant_pret"
+HIDDEN = (64, 32)
+MEMBERS = 4
+LEARNING_RATE = 3e-3
+SEARCH_ROWS = 20_000  # rows enough to tell the candidates apart; more would only cost time
+FEW_ROWS = 3_000  # below it luck with validation rows is large: every candidate is tried on 3 folds
+VALIDATION = 0.2  # share of the rows of a search that each candidate does not train on
+MIN_VALIDATION = 20  # rows; with fewer there is nothing to choose by
 
 # --- data --------------------------------------------------------------------------------------
 
 
 def preprocessing(
-    df: pd.DataFrame, *, preprocessor: Any = None, target: str = TARGET, drop: Iterable[str] = ()
-) -> tuple[np.ndarray, pd.Series | None, Any]:
-    """Turn raw rows into network input, fitting the preprocessor or using a fitted one.
+    df: pd.DataFrame,
+    *,
+    schema: Schema | None = None,
+    preprocessor: Preprocessor | None = None,
+    target: str = TARGET,
+) -> tuple[np.ndarray, np.ndarray | None, Preprocessor]:
+    """Turn rows into network input, fitting the preprocessor or using a fitted one.
 
     Pass the training rows alone when fitting: nothing of the test rows may enter the statistics.
+    df holds raw rows, or with `schema` rows that `columns.conform` returned; with neither schema
+    nor preprocessor the kinds of its columns are found first.
 
-    Returns (X, y, preprocessor): X float32 of shape (n_rows, n_inputs), y a float64 Series, or
-    None when a fitted preprocessor is given and `df` has no target column.
-    Raises tabular.UserError for rows that cannot be used.
+    Returns (X, y, preprocessor): X float32 of shape (n_rows, n_inputs), y float64 of shape
+    (n_rows,), or None when a fitted preprocessor is given and `df` has no target column.
+    Raises errors.UserError for rows that cannot be used.
     """
+    if preprocessor is None and schema is None:
+        schema, _ = infer_schema(df, target)
+        df, _ = conform(df, schema)
+    known = preprocessor.schema if preprocessor else schema
+    assert known is not None
+    y = df[known.target.name].to_numpy(np.float64) if known.target.name in df.columns else None
+    if roles.HASH not in df.columns and y is not None:
+        df = roles.hashed(df)
+    # A training row must not meet its own target in the mean target of its category.
+    folds = roles.folds(df) if roles.HASH in df.columns else None
     if preprocessor is None:
-        y = tabular.check_target(df, target)
-        schema, _ = tabular.infer_schema(df, target, drop)
-        preprocessor = tabular.fit_preprocessor(tabular.conform(df, schema), schema)
-    else:
-        y = df[target].astype(float) if target in df.columns else None
-    return tabular.encode(df, preprocessor), y, preprocessor
+        preprocessor = Preprocessor.fit(df, known, y, folds)
+    return preprocessor.transform(df, folds), y, preprocessor
 
 
-def split(X: Any, y: Any, test_size: float = 0.2, random_state: int = 42) -> tuple:
-    """Split rows at random into training and held-out rows.
+def split(
+    X: Any,
+    y: Any,
+    test_size: float = 0.2,
+    random_state: int = 42,
+    *,
+    held_out: np.ndarray | None = None,
+) -> tuple:
+    """Split rows into training and held-out rows by what they hold.
 
-    Returns (X_train, X_test, y_train, y_test), of the types passed in; the same `random_state`
-    gives the same split.
+    A row's seeded hash decides: equal rows share a role in any order, file and generation.
+    `held_out`, bool of shape (n_rows,), says it where the roles are known (`Roles.held_out`).
+
+    Returns (X_train, X_test, y_train, y_test), of the types passed in.
     """
-    return tuple(train_test_split(X, y, test_size=test_size, random_state=random_state))
-
-
-# --- network -----------------------------------------------------------------------------------
+    if held_out is None:
+        table = pd.DataFrame(np.asarray(X)) if not isinstance(X, pd.DataFrame) else X
+        table = roles.hashed(table.reset_index(drop=True).assign(__y=np.asarray(y)))
+        held_out = roles.Roles.choose(table, test_size, random_state).held_out(table)
+    return X[~held_out], X[held_out], y[~held_out], y[held_out]
 
 
 @dataclass(frozen=True)
@@ -95,106 +113,235 @@ class TargetScale:
 
     mean: float = 0.0
     scale: float = 1.0
-    low: float | None = None
-    high: float | None = None
+    low: float = -math.inf
+    high: float = math.inf
 
 
-def target_scale(y: ArrayLike | tabular.Totals, share: float = 0.005) -> TargetScale:
-    """Measure mean, standard deviation and censoring bounds of training targets.
+def target_scale(y: ArrayLike, share: float = 0.005, margin: float = 0.1) -> TargetScale:
+    """Measure mean, standard deviation and bounds of training targets, of shape (n_rows,).
 
-    A bound is the lowest (highest) value when at least `share` of the rows, and five rows, sit
-    exactly there: amounts cut off at a floor or a cap pile up, other numbers do not.
-
-    y: of shape (n_rows,), or the totals of chunks of rows.
+    Predictions are kept within the targets seen and a `margin` of their range. There is no margin
+    where at least `share` of the rows, and five rows, sit exactly at the end: amounts cut off at a
+    floor or a cap pile up, other numbers do not. Targets that are never negative stay so.
     """
-    if isinstance(y, tabular.Totals):
-        totals = y
-    else:
-        totals, values = tabular.Totals(tabular.Schema("", (), ())), np.asarray(y, dtype=float)
-        totals.add(pd.DataFrame(index=range(len(values))), values)
-    needed = max(5, share * totals.n_rows)
-    return TargetScale(
-        mean=float(totals.target.mean_[0]),
-        scale=float(np.sqrt(totals.target.var_[0])) or 1.0,
-        low=float(totals.low) if totals.at_low >= needed else None,
-        high=float(totals.high) if totals.at_high >= needed else None,
-    )
+    y = np.asarray(y, np.float64)
+    low, high = float(y.min()), float(y.max())
+    needed, reach = max(5, share * len(y)), margin * (high - low)
+    floor, cap = low - reach, high + reach
+    if np.sum(y == low) >= needed:
+        floor = low
+    elif low >= 0:
+        floor = max(0.0, floor)
+    if np.sum(y == high) >= needed:
+        cap = high
+    return TargetScale(float(y.mean()), float(y.std()) or 1.0, floor, cap)
 
 
 def rescaled(scale: TargetScale, y: ArrayLike) -> TargetScale:
-    """Keep a scale for new targets, but drop a bound that some of them cross."""
-    low = scale.low if scale.low is not None and np.min(y) >= scale.low else None
-    high = scale.high if scale.high is not None and np.max(y) <= scale.high else None
-    return replace(scale, low=low, high=high)
+    """Keep mean and scale for new targets, and let the bounds hold them too."""
+    now = target_scale(y)
+    return replace(scale, low=min(scale.low, now.low), high=max(scale.high, now.high))
+
+
+# --- network -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Hold how a network is trained; what validation rows chose, and sizes that follow the data.
+
+    delta: of Huber's loss (1964), in standard deviations of the target. weight_decay: of AdamW.
+    """
+
+    weight_decay: float = 0.3
+    delta: float = 0.3
+    bins: bool = True
+    learning_rate: float = LEARNING_RATE
+    epochs: int = 60
+    batch_size: int = 32
+
+
+def sized_recipe(n_rows: int, epochs: int | None = None, batch_size: int | None = None) -> Recipe:
+    """Choose epochs and batch size by the number of training rows, where they are not given."""
+    if batch_size is None:
+        power = round(math.log2(max(1.0, n_rows / 100)))
+        batch_size = min(256 if n_rows < 250_000 else 1_024, max(32, 2**power))
+    if epochs is None:
+        epochs = min(80, max(4, round(1_000_000 / n_rows)))
+    return Recipe(epochs=epochs, batch_size=batch_size)
 
 
 def create_nn_model(
     input_dim: int,
-    *,
+    recipe: Recipe | None = None,
     scale: TargetScale | None = None,
-    activation: Any = None,
-    learning_rate: float = 1e-3,
-    weight_decay: float = 0.0,
-    loss: Any = None,
-    seed: int | None = None,
+    bins: Sequence[tuple[int, Sequence[float]]] = (),
+    *,
+    members: int = MEMBERS,
+    seed: int = 0,
+    build: Callable[[int], keras.Model] | None = None,
 ) -> keras.Model:
-    """Create and compile the network: Dense 64, Dense 32, Dense 1.
+    """Create and compile a network.
 
-    With `scale`, fixed layers behind the last Dense bring its output to target units and clip it
-    at the bounds, so that `model.predict` gives amounts while the weights stay near one.
-    AdamW: Loshchilov & Hutter 2019, "Decoupled Weight Decay Regularization".
+    With `input_dim` alone: Dense 64, Dense 32, Dense 1, as simple as can be. With a recipe and the
+    target's scale: `members` such networks side by side, piecewise-linear bins beside the inputs
+    (Gorishniy et al. 2022), gelu (Hendrycks & Gimpel 2016), their mean brought to target units and
+    kept within its bounds. bins lists (number of an input, edges of its bins).
+    `build(input_dim)` makes a network of one's own instead of the members: (n, input_dim) to (n, 1)
+    in standard deviations of the target.
 
-    `loss` is what Keras takes; by default the squared error, or with `scale` Huber's (1964), which
-    is absolute beyond `ROBUST_FROM` standard deviations of the target: the absolute error is what
-    models are judged by, and on held-out rows it was lower by nearly 1 %, the squared one no worse.
-
-    `activation`, of both hidden layers, is what Keras takes; by default relu, or with `scale` gelu
-    (Hendrycks & Gimpel 2016): smooth, which few noisy rows fit better than relu's kinks.
-
-    `seed` makes the initial weights reproducible; without it Keras' global seed decides.
     Raises ValueError when `input_dim` is not a positive integer.
     """
     if input_dim < 1:
         raise ValueError(f"input_dim must be at least 1. Received: input_dim={input_dim!r}")
-    seeds = [None] * 3 if seed is None else [seed, seed + 1, seed + 2]
-    hidden = activation or ("gelu" if scale else "relu")
-    widths = [("hidden_1", 64, hidden), ("hidden_2", 32, hidden), ("output", 1, None)]
-    layers = [
-        keras.layers.Dense(units, shape, name=name, kernel_initializer=_glorot(s))
-        for (name, units, shape), s in zip(widths, seeds, strict=True)
-    ]
-    model = keras.Sequential([keras.Input((input_dim,)), *layers, *_output_layers(scale)])
-    optimizer = keras.optimizers.AdamW(learning_rate, weight_decay=weight_decay)
-    if loss is None:
-        loss = keras.losses.Huber(ROBUST_FROM * scale.scale) if scale else "mse"
-    model.compile(optimizer, loss=loss)
+    inputs = keras.Input((input_dim,))
+    if recipe is None or scale is None:
+        hidden = [layers.Dense(width, "relu") for width in HIDDEN]
+        model = keras.Sequential([inputs, *hidden, layers.Dense(1)])
+        model.compile("adam", loss="mse")
+        return model
+    if build:
+        outputs = layers.Reshape((1, 1), name="members")(build(input_dim)(inputs))
+    else:
+        outputs = _members(_binned(inputs, bins) if recipe.bins else inputs, members)
+    outputs = layers.GlobalAveragePooling1D()(outputs)
+    for layer in _target_layers(scale):
+        outputs = layer(outputs)
+    model = keras.Model(inputs, outputs)
+    if not build:
+        _initialise(model, seed)
+    model.compile(
+        keras.optimizers.AdamW(recipe.learning_rate, weight_decay=recipe.weight_decay),
+        loss=keras.losses.Huber(recipe.delta * scale.scale),
+    )
+    model.optimizer.build(model.trainable_variables)  # or loading the saved model would warn
     return model
 
 
-def _glorot(seed: int | None) -> keras.initializers.Initializer:
-    return keras.initializers.GlorotUniform(seed)
+def _members(x: Any, members: int) -> Any:
+    equation = "bi,kio->bko"  # b rows, k members, i inputs, o outputs
+    for number, width in enumerate(HIDDEN, 1):
+        x = layers.EinsumDense(
+            equation, (members, width), bias_axes="ko", activation="gelu", name=f"hidden_{number}"
+        )(x)
+        equation = "bki,kio->bko"
+    return layers.EinsumDense(equation, (members, 1), bias_axes="ko", name="members")(x)
 
 
-def _output_layers(scale: TargetScale | None) -> list[keras.Layer]:
-    """Build the fixed layers that scale and clip the output, from Keras' own layers.
+def _binned(inputs: Any, bins: Sequence[tuple[int, Sequence[float]]]) -> Any:
+    """Put beside the inputs, for each bin, how much of it lies below the value: 0 to 1."""
+    if not bins:
+        return inputs
+    width = sum(len(edges) - 1 for _, edges in bins)
+    kernel, bias = np.zeros((inputs.shape[1], width)), np.zeros(width)
+    column = 0
+    for place, edges in bins:
+        low, size = np.array(edges[:-1]), np.diff(edges)
+        columns = slice(column, column + len(size))
+        kernel[place, columns], bias[columns] = 1 / size, -low / size
+        column += len(size)
+    layer = layers.Dense(width, trainable=False, name="bins")
+    parts = layers.ReLU(max_value=1.0)(layer(inputs))
+    layer.set_weights([kernel, bias])
+    return layers.Concatenate(name="binned")([inputs, parts])
 
-    `ReLU` clips at zero (and at `max_value`); the rescalings around it move that to the bounds.
+
+def _target_layers(scale: TargetScale) -> list[keras.Layer]:
+    """Build the fixed layers that scale and clip the output; `ReLU` clips at zero and a maximum."""
+    return [
+        layers.Rescaling(scale.scale, scale.mean - scale.low),
+        layers.ReLU(max_value=scale.high - scale.low),
+        layers.Rescaling(1.0, scale.low, name="target_units"),
+    ]
+
+
+def _trained_layers(model: keras.Model) -> list[layers.EinsumDense]:
+    return [layer for layer in model.layers if isinstance(layer, layers.EinsumDense)]
+
+
+def _initialise(model: keras.Model, seed: int) -> None:
+    """Draw the weights of each member as of a network of its own (Glorot & Bengio 2010)."""
+    rng = np.random.default_rng(seed)
+    for layer in _trained_layers(model):
+        bound = math.sqrt(6 / sum(layer.kernel.shape[1:]))
+        layer.kernel.assign(rng.uniform(-bound, bound, layer.kernel.shape))
+
+
+def grow_network(
+    parent: keras.Model,
+    fresh: keras.Model,
+    places: np.ndarray,
+) -> keras.Model:
+    """Copy members of a parent over the first ones of a fresh network with more inputs.
+
+    places: numbers of the parent's members, at most as many as `fresh` has. The parent's inputs are
+    the first ones of the fresh network, and so are its bins; the rest get zero weights, so that
+    predictions for rows without the new inputs do not move. Returns `fresh`; the parent is left
+    alone.
     """
-    if scale is None:
-        return []
-    rescale, relu = keras.layers.Rescaling, keras.layers.ReLU
-    low, high = scale.low, scale.high
-    if low is None:
-        if high is None:
-            return [rescale(scale.scale, scale.mean, name="target_units")]
-        above = [rescale(-scale.scale, high - scale.mean, name="below_cap"), relu(name="cap")]
-        return [*above, rescale(-1.0, high, name="target_units")]
-    floor = [rescale(scale.scale, scale.mean - low, name="above_floor")]
-    clip = relu(max_value=None if high is None else high - low, name="bounds")
-    return [*floor, clip, rescale(1.0, low, name="target_units")]
+    n_before, n_after = parent.input_shape[-1], fresh.input_shape[-1]
+    for old, new in zip(_trained_layers(parent), _trained_layers(fresh), strict=True):
+        kernel, bias = new.kernel.numpy(), new.bias.numpy()
+        before, copied = old.kernel.numpy()[places], slice(len(places))
+        if new.name == "hidden_1":
+            n_bins = before.shape[1] - n_before
+            kernel[copied] = 0
+            kernel[copied, :n_before] = before[:, :n_before]
+            kernel[copied, n_after : n_after + n_bins] = before[:, n_before:]
+        else:
+            kernel[copied] = before
+        bias[copied] = old.bias.numpy()[places]
+        new.kernel.assign(kernel)
+        new.bias.assign(bias)
+    return fresh
+
+
+def member_count(model: keras.Model) -> int:
+    """Return how many members of `create_nn_model` a network has; 0 for any other network."""
+    hidden = _trained_layers(model)
+    return int(hidden[0].kernel.shape[0]) if [h.name for h in hidden][-1:] == ["members"] else 0
 
 
 # --- training ----------------------------------------------------------------------------------
+
+
+class BlockTrainer(keras.Model):
+    """Run all minibatches of a block of rows as one compiled program, inside Keras' own `fit`.
+
+    It shares layers and optimizer with the model it trains. Each step of `fit` sees one block
+    (X, y, …); the order of its rows follows from `seed` and the steps done so far, so that a
+    training that is interrupted and continued sees the same.
+    """
+
+    batch_size: int = 32
+    seed: int = 0
+    shuffle: bool = True
+
+    def train_step(self, data: tuple) -> dict:
+        n_rows, size = data[0].shape[0], self.batch_size
+        whole, rest = divmod(n_rows, size)
+        if self.shuffle:
+            block = self.optimizer.iterations // (whole + bool(rest))
+            seed = [self.seed, tf.cast(block, tf.int32)]
+            order = tf.argsort(tf.random.stateless_uniform([n_rows], seed))
+            data = tuple(tf.gather(values, order) for values in data)
+
+        def batch(start: Any, n: int) -> None:
+            parts = [
+                tf.slice(values, [start, *[0] * (len(values.shape) - 1)], [n, *values.shape[1:]])
+                for values in data
+            ]
+            super(BlockTrainer, self).train_step(tuple(parts))
+
+        def whole_batch(i: Any) -> tuple:
+            batch(i * size, size)
+            return (i + 1,)
+
+        if whole:
+            tf.while_loop(lambda i: i < whole, whole_batch, (tf.constant(0),))
+        if rest:
+            batch(whole * size, rest)
+        return self.get_metrics_result()
 
 
 def train_model(
@@ -210,559 +357,326 @@ def train_model(
     sample_weight: Any = None,
     callbacks: Sequence[keras.callbacks.Callback] = (),
     shuffle: bool = True,
-    seed: int | None = None,
-    rows: Any = None,
-    initial_epoch: int = 0,
-    spread: bool = False,
-) -> tuple[keras.Model, keras.callbacks.History | None]:
-    """Train a compiled Keras model, each epoch as one compiled program.
+    seed: int = 0,
+) -> tuple[keras.Model, keras.callbacks.History]:
+    """Train a compiled Keras model, each block of rows as one compiled program.
 
-    The updates are those of `model.fit`: the program calls the model's own `train_step` on every
-    minibatch, the last short one included. Where XLA cannot compile the model, or a callback
-    wants to see batches, `model.fit` does the work after one warning.
+    The updates are those of `model.fit` on the same order, the last short minibatch included.
 
     X is of shape (n_rows, n_inputs), y of shape (n_rows,) or what the loss takes, `sample_weight`
-    of shape (n_rows,). Rows that do not fit in memory come as X of `DiskRows`, y None; they pass
-    through the same program part by part, the parts and the rows of each in random order.
-    `rows` (row numbers) trains on a part of X without compiling anew. `seed`
-    fixes the order of the rows in each epoch, whatever epochs came before, so that a training
-    interrupted and continued at `initial_epoch` sees the same; without it NumPy's global generator
-    decides.
+    of shape (n_rows,). Lists of as many arrays are blocks of rows, which may lie on disk
+    (`numpy.memmap`): each epoch goes through all of them. `seed` fixes the order of the rows.
 
-    `spread` shares every minibatch out to all workers (`distributed.py`), which must all call this
-    with the same data, seed and order; they get state and first epoch of worker 0.
-
-    Returns (model, history), the same model and its `keras.callbacks.History`; history is None when
-    worker 0 starts no further training.
+    Returns (model, history), the same model and its `keras.callbacks.History`.
     """
-    on_disk, n_rows = isinstance(X, DiskRows), len(X) if rows is None else len(rows)
-    data = _as_tensors(*X.part(0)) if on_disk else _as_tensors(X, y, sample_weight)
-    validation = None if X_val is None else _as_tensors(X_val, y_val, None)
-    if not on_disk:  # whose parts are numbered by themselves
-        rows = np.arange(n_rows) if rows is None else np.asarray(rows)
-    seed = np.random.randint(2**31) if seed is None else seed
-    if spread:
-        agreed, reason = distributed.agree(model, initial_epoch), None
-        if agreed is None:
-            return model, None
-        initial_epoch = agreed
-        programs = distributed.program(model, batch_size), _programs(model, data, batch_size)[1]
-    else:
-        programs, reason = _try_to_compile(model, data, batch_size, callbacks)
-
-    def order(epoch: int) -> np.ndarray:
-        shuffled = np.random.default_rng([seed, epoch]).permutation(rows) if shuffle else rows
-        return shuffled.astype(np.int32)  # NumPy shuffles 64 bits faster
-
-    def parts(epoch: int) -> Iterable[tuple[tuple, np.ndarray]]:
-        if on_disk:
-            rng = np.random.default_rng([seed, epoch])
-            return ((_as_tensors(*part), chosen) for *part, chosen in X.parts(rng))
-        return [(data, order(epoch))]
-
-    settings: dict[str, Any] = {"epochs": epochs, "verbose": verbose}
-    if reason is None:
-        settings |= {"steps": -(-n_rows // batch_size), "n_rows": n_rows}
-        passes: Iterator = ((epoch, parts(epoch)) for epoch in range(initial_epoch, epochs))
-        if n_rows > AHEAD_ROWS:
-            passes = ahead(passes)
-        return model, _run_epochs(model, programs, validation, passes, callbacks, settings)
-    if on_disk:
-        raise ValueError(f"rows on disk need a model that XLA can compile, but {reason}")
-    warnings.warn(f"model.fit trains this model, more slowly: {reason}", stacklevel=2)
-    settings["initial_epoch"] = initial_epoch
-    minibatches = _Minibatches(data, order, n_rows, batch_size)
-    return model, _fit(model, minibatches, validation, callbacks, settings)
-
-
-class _Minibatches(keras.utils.PyDataset):
-    """Give `model.fit` the minibatches that the compiled epochs would take."""
-
-    def __init__(self, data: tuple, order: Callable, n_rows: int, batch_size: int) -> None:
-        super().__init__()
-        self.data, self.order, self.n_rows, self.batch_size = data, order, n_rows, batch_size
-        self.rows = order(0)  # Keras looks at a minibatch before the first epoch begins
-
-    def begin(self, epoch: int, logs: dict | None = None) -> None:
-        """Put the rows in the order of an epoch."""
-        self.rows = self.order(epoch)
-
-    def __len__(self) -> int:
-        return -(-self.n_rows // self.batch_size)
-
-    def __getitem__(self, i: int) -> tuple:
-        rows = self.rows[i * self.batch_size : (i + 1) * self.batch_size]
-        return tuple(tf.gather(values, rows) for values in self.data if values is not None)
-
-
-def _fit(
-    model: keras.Model,
-    minibatches: _Minibatches,
-    validation: tuple | None,
-    callbacks: Sequence,
-    settings: dict[str, Any],
-) -> keras.callbacks.History:
-    """Train with Keras' own loop, on the same minibatches."""
-    reorder = keras.callbacks.LambdaCallback(on_epoch_begin=minibatches.begin)
-    return model.fit(
-        minibatches,
-        validation_data=validation and validation[:2],
-        callbacks=[reorder, *callbacks],
-        shuffle=False,  # the minibatches; their rows are in the order of the seed
-        **settings,
+    parts = [values for values in (X, y, sample_weight) if values is not None]
+    blocks = list(zip(*(v if isinstance(v, list) else [v] for v in parts), strict=True))
+    trainer = BlockTrainer(model.inputs, model.outputs)
+    trainer.batch_size, trainer.seed, trainer.shuffle = batch_size, seed, shuffle
+    trainer.compile(model.optimizer, loss=model.loss, jit_compile=True)
+    history = trainer.fit(
+        _dataset(blocks),
+        epochs=epochs,
+        steps_per_epoch=len(blocks),
+        validation_data=None if X_val is None else (X_val, y_val),
+        callbacks=list(callbacks),
+        verbose=verbose,
+        shuffle=False,  # the trainer does it within each block
     )
+    return model, history
 
 
-def _try_to_compile(
-    model: keras.Model, data: tuple, batch_size: int, callbacks: Sequence
-) -> tuple[tuple, str | None]:
-    """Compile the programs of a model, or say why they cannot be: (programs, reason)."""
-    if reason := _why_not_compiled(model, callbacks):
-        return (), reason
-    try:
-        programs = _programs(model, data, batch_size)
-        programs[0](data, np.array([], np.int32), True)
-    except Exception as error:
-        return (), f"XLA cannot compile it ({str(error).splitlines()[0][:120]})"
-    return programs, None
+def _dataset(blocks: list[tuple]) -> tf.data.Dataset:
+    """Feed `fit` with blocks, again and again; a single one stays in memory as it is."""
 
+    def tensors(block: tuple) -> tuple:
+        return tuple(tf.convert_to_tensor(np.asarray(v, np.float32)) for v in block)
 
-def compile_ahead(model: keras.Model, X: Any, y: Any, batch_size: int) -> None:
-    """Compile the epoch program of a model for X and y without training a single row.
-
-    Calling this from a thread lets XLA compile while Python does something else.
-    """
-    data = _as_tensors(*X.part(0)) if isinstance(X, DiskRows) else _as_tensors(X, y)
-    with contextlib.suppress(Exception):  # train_model will say why
-        _programs(model, data, batch_size)[0](data, np.array([], np.int32), True)
-
-
-def _run_epochs(
-    model: keras.Model,
-    programs: tuple,
-    validation: tuple | None,
-    passes: Iterable,
-    callbacks: Sequence,
-    settings: dict[str, Any],
-) -> keras.callbacks.History:
-    """Run epochs as `model.fit` does, callbacks included, one program call for each part."""
-    train, evaluate = programs
-    watches = [callback for callback in callbacks if isinstance(callback, Watch)]
-    log = keras.callbacks.CallbackList(
-        list(callbacks),
-        add_history=True,
-        add_progbar=settings["verbose"] != 0,
-        model=model,
-        **settings,
+    if len(blocks) == 1:
+        return tf.data.Dataset.from_tensors(tensors(blocks[0])).cache().repeat()
+    shapes = [tf.TensorSpec((None, *values.shape[1:])) for values in blocks[0]]
+    by_number = tf.data.Dataset.from_generator(
+        lambda: (tensors(block) for block in blocks), output_signature=tuple(shapes)
     )
-    model.stop_training = False
-    log.on_train_begin()
-    for epoch, parts in passes:
-        log.on_epoch_begin(epoch)
-        n_rows = 0
-        for data, order in parts:
-            logs = train(data, order, n_rows == 0)
-            n_rows += len(order)
-            if n_rows < settings["n_rows"]:  # the callbacks tell of the end
-                for watch in watches:
-                    watch.on_rows(epoch + n_rows / settings["n_rows"], logs)
-        if validation:
-            logs |= {f"val_{name}": value for name, value in evaluate(validation).items()}
-        log.on_epoch_end(epoch, logs)
-        if model.stop_training or not np.isfinite(logs["loss"]):
-            break
-    model.optimizer.finalize_variable_values(model.trainable_weights)
-    log.on_train_end()
-    return model.history
+    return by_number.repeat().prefetch(1)
 
 
-def _as_tensors(X: Any, y: Any, sample_weight: Any = None) -> tuple:
-    """Put rows into device memory; floats in Keras' float type, integer labels as they are."""
+class MemberAdamW(keras.optimizers.Adam):
+    """AdamW (Loshchilov & Hutter 2019) with a learning rate and weight decay for each member.
 
-    def tensor(values: Any) -> Any:
-        if values is None or tf.is_tensor(values):
-            return values
-        values = np.asarray(values)
-        is_float = np.issubdtype(values.dtype, np.floating)
-        return tf.constant(values.astype(keras.config.floatx(), copy=False) if is_float else values)
-
-    return tensor(X), tensor(y), tensor(sample_weight)
-
-
-def _why_not_compiled(model: keras.Model, callbacks: Sequence) -> str | None:
-    """Say why an epoch cannot be one program, or None when it can."""
-    if model.run_eagerly:
-        return "it runs eagerly"
-    hooks = ("on_batch_begin", "on_batch_end", "on_train_batch_begin", "on_train_batch_end")
-    for callback in callbacks:
-        per_epoch = getattr(callback, "save_freq", None) == "epoch"
-        own = [
-            h
-            for h in hooks
-            if getattr(type(callback), h) is not getattr(keras.callbacks.Callback, h)
-        ]
-        if own and not per_epoch:
-            return f"the callback {type(callback).__name__} wants to see every batch"
-    return None
-
-
-def _programs(model: keras.Model, data: tuple, batch_size: int) -> tuple:
-    """Compile one epoch of training and one evaluation of a model; reuse them while they fit.
-
-    Returns (train, evaluate): `train(data, order, is_first)` trains on a part of an epoch's rows,
-    `evaluate(data)` scores; both give the logs of the epoch so far.
-    """
-    if not model.built or not len(getattr(model, "outputs", ())) == len(model.metrics) == 1:
-        X, y, weight = (None if values is None else values[:1] for values in data)
-        model.test_step((X, y, weight))  # builds what is not built yet, outside of the programs
-    optimizer = model.optimizer
-    optimizer.build(model.trainable_variables)
-    decays = optimizer.weight_decay is not None
-    key = [batch_size, decays, optimizer, *model.metrics[:1]]  # a new loss tracker each compile()
-    cached_key, programs = getattr(model, "_epoch_programs", ([], ()))
-    if key[:2] == cached_key[:2] and all(map(operator.is_, key[2:], cached_key[2:])):
-        return programs
-    whole_batches, last_batch, test = _compile(model, batch_size, decays)
-    found: dict[tuple, Callable] = {}
-
-    def call(program: Any, data: tuple, *others: Any) -> dict[str, float]:
-        # TensorFlow takes as long to look a program up as to run ten minibatches.
-        kind = program, *((v.shape, v.dtype) if tf.is_tensor(v) else v for v in (*data, *others))
-        if kind not in found:
-            found[kind] = program.get_concrete_function(data, *others)
-        return {name: float(value) for name, value in found[kind](data, *others).items()}
-
-    def train(data: tuple, order: np.ndarray, is_first: bool) -> dict[str, float]:
-        batches, rest = divmod(len(order), batch_size)
-        padded = np.zeros(max(len(data[0]), batch_size), np.int32)
-        padded[: len(order)] = order
-        decay = tf.constant(optimizer.weight_decay if decays else 0.0, tf.float32)
-        logs = call(whole_batches, data, tf.constant(padded), tf.constant(batches), decay, is_first)
-        if rest:
-            logs = call(last_batch, data, tf.constant(order[-rest:], tf.int32), decay)
-        return logs
-
-    def evaluate(data: tuple) -> dict[str, float]:
-        return call(test, data)
-
-    # Not as an attribute: Keras would count the loss tracker in it as one more metric.
-    vars(model)["_epoch_programs"] = key, (train, evaluate)
-    return train, evaluate
-
-
-def _compile(model: keras.Model, batch_size: int, decays: bool) -> tuple:
-    """Write the three programs: all whole minibatches, the last short one, an evaluation.
-
-    The order of the rows, the number of minibatches and the weight decay are arguments, so that
-    epochs over other rows or at another strength need no compilation. All rows are put in order
-    at once, before the loop: a slice costs less than a gather in every minibatch.
-    """
-    optimizer = model.optimizer
-
-    def gather(data: tuple, rows: tf.Tensor) -> tuple:
-        return tuple(None if values is None else tf.gather(values, rows) for values in data)
-
-    def minibatch(data: tuple, start: tf.Tensor, size: int) -> tuple:
-        def cut(values: tf.Tensor) -> tf.Tensor:
-            others = values.shape[1:]
-            return tf.slice(values, [start, *[0] * len(others)], [size, *others])
-
-        return tuple(None if values is None else cut(values) for values in data)
-
-    def train_step(data: tuple, decay: tf.Tensor) -> None:
-        number, optimizer.weight_decay = optimizer.weight_decay, decay if decays else None
-        try:
-            model.train_step(data)
-        finally:
-            optimizer.weight_decay = number
-
-    def repeat(body: Callable, times: int | tf.Tensor) -> None:
-        tf.while_loop(lambda i: i < times, lambda i: [body(i), (i + 1,)][1], (tf.constant(0),))
-
-    @tf.function(jit_compile=True, autograph=False)
-    def whole_batches(
-        data: tuple, order: tf.Tensor, batches: tf.Tensor, decay: tf.Tensor, is_first: bool
-    ) -> dict:
-        if is_first:  # inside: every operation outside costs as much as several minibatches
-            model.reset_metrics()
-        data = gather(data, order)
-        repeat(lambda i: train_step(minibatch(data, i * batch_size, batch_size), decay), batches)
-        return model.get_metrics_result()
-
-    @tf.function(jit_compile=True, autograph=False)
-    def last_batch(data: tuple, rows: tf.Tensor, decay: tf.Tensor) -> dict:
-        train_step(gather(data, rows), decay)
-        return model.get_metrics_result()
-
-    @tf.function(autograph=False)  # a forward pass alone is not worth the time of XLA's compiler
-    def test(data: tuple) -> dict:
-        model.reset_metrics()
-        whole, rest = divmod(data[0].shape[0], BLOCK)
-        if whole:
-            repeat(lambda i: model.test_step(minibatch(data, i * BLOCK, BLOCK)), whole)
-        if rest:
-            model.test_step(minibatch(data, whole * BLOCK, rest))
-        return model.get_metrics_result()
-
-    return whole_batches, last_batch, test
-
-
-# --- fitting: regularisation, learning rate, warm start ------------------------------------------
-
-
-@dataclass(frozen=True)
-class Fit:
-    """Hold how a network was fitted.
-
-    curves: loss and val_loss per epoch of the best strength tried (the mean of two searches, where
-    validation rows are few); final: loss per epoch of the final training on all rows;
-    strengths: validation loss of each weight decay tried.
+    rates, decays: of shape (n_members,), the first axis of every weight. frozen: {shape of a
+    kernel: 0 where an entry must stay as it is}.
     """
 
-    weight_decay: float
-    curves: dict[str, list[float]]
-    final: list[float]
-    strengths: dict[float, float]
+    def __init__(self, rates: ArrayLike, decays: ArrayLike, frozen: dict | None = None) -> None:
+        super().__init__(1.0)
+        self.rates = keras.Variable(np.asarray(rates, np.float32), trainable=False)
+        self.decays = keras.Variable(np.asarray(decays, np.float32), trainable=False)
+        self.frozen = frozen or {}
+
+    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+        """Update one weight of all members."""
+        shape = (-1, *[1] * (len(variable.shape) - 1))
+        rate = learning_rate * tf.reshape(self.rates.value, shape)
+        rate *= self.frozen.get(tuple(variable.shape), 1.0)
+        if len(variable.shape) > 2 or (len(variable.shape) == 2 and self.rates.shape[0] == 1):
+            self.assign_sub(variable, variable * rate * tf.reshape(self.decays.value, shape))
+        super().update_step(gradient, variable, rate)
 
 
-def fit_network(
-    model: keras.Model,
-    X: np.ndarray | DiskRows,
-    y: np.ndarray | None,
-    *,
-    epochs: int,
-    batch_size: int,
-    learning_rate: float,
-    seed: int,
-    strengths: Sequence[float] = STRENGTHS,
-    validate_on: Sequence[int] | None = None,
-    checkpoint: "Checkpoint | None" = None,
-) -> Fit:
-    """Choose the weight decay on validation rows, then train on all rows with it.
+class CosineRates(keras.callbacks.Callback):
+    """Lower all learning rates along half a cosine (Loshchilov & Hutter 2017), epoch by epoch."""
 
-    Every candidate starts from the model's present weights and optimizer state. A fifth of
-    `validate_on` (row numbers; default all rows, at most `SEARCH_ROWS`) serves as validation rows.
-    X and y as in `train_model`; a search trains on `SEARCH_ROWS` rows at most.
-    The model ends trained on all rows, its learning rate back at `learning_rate`.
-
-    Raises FloatingPointError when the loss is not finite whatever the strength.
-    """
-    start, checkpoint = model_state(model), checkpoint or Checkpoint(None)
-    validate_on = range(len(X)) if validate_on is None else validate_on
-    options: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "seed": seed}
-    options["learning_rate"] = learning_rate
-    if not distributed.is_leader():  # worker 0 searches, logs and says when to train
-        while train_at(model, X, y, **options, spread=True):
-            pass
-        return Fit(model.optimizer.weight_decay, {}, [], {})
-
-    def trained(strength: float, X: Any, y: Any, **held_out: Any) -> dict[str, list[float]]:
-        restore_state(model, start)
-        model.optimizer.weight_decay = strength
-        return checkpoint.continued(
-            model, lambda **left: train_at(model, X, y, **held_out, **options, **left)
-        )
-
-    tried: dict[float, list] = {strength: [] for strength in strengths}
-    for few in _searches(X, y, validate_on, batch_size, np.random.default_rng(seed)):
-        for strength in strengths:
-            tried[strength].append(trained(strength, **few))
-    last = {k: float(np.mean([h["val_loss"][-1] for h in hs])) for k, hs in tried.items()}
-    last = {strength: loss for strength, loss in last.items() if np.isfinite(loss)}
-    best = lowest(last) if last else strengths[0]
-    final = trained(best, X, y, spread=distributed.is_active())["loss"] if last else [np.nan]
-    checkpoint.save(model)
-    if not np.isfinite(final[-1]):
-        raise FloatingPointError(f"the loss is not finite at learning rate {learning_rate:g}")
-    searches = tried[min(last, key=last.__getitem__)]
-    curves = {name: np.mean([h[name] for h in searches], axis=0).tolist() for name in searches[0]}
-    return Fit(best, curves, final, last)
-
-
-def _searches(
-    X: Any, y: Any, validate_on: Sequence[int], batch_size: int, rng: np.random.Generator
-) -> Iterator[dict[str, Any]]:
-    """Draw the rows to train and to validate on, as arguments of `train_model`.
-
-    Once where validation rows are many; twice, with others each time, where they are so few that
-    the choice is much a matter of luck.
-    """
-    on_disk = isinstance(X, DiskRows)
-
-    def chosen(numbers: np.ndarray) -> tuple:
-        return X.take(numbers) if on_disk else (X[numbers], np.asarray(y)[numbers])
-
-    n_validation = max(1, min(len(validate_on), SEARCH_ROWS) // 5)
-    folds = 2 if n_validation < VALIDATION_ROWS and len(validate_on) > 1 else 1
-    places = rng.choice(len(validate_on), folds * n_validation, replace=False)
-    rows = rng.choice(len(X), min(len(X), SEARCH_ROWS + n_validation), replace=False)
-    for fold in np.split(places, folds):
-        validation = np.sort([validate_on[i] for i in fold])
-        train = rows[~np.isin(rows, validation)][:SEARCH_ROWS]
-        # A multiple of the batch size spares the compilation of a last short batch.
-        train = train[: max(batch_size, len(train) // batch_size * batch_size)]
-        held_out = dict(zip(("X_val", "y_val"), chosen(validation), strict=True))
-        if len(X) <= SEARCH_ROWS and not on_disk:  # spares a second compilation
-            yield {"X": X, "y": y, "rows": train, **held_out}
-        else:
-            yield dict(zip(("X", "y"), chosen(train), strict=True)) | held_out
-
-
-def lowest(losses: dict[float, float]) -> float:
-    """Estimate the strength of the lowest validation loss from a few strengths tried.
-
-    The vertex of the parabola, over the logarithm of the strength, through the best one and its
-    neighbours: on few validation rows less a matter of luck than the best one itself, which is
-    the answer where it has no two neighbours or no logarithm.
-    """
-    strengths = sorted(losses)
-    i = strengths.index(min(losses, key=losses.__getitem__))
-    if not 0 < i < len(strengths) - 1 or strengths[i - 1] <= 0:
-        return strengths[i]
-    near = strengths[i - 1 : i + 2]
-    square, slope, _ = np.polyfit(np.log(near), [losses[s] for s in near], 2)
-    if square <= 0:
-        return strengths[i]
-    return float(np.exp(np.clip(-slope / (2 * square), np.log(near[0]), np.log(near[2]))))
-
-
-class Checkpoint(keras.callbacks.Callback):
-    """Save a fit of several trainings every `seconds`, at the end of an epoch, to continue it.
-
-    Without a file it does nothing. An existing file is read: trainings that it calls done are not
-    repeated, the one under way goes on at its last saved epoch. NumPy's `npz` holds numbers and
-    JSON only, so that reading one runs no code.
-    """
-
-    def __init__(self, file: Path | None, seconds: float = 30.0) -> None:
+    def __init__(self, optimizer: MemberAdamW, epochs: int) -> None:
         super().__init__()
-        self.file, self.seconds, self.saved_at = file, seconds, time.monotonic()
-        self.done: list[dict[str, list[float]]] = []
-        self.repeated, self.run_id = 0, None
-        self.past: dict[str, list[float]] = {}
-        self.history: dict[str, list[float]] = {}
-        self.state: list[np.ndarray] = []
-        self.watchers: list[keras.callbacks.Callback] = []  # they see the epochs, too
-        if file and file.exists():
-            with np.load(file, allow_pickle=False) as saved:
-                progress = json.loads(str(saved["progress"]))
-                self.state = [saved[f"state_{i}"] for i in range(len(saved.files) - 1)]
-            self.done, self.past = progress["done"], progress["history"]
-            self.run_id = progress["run_id"]
-
-    def continued(self, model: keras.Model, train: Callable) -> dict[str, list[float]]:
-        """Run one training of the fit, or what is left of it; return its whole history."""
-        self.repeated += 1
-        if self.repeated <= len(self.done):
-            if not self.past and self.state:  # saved after the last one was done
-                restore_state(model, self.state)
-            return self.done[self.repeated - 1]
-        if self.past:
-            restore_state(model, self.state)
-        self.history = {name: list(values) for name, values in self.past.items()}
-        first = max(map(len, self.past.values()), default=0)
-        self.past, self.state = {}, []
-        train(initial_epoch=first, callbacks=[self, *self.watchers])
-        self.done.append(self.history)
-        history, self.history = self.history, {}
-        return history
-
-    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
-        for name, value in (logs or {}).items():
-            self.history.setdefault(name, []).append(value)
-        if self.file and time.monotonic() - self.saved_at >= self.seconds:
-            self.save(self.model)
-
-    def save(self, model: keras.Model) -> None:
-        """Save now, whatever the time; the file is replaced only once the new one is complete."""
-        if self.file is None:
-            return
-        self.saved_at = time.monotonic()
-        progress = {"run_id": self.run_id, "done": self.done, "history": self.history}
-        arrays: dict[str, Any] = {"progress": json.dumps(progress)}
-        arrays |= {f"state_{i}": value for i, value in enumerate(model_state(model))}
-        beside = self.file.with_suffix(f".{os.getpid()}.part")
-        with beside.open("wb") as stream:
-            np.savez(stream, **arrays)
-        beside.replace(self.file)
-
-
-class Watch(keras.callbacks.Callback):
-    """Tell a function how far a training is: epochs done, of how many, the loss, rows in each."""
-
-    def __init__(self, tell: Callable[[float, int, float, int], None]) -> None:
-        super().__init__()
-        self.tell = tell
-
-    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
-        self.on_rows(epoch + 1, logs or {})
-
-    def on_rows(self, done: float, logs: dict) -> None:
-        """Be told of epochs that need not be whole, where rows come in parts."""
-        loss, n_rows = logs.get("loss", float("nan")), self.params.get("n_rows", 0)
-        self.tell(done, self.params["epochs"], loss, n_rows)
-
-
-def train_at(
-    model: keras.Model, X: Any, y: Any, *, learning_rate: float, epochs: int, **options: Any
-) -> keras.callbacks.History:
-    """Train with a learning rate that falls from `learning_rate` to zero; see `train_model`."""
-    cosine = [CosineLearningRate(learning_rate, epochs), *options.pop("callbacks", ())]
-    return train_model(model, X, y, epochs=epochs, callbacks=cosine, **options)[1]
-
-
-class CosineLearningRate(keras.callbacks.Callback):
-    """Lower the learning rate from epoch to epoch along half a cosine (Loshchilov & Hutter 2017).
-
-    Leaves a model alone whose optimizer brings a schedule of its own.
-    """
-
-    def __init__(self, learning_rate: float, epochs: int) -> None:
-        super().__init__()
-        self.learning_rate, self.epochs = learning_rate, epochs
+        self.optimizer, self.epochs = optimizer, epochs
+        self.start = optimizer.rates.numpy()
 
     def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
-        self._set(self.learning_rate * (1 + np.cos(np.pi * epoch / self.epochs)) / 2)
+        factor = (1 + math.cos(math.pi * (epoch + 0.5) / self.epochs)) / 2
+        self.optimizer.rates.assign(self.start * factor)
+
+
+class MemberHuber(keras.losses.Loss):
+    """Huber's loss with a delta for each member; targets of NaN do not count.
+
+    Targets and predictions are of shape (n_rows, n_members).
+    """
+
+    def __init__(self, deltas: ArrayLike) -> None:
+        super().__init__(reduction="sum_over_batch_size")
+        self.deltas = tf.constant(np.asarray(deltas, np.float32))
+
+    def call(self, y_true: Any, y_pred: Any) -> Any:
+        """Return the loss of each row, the mean over members."""
+        known = tf.math.is_finite(y_true)
+        error = tf.abs(tf.where(known, y_true - y_pred[..., 0], 0.0))
+        small = tf.minimum(error, self.deltas)
+        return tf.reduce_mean(small * (error - small / 2), axis=-1)
+
+
+def train_members(
+    model: keras.Model,
+    X: Any,
+    y: Any,
+    scale: TargetScale,
+    recipes: Sequence[Recipe],
+    *,
+    mask: np.ndarray | None = None,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
+    seed: int = 0,
+) -> keras.callbacks.History:
+    """Train the members of a network of `create_nn_model` side by side, each by its own recipe.
+
+    X of shape (n_rows, n_inputs), y of shape (n_rows,) in target units, or lists of blocks of them.
+    mask: bool of shape (n_rows, n_members), False where a member does not train on a row. Epochs
+    and batch size are those of the first recipe.
+
+    Raises FloatingPointError when the loss is not finite.
+    """
+    heads = keras.Model(model.inputs, model.get_layer("members").output)
+    optimizer = MemberAdamW(
+        [recipe.learning_rate for recipe in recipes],
+        [recipe.weight_decay for recipe in recipes],
+        _without_bins(model, recipes),
+    )
+    heads.compile(optimizer, loss=MemberHuber([recipe.delta for recipe in recipes]))
+
+    def targets(values: ArrayLike) -> np.ndarray:
+        z = ((np.asarray(values) - scale.mean) / scale.scale).astype(np.float32)
+        wide = np.repeat(z[:, None], len(recipes), axis=1)
+        return wide if mask is None else np.where(mask, wide, np.float32(np.nan))
+
+    first = recipes[0]
+    _, history = train_model(
+        heads,
+        X,
+        [targets(block) for block in y] if isinstance(y, list) else targets(y),
+        epochs=first.epochs,
+        batch_size=first.batch_size,
+        callbacks=[CosineRates(optimizer, first.epochs), *callbacks],
+        seed=seed,
+    )
+    losses = history.history.get("loss", [])
+    if losses and not np.isfinite(losses[-1]):
+        raise FloatingPointError(f"the loss is not finite at learning rate {first.learning_rate:g}")
+    return history
+
+
+def _without_bins(model: keras.Model, recipes: Sequence[Recipe]) -> dict:
+    """Take the bins away from members whose recipe has none; say which weights stay zero."""
+    if all(recipe.bins for recipe in recipes):
+        return {}
+    kernel = model.get_layer("hidden_1").kernel
+    used = np.ones((len(recipes), kernel.shape[1], 1), np.float32)
+    used[[not recipe.bins for recipe in recipes], model.input_shape[-1] :] = 0
+    kernel.assign(kernel * used)
+    return {tuple(kernel.shape): tf.constant(used)}
+
+
+# --- choosing a recipe ---------------------------------------------------------------------------
+
+
+class _ValidationErrors(keras.callbacks.Callback):
+    """Note each member's mean absolute error on its validation rows after every epoch."""
+
+    def __init__(self, model: keras.Model, X: np.ndarray, z: np.ndarray, mask: np.ndarray) -> None:
+        super().__init__()
+        self.heads = keras.Model(model.inputs, model.get_layer("members").output)
+        rows = ~mask.all(axis=1)  # held back from some member
+        self.X, self.z, self.mask = tf.constant(X[rows]), z[rows, None], mask[rows]
+        self.errors: list[np.ndarray] = []
+
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
+        predicted = self.heads.predict_on_batch(self.X)[..., 0]
+        error = np.where(self.mask, np.nan, np.abs(predicted - self.z))
+        self.errors.append(np.nanmean(error, axis=0))
 
     def on_train_end(self, logs: dict | None = None) -> None:
-        self._set(self.learning_rate)
-
-    def _set(self, value: float) -> None:
-        with contextlib.suppress(TypeError):
-            self.model.optimizer.learning_rate = value
+        if not self.errors:  # a training that was continued after its last epoch
+            self.on_epoch_end(0)
 
 
-def model_state(model: keras.Model) -> list[np.ndarray]:
-    """Copy all weights and optimizer slots of a model."""
-    model.optimizer.build(model.trainable_variables)
-    return [variable.numpy() for variable in (*model.variables, *model.optimizer.variables)]
+def candidates(base: Recipe, n_rows: int) -> list[Recipe]:
+    """List the recipes that a first training chooses from.
 
-
-def restore_state(model: keras.Model, state: list[np.ndarray]) -> None:
-    """Put back what `model_state` copied."""
-    for variable, value in zip((*model.variables, *model.optimizer.variables), state, strict=True):
-        variable.assign(value)
-
-
-def widen_network(
-    network: keras.Model, input_dim: int, scale: TargetScale | None, learning_rate: float
-) -> keras.Model:
-    """Copy a network of `create_nn_model`, giving it more inputs, the new ones with zero weights.
-
-    The optimizer's state comes along, zero for the new inputs, so that predictions for rows
-    without the new inputs do not move. The original is left alone.
+    Few rows may want no bins and strong regularisation, many want bins and little of it.
     """
-    activation = network.layers[0].activation  # a network of an earlier version may have another
-    wider = create_nn_model(
-        input_dim, scale=scale, activation=activation, learning_rate=learning_rate
+    few = n_rows < FEW_ROWS
+    decays = (0.3, 1.0, 3.0) if few else (0.03, 0.1, 0.3, 1.0)
+    bins = (True, False) if few else (True,)
+    return [
+        replace(base, weight_decay=decay, delta=delta, bins=binned)
+        for decay, delta, binned in itertools.product(decays, (0.1, 0.3), bins)
+    ]
+
+
+def compare_recipes(
+    model: keras.Model,
+    X: np.ndarray,
+    y: np.ndarray,
+    scale: TargetScale,
+    recipes: Sequence[Recipe],
+    validate_on: np.ndarray,
+    *,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
+    seed: int = 0,
+) -> tuple[np.ndarray, keras.callbacks.History]:
+    """Train one member per recipe (and fold) on most rows; return its validation errors by epoch.
+
+    model has len(recipes) members, or a whole multiple: as many folds, fold by fold. Each fold
+    holds back a share of `validate_on` (row numbers).
+    Returns (errors of shape (n_epochs, n_recipes) in standard deviations, history).
+    """
+    folds = member_count(model) // len(recipes)
+    chosen = np.random.default_rng(seed).permutation(validate_on)
+    size = max(1, int(VALIDATION * len(chosen)))
+    mask = np.ones((len(X), folds * len(recipes)), bool)
+    for fold in range(folds):
+        held_back = chosen[fold * size : (fold + 1) * size]
+        mask[held_back, fold * len(recipes) : (fold + 1) * len(recipes)] = False
+    watch = _ValidationErrors(model, X, (y - scale.mean) / scale.scale, mask)
+    history = train_members(
+        model,
+        X,
+        y,
+        scale,
+        [*recipes] * folds,
+        mask=mask,
+        callbacks=[*callbacks, watch],
+        seed=seed,
     )
-    wider.optimizer.build(wider.trainable_variables)
-    state = model_state(network)
-    for variable, old in zip((*wider.variables, *wider.optimizer.variables), state, strict=True):
-        value = np.zeros(variable.shape, old.dtype)
-        value[tuple(slice(n) for n in old.shape)] = old
-        variable.assign(value)
-    return wider
+    errors = np.stack(watch.errors).reshape(len(watch.errors), folds, len(recipes))
+    return errors.mean(axis=1), history
+
+
+def choose_recipe(
+    X: np.ndarray,
+    y: np.ndarray,
+    bins: Sequence[tuple[int, Sequence[float]]] = (),
+    *,
+    base: Recipe | None = None,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
+    seed: int = 0,
+) -> tuple[list[Recipe], dict[str, list[float]]]:
+    """Choose bins, Huber's delta and the weight decay by the error on validation rows.
+
+    All candidates train side by side, in one program, on at most SEARCH_ROWS of the rows; few rows
+    are split in three ways. X of shape (n_rows, n_inputs), y of shape (n_rows,).
+
+    Returns (the recipe of each member, {"loss": …, "val_mae": …} per epoch of the best candidate),
+    the error in standard deviations of the target.
+    """
+    base, scale = base or sized_recipe(len(X)), target_scale(y)
+    rows, tried = _some_rows(X, seed), candidates(base, len(X))
+    folds = 3 if len(X) < FEW_ROWS else 1
+    model = create_nn_model(
+        X.shape[1], base, scale, bins, members=folds * len(tried), seed=seed
+    )
+    for layer in _trained_layers(model):  # all start alike, so that only their recipes differ
+        layer.kernel.assign(np.repeat(layer.kernel.numpy()[:1], layer.kernel.shape[0], axis=0))
+    errors, history = compare_recipes(
+        model, X[rows], y[rows], scale, tried, np.arange(len(rows)), callbacks=callbacks, seed=seed
+    )
+    best = int(np.nanargmin(errors[-1]))
+    curves = {"loss": history.history.get("loss", []), "val_mae": errors[:, best].tolist()}
+    return [tried[best]] * MEMBERS, curves
+
+
+# --- retraining ----------------------------------------------------------------------------------
+
+
+def choose_retraining(
+    parent: keras.Model,
+    X: np.ndarray,
+    y: np.ndarray,
+    bins: Sequence[tuple[int, Sequence[float]]],
+    scale: TargetScale,
+    recipe: Recipe,
+    new_rows: np.ndarray,
+    *,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
+    seed: int = 0,
+) -> tuple[list[Recipe], dict[str, list[float]]]:
+    """Choose how half of the members continue the parent and how the others start afresh.
+
+    recipe: the parent's; what is tried lies around it. new_rows: numbers of the rows that the
+    parent never trained on, some of which validate; SEARCH_ROWS of all rows are used at most.
+    Returns (the recipe of each member, curves of the best candidate) as `choose_recipe` does.
+    """
+    half, decays = MEMBERS // 2, [recipe.weight_decay * factor for factor in (1 / 3, 1, 3)]
+    slower = replace(recipe, learning_rate=recipe.learning_rate / 3)
+    if len(new_rows) * VALIDATION < MIN_VALIDATION:
+        return [slower] * half + [recipe] * half, {}
+    going_on = [replace(r, weight_decay=d) for r in (recipe, slower) for d in decays]
+    tried = [*going_on, *(replace(recipe, weight_decay=d) for d in decays)]
+    model = create_nn_model(X.shape[1], recipe, scale, bins, members=len(tried), seed=seed)
+    grow_network(parent, model, np.arange(len(going_on)) % member_count(parent))
+    rng = np.random.default_rng(seed)
+    rows = np.union1d(rng.permutation(new_rows)[: SEARCH_ROWS // 2], _some_rows(X, seed))
+    validate_on = np.flatnonzero(np.isin(rows, new_rows))
+    errors, history = compare_recipes(
+        model, X[rows], y[rows], scale, tried, validate_on, callbacks=callbacks, seed=seed
+    )
+    last = errors[-1]
+    first = int(np.argmin(last[: len(going_on)]))
+    second = len(going_on) + int(np.argmin(last[len(going_on) :]))
+    best = min(first, second, key=last.__getitem__)
+    curves = {"loss": history.history.get("loss", []), "val_mae": errors[:, best].tolist()}
+    return [tried[first]] * half + [tried[second]] * half, curves
+
+
+def _some_rows(X: np.ndarray, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).permutation(len(X))[:SEARCH_ROWS]
+
+
+def member_predictions(model: keras.Model, X: np.ndarray, members: slice) -> np.ndarray:
+    """Predict with some members only, in target units; float64 of shape (n_rows,)."""
+    heads = keras.Model(model.inputs, model.get_layer("members").output)
+    outputs = keras.ops.mean(heads.output[:, members], axis=1)
+    for layer in model.layers[-3:]:
+        outputs = layer(outputs)
+    return model_predict(keras.Model(model.inputs, outputs), X)
 
 
 # --- prediction and scores -----------------------------------------------------------------------
@@ -770,7 +684,7 @@ def widen_network(
 
 def model_predict(model: keras.Model, X: Any) -> np.ndarray:
     """Predict target units, float64 of shape (n_rows,), for X of shape (n_rows, n_inputs)."""
-    return tabular.predict(model, X)
+    return encoding.predict(model, X)
 
 
 def evaluate_performance(y_true: ArrayLike, y_pred: ArrayLike) -> dict[str, float]:

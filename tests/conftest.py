@@ -1,11 +1,13 @@
-"""What all tests share: the project's folder on the path, seeds, and MLflow stores of their own.
+"""What all tests share: the project's folder on the path, seeds, small models, MLflow stores.
 
-A `Place` is a folder with its own store, in which the two scripts run. The expensive ones are made
-once for all tests, which only look at them: `trained` (one first training) and `retrained` (the
-same, continued once). A test that changes something works in a copy: `workshop`.
+A `Place` is a folder with its own store, in which the scripts run. The expensive ones are made once
+for all tests, which only look at them: `trained` (one first training) and `retrained` (the same,
+continued once). A test that changes something works in a copy: `workshop`. Tests of the package
+alone use `tiny`, a model without a script around it.
 """
 
 import contextlib
+import hashlib
 import importlib
 import io
 import os
@@ -36,6 +38,8 @@ sys.path.insert(0, str(ROOT))
 
 import pytest  # noqa: E402
 
+MODEL = "loan-amount"
+
 
 @pytest.fixture(autouse=True)
 def _seeds():
@@ -56,10 +60,13 @@ def _signals():
         signal.signal(signum, handler)
 
 
+# --- places ------------------------------------------------------------------------------------
+
+
 class Place:
     """A folder with an MLflow store of its own, and the scripts running in it.
 
-    After `train` or `retrain`: out and err are what was printed, fits the (X, y) of every call of
+    After a script: `out` and `err` are what was printed, `fits` the arguments of every call of
     `train_model`, in order.
     """
 
@@ -70,22 +77,22 @@ class Place:
         self.fits = []
 
     def train(self, *flags) -> int:
-        return self._run("mlflow_monitoring", flags)
+        return self.run_script("mlflow_monitoring", flags)
 
     def retrain(self, *flags) -> int:
-        return self._run("mlflow_retrain", flags)
+        return self.run_script("mlflow_retrain", flags)
 
-    def _run(self, script: str, flags: tuple) -> int:
-        import numpy as np
+    def score(self, *flags) -> int:
+        return self.run_script("mlflow_score", flags)
 
+    def run_script(self, script: str, flags: tuple) -> int:
         import model_utils
 
         original, self.fits = model_utils.train_model, []
 
-        def recorded(model, X, y, *args, rows=None, **options):
-            chosen = np.arange(len(X)) if rows is None else rows
-            self.fits.append((X[chosen], y[chosen]) if y is not None else X.take(chosen))
-            return original(model, X, y, *args, rows=rows, **options)
+        def recorded(*args, **options):
+            self.fits.append((args, options))
+            return original(*args, **options)
 
         out, err = io.StringIO(), io.StringIO()
         with contextlib.ExitStack() as stack:
@@ -119,9 +126,9 @@ class Place:
         return self.client.get_run(self.runs()[0].info.run_id)
 
     def champion(self, alias: str = "champion") -> str | None:
-        import model_store
+        from toolkit import registry
 
-        return model_store.champion_version(self.client, "loan-amount", alias)
+        return registry.champion_version(self.client, MODEL, alias)
 
     def use(self) -> None:
         """Point MLflow's own functions at this store."""
@@ -131,10 +138,10 @@ class Place:
 
     def load(self, uri: str):
         """Load a model as retraining does."""
-        import model_store
+        from toolkit import artifact
 
         self.use()
-        return model_store.load_model(uri, self.folder / "models" / "preprocessor.pkl")
+        return artifact.load_model(uri, self.folder / "models" / "preprocessor.pkl")
 
     def predict(self, uri: str, rows):
         """Score raw rows as MLflow does."""
@@ -150,7 +157,9 @@ class Place:
     def copy(self, folder: Path) -> "Place":
         """Copy store and models; what is logged from then on lies in the new folder."""
         shutil.copytree(self.folder, folder, ignore=lambda *_: ["mlruns"], dirs_exist_ok=True)
-        return Place(folder, experiment=f"{self.experiment} of {folder.name}")
+        copy = Place(folder, experiment=f"{self.experiment} of {folder.name}")
+        copy.uri = getattr(self, "uri", "")
+        return copy
 
 
 @pytest.fixture(scope="session")
@@ -168,7 +177,7 @@ def files(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory) -> Path:
     """Make an MLflow database once; a copy of it spares its creation, which takes seconds."""
-    import tracking
+    from toolkit import tracking
 
     file = tmp_path_factory.mktemp("empty") / "mlflow.db"
     tracking.connect(f"sqlite:///{file}", "empty")
@@ -181,7 +190,7 @@ def trained(tmp_path_factory, files, empty_store) -> Place:
     place = Place(tmp_path_factory.mktemp("trained"))
     shutil.copy(empty_store, place.folder / "mlflow.db")
     assert place.train("--data", files / "old.csv", "--epochs", 20) == 0, place.err
-    place.uri = place.client.get_model_version("loan-amount", "1").source
+    place.uri = place.client.get_model_version(MODEL, "1").source
     place.before = hashes_of(place.folder)
     return place
 
@@ -192,7 +201,7 @@ def retrained(tmp_path_factory, files, trained) -> Place:
     place = trained.copy(tmp_path_factory.mktemp("retrained"))
     flags = ["--model-uri", trained.uri, "--data", files / "new.csv", "--epochs", 20]
     assert place.retrain(*flags) == 0, place.err
-    place.uri = place.client.get_model_version("loan-amount", "2").source
+    place.uri = place.client.get_model_version(MODEL, "2").source
     return place
 
 
@@ -209,6 +218,14 @@ def workshop(tmp_path, trained) -> Place:
     return trained.copy(tmp_path)
 
 
+@pytest.fixture
+def no_figures(monkeypatch):
+    """Draw no figure, in a test that makes no claim about them: saves half a second a run."""
+    from toolkit import tracking
+
+    monkeypatch.setattr(tracking, "log_figures", lambda figures: None)
+
+
 @pytest.fixture(scope="session")
 def hashes():
     """Give the function that tells whether a folder changed."""
@@ -216,20 +233,79 @@ def hashes():
 
 
 def hashes_of(folder: Path) -> dict[str, str]:
-    """Hash every file below a folder, but for the note that MLflow's own loader puts there."""
-    import hashlib
-
+    """Hash every file below a folder, but for what loading a model leaves there."""
     found = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     found = [path for path in found if path.name != "registered_model_meta"]
+    found = [path for path in found if path.suffix != ".pyc"]
     return {str(f.relative_to(folder)): hashlib.sha256(f.read_bytes()).hexdigest() for f in found}
 
 
-@pytest.fixture
-def no_figures(monkeypatch):
-    """Draw no figure, in a test that makes no claim about them: saves half a second a run."""
-    import tracking
+# --- a model without a script ------------------------------------------------------------------
 
-    monkeypatch.setattr(tracking, "log_figures", lambda figures: None)
+
+@pytest.fixture(scope="session")
+def tiny_rows():
+    """Make 120 raw rows with a number, a category, a French date, a code, and the target y."""
+    import numpy as np
+    import pandas as pd
+
+    rng = np.random.default_rng(5)
+    days = pd.date_range("2019-03-01", periods=120, freq="3D")
+    rows = pd.DataFrame(
+        {
+            "income": rng.normal(2000, 400, 120).round(2),
+            "region": rng.choice(["north", "south", "east"], 120),
+            "since": days.strftime("%d/%m/%Y"),
+            "code": rng.choice(["01", "2A", "13"], 120),
+        }
+    )
+    rows["y"] = 3 * rows["income"] + 500 * (rows["region"] == "south") + rng.normal(0, 50, 120)
+    return rows
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_rows):
+    """Make a complete model of a network that was trained for one epoch; do not change it."""
+    import keras
+
+    from toolkit import artifact, columns, encoding, roles
+
+    keras.utils.set_random_seed(0)
+    schema, _ = columns.infer_schema(tiny_rows, "y")
+    table = roles.hashed(columns.conform(tiny_rows, schema, source="rows")[0])
+    held_out = roles.Roles.choose(table, 0.2, seed=7)
+    y = table["y"].to_numpy()
+    preprocessor = encoding.Preprocessor.fit(table, schema, y, roles.folds(table))
+    layers = [keras.Input((preprocessor.width,)), keras.layers.Dense(4, "tanh")]
+    network = keras.Sequential([*layers, keras.layers.Dense(1)])
+    network.compile("adam", "mse")
+    network.fit(preprocessor.transform(table), y / 1000, verbose=0)
+    card = {"unit": "€", "lineage": [{"generation": 0}], "result": "good", "run_id": "of the card"}
+    buffer = held_out.assign(table, generation=0)
+    return artifact.TrainedModel(network, preprocessor, held_out, buffer, card, model_card="# é")
+
+
+@pytest.fixture(scope="session")
+def logged(tmp_path_factory, tiny, empty_store) -> Place:
+    """Log the tiny model in a store of its own, as version 1 and champion. Look, don't touch."""
+    from toolkit import artifact, registry, tracking
+
+    place = Place(tmp_path_factory.mktemp("logged"))
+    shutil.copy(empty_store, place.folder / "mlflow.db")
+    client, experiment_id = tracking.connect(place.store, place.experiment)
+    with tracking.tracked_run(experiment_id, "first", {}):
+        place.uri = artifact.log_model(tiny, "mlflow_model", step=1)
+    assert registry.register(client, MODEL, place.uri, "good\n\ncard") == "1"
+    assert registry.promote(client, MODEL, "1", None)
+    return place
+
+
+@pytest.fixture
+def bench(tmp_path, logged) -> Place:
+    """Give a test a copy of the store with the tiny model, to change at will."""
+    place = logged.copy(tmp_path)
+    place.use()
+    return place
 
 
 # --- other processes ---------------------------------------------------------------------------

@@ -8,17 +8,19 @@ import sqlite3
 import subprocess
 import sys
 import time
-from argparse import Namespace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
+from mlflow.exceptions import MlflowException
 
-import cli
-import tracking
-from tabular import UserError
+from toolkit import cli, tracking
+from toolkit.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -33,7 +35,7 @@ def store(tmp_path, empty_store):
 AT_ONCE = """
 import os, sys
 sys.path.insert(0, sys.argv[1])
-import tracking  # once, then three processes that have nothing left to do but to connect
+from toolkit import tracking  # once, then three processes that have only to connect
 children = []
 for number in range(3):
     children.append(os.fork())
@@ -61,10 +63,10 @@ def silent_server():
             tracking.connect(f"http://127.0.0.1:{port}", "any")
         return caught.value, time.monotonic() - start
 
-    with socket.socket() as silent:
+    with socket.socket() as silent, ThreadPoolExecutor(1) as pool:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
-        yield cli.background(connect, silent.getsockname()[1])
+        yield pool.submit(connect, silent.getsockname()[1])
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -75,14 +77,14 @@ def _start_early(at_once, silent_server):
 # --- store
 
 
-@pytest.mark.parametrize("uri", ["http://127.0.0.1:{port}", "http://127.0.0.1:{port}/"])
-def test_server_that_does_not_answer_is_told_within_seconds(uri):
+@pytest.mark.parametrize("end", ["", "/"])
+def test_server_that_does_not_answer_is_told_within_seconds(end):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        uri = uri.format(port=free.getsockname()[1])
+        port = free.getsockname()[1]
     start = time.monotonic()
     with pytest.raises(UserError, match="does not answer"):
-        tracking.connect(uri, "any")
+        tracking.connect(f"http://127.0.0.1:{port}{end}", "any")
     assert time.monotonic() - start < 8
 
 
@@ -95,25 +97,23 @@ def test_uri_of_no_store_that_can_be_written_is_refused(uri):
 def test_file_that_is_no_database_is_refused_and_left_alone(tmp_path):
     file = tmp_path / "mlflow.db"
     file.write_text("my diary, chapter one")
-    with pytest.raises(UserError, match="is no SQLite database"):
+    with pytest.raises(UserError, match="cannot be read as an SQLite database"):
         tracking.connect(f"sqlite:///{file}", "any")
     assert file.read_text() == "my diary, chapter one"
 
 
 def test_database_in_a_folder_that_does_not_exist_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"no folder .*missing for the database"):
+    with pytest.raises(UserError, match=r"cannot create the database .*missing/mlflow\.db"):
         tracking.connect(f"sqlite:///{tmp_path}/missing/mlflow.db", "any")
 
 
-def test_database_of_another_program_is_refused_in_one_line_and_left_alone(fresh_place, files):
-    file = fresh_place.folder / "mlflow.db"
-    file.unlink()
+def test_database_of_another_program_is_refused_and_left_alone(tmp_path):
+    file = tmp_path / "mlflow.db"
     with sqlite3.connect(file) as database:
         database.execute("create table experiments (mine integer)")
     before = file.read_bytes()
-    assert fresh_place.train("--data", files / "old.csv") == 2
-    assert fresh_place.err.startswith("error: ")
-    assert fresh_place.err.count("\n") == 1
+    with pytest.raises(UserError, match="belongs to another program"):
+        tracking.connect(f"sqlite:///{file}", "any")
     assert file.read_bytes() == before
 
 
@@ -140,14 +140,11 @@ def test_experiments_of_like_names_do_not_share_a_folder(tmp_path, store):
     assert all(Path(place[7:]).parent == tmp_path / "mlruns" for place in places)
 
 
-def test_deleted_experiment_is_exit_code_2_with_the_command_that_brings_it_back(workshop, files):
-    workshop.experiment = "gone"
-    number = workshop.client.create_experiment("gone")
-    workshop.client.delete_experiment(number)
-    for script in (workshop.train, workshop.retrain):
-        assert script("--data", files / "old.csv") == 2
-        assert workshop.err.count("\n") == 1
-        assert f"mlflow experiments restore -x {number}" in workshop.err
+def test_deleted_experiment_is_refused_with_the_command_that_brings_it_back(store, tmp_path):
+    client, number = store
+    client.delete_experiment(number)
+    with pytest.raises(UserError, match=f"mlflow experiments restore -x {number}"):
+        tracking.connect(f"sqlite:///{tmp_path}/mlflow.db", "test")
 
 
 def test_first_runs_at_once_all_work_and_share_one_store(at_once):
@@ -180,7 +177,7 @@ def test_runs_of_dead_processes_are_marked_killed_and_others_left_alone(store, t
     alive = subprocess.Popen(["sleep", "60"])
     try:
         names = {"dead": dead.pid, "alive": alive.pid, "mine": os.getpid()}
-        tags = {name: tracking._process_tag(pid) for name, pid in names.items()}
+        tags = {name: tracking.process_identity(pid) for name, pid in names.items()}
         dead.wait()
         tags["number reused"] = f"{alive.pid}:1"
         here = platform.node()
@@ -194,6 +191,21 @@ def test_runs_of_dead_processes_are_marked_killed_and_others_left_alone(store, t
     found = {name: client.get_run(run).info.status for name, run in runs.items()}
     killed = {"dead", "number reused"}
     assert found == {name: "KILLED" if name in killed else "RUNNING" for name in runs}
+
+
+def test_process_of_another_user_is_alive(monkeypatch):
+    before = tracking.process_identity(os.getpid())
+
+    def forbidden(pid, signum):
+        raise PermissionError
+
+    monkeypatch.setattr(os, "kill", forbidden)
+    assert tracking.process_identity(os.getpid()) == before
+
+
+def test_process_has_an_identity_where_there_is_no_proc(monkeypatch):
+    monkeypatch.setattr(Path, "exists", lambda path: False)
+    assert tracking.process_identity(os.getpid()) == f"{os.getpid()}:"
 
 
 @pytest.mark.parametrize(
@@ -211,11 +223,35 @@ def test_run_ends_with_the_status_of_what_happened_in_it(store, error, status):
         caught = type(raised)
     assert caught is error
     ended = client.get_run(run.info.run_id)
-    assert ended.info.status == status
+    assert (ended.info.status, ended.info.run_name) == (status, "a")
     assert ended.data.tags["colour"] == "red"
     assert ended.data.tags[tracking.HOST_TAG] == platform.node()
     assert ended.data.tags[tracking.PROCESS_TAG].startswith(f"{os.getpid()}:")
     assert mlflow.active_run() is None
+
+
+def test_run_can_go_on_where_it_was_interrupted(store):
+    client, experiment_id = store
+    with pytest.raises(KeyboardInterrupt), tracking.tracked_run(experiment_id, "a", {}) as run:
+        raise KeyboardInterrupt
+    with tracking.tracked_run(experiment_id, "a", {}, run.info.run_id) as again:
+        assert again.info.run_id == run.info.run_id
+    assert client.get_run(run.info.run_id).info.status == "FINISHED"
+    assert len(client.search_runs([experiment_id])) == 1
+
+
+@pytest.mark.parametrize("error", [OSError("disk full"), MlflowException("no connection")])
+def test_model_is_kept_and_the_command_named_when_it_cannot_be_logged(monkeypatch, error):
+    monkeypatch.setattr(sys, "argv", ["mlflow_retrain.py", "--data", "new.csv"])
+
+    def work(save):
+        with tracking.kept_if_logging_fails(save):
+            raise error
+
+    with pytest.raises(UserError, match=r"the model is in models/x: .*--data new\.csv --resume"):
+        work(lambda: Path("models/x"))
+    with pytest.raises(UserError, match=r"could not be saved either \(also full\)"):
+        work(lambda: (_ for _ in ()).throw(OSError("also full")))
 
 
 # --- numbers and rows
@@ -227,22 +263,33 @@ def test_long_curves_and_metrics_are_logged_completely(store):
     with tracking.tracked_run(experiment_id, "a", {}) as run:
         numbers = {"MAE": 3.5, "R2": 0.25}
         tags = {"verdict": "kept"}
-        tracking.log_numbers(client, run.info.run_id, numbers, {"epoch/loss": curve}, tags)
+        tracking.log_numbers(client, run.info.run_id, numbers, {"epoch/loss": curve}, tags, step=9)
     logged = client.get_metric_history(run.info.run_id, "epoch/loss")
     assert [(m.step, m.value) for m in logged] == list(enumerate(curve, 1))
+    assert [m.step for m in client.get_metric_history(run.info.run_id, "MAE")] == [9]
     data = client.get_run(run.info.run_id).data
     assert (data.metrics["MAE"], data.metrics["R2"]) == (3.5, 0.25)
     assert data.tags["verdict"] == "kept"
 
 
-def test_arguments_of_any_length_and_kind_are_logged(store):
+@dataclass
+class Settings(cli.StoreSettings):
+    """Settings of a script that does not exist."""
+
+    words: tuple = ("x", "y z")
+    long: str = "long " * 5000
+    none: str | None = None
+
+
+def test_settings_of_any_length_and_kind_are_logged(store):
     client, experiment_id = store
-    arguments = vars(Namespace(a=1, b=None, c=["x", "y z"], d="long " * 5000, e=Path("p")))
     with tracking.tracked_run(experiment_id, "a", {}) as run:
-        tracking.log_arguments(client, run.info.run_id, arguments)
+        tracking.log_settings(client, run.info.run_id, Settings(model_name="m"), rows=7)
     params = client.get_run(run.info.run_id).data.params
-    assert {k: params[k] for k in "abce"} == {"a": "1", "b": "None", "c": "['x', 'y z']", "e": "p"}
-    assert params["d"].startswith("long long ")
+    expected = {"words": "('x', 'y z')", "none": "None", "rows": "7", "model_name": "m"}
+    assert {key: params[key] for key in expected} == expected
+    assert params["long"].startswith("long long ")
+    assert not {"quiet", "json"} & set(params)
 
 
 def test_dataset_hash_changes_with_one_value_and_not_with_the_index(store):
@@ -268,8 +315,53 @@ def test_dataset_hash_changes_with_one_value_and_not_with_the_index(store):
     assert {one.dataset.name for one in inputs} == {"rows.csv"}
 
 
+def test_dataset_of_which_only_a_sample_is_here_carries_the_hash_of_all(store):
+    client, experiment_id = store
+    with tracking.tracked_run(experiment_id, "a", {}) as run:
+        tracking.log_rows(
+            pd.DataFrame({"x": [1.0], "y": [2.0]}), "y", "r.csv", "training", "f" * 64
+        )
+    (one,) = client.get_run(run.info.run_id).inputs.dataset_inputs
+    assert {tag.key: tag.value for tag in one.tags}["sha256"] == "f" * 64
+    assert one.dataset.digest == "f" * 32
+
+
+def test_figures_and_texts_are_files_of_the_run(store):
+    client, experiment_id = store
+    with tracking.tracked_run(experiment_id, "a", {}) as run:
+        tracking.log_figures({"curve": Figure(figsize=(1, 1))})
+        tracking.log_files({"report.md": "été"})
+        text = mlflow.artifacts.load_text(f"runs:/{run.info.run_id}/report.md")
+    assert text == "été"
+    assert [f.path for f in client.list_artifacts(run.info.run_id, "figures")] == [
+        "figures/curve.png"
+    ]
+
+
+# --- links
+
+
 def test_link_leads_to_the_runs_of_the_experiment():
     local = tracking.deep_link("sqlite:///mlflow.db", "3")
     assert local.startswith("http://127.0.0.1:5000/#/experiments/3/runs?")
     remote = tracking.deep_link("https://mlflow.example.org/", "3")
     assert remote.startswith("https://mlflow.example.org/#/experiments/3/runs?")
+
+
+def test_steps_to_the_ui_name_the_store_where_it_is_not_the_usual_one():
+    usual, _ = tracking.ui_steps(cli.STORE, "3")
+    assert usual.endswith("mlflow ui")
+    other, address = tracking.ui_steps("sqlite:///a.db", "3")
+    assert other.endswith("mlflow ui --backend-store-uri sqlite:///a.db")
+    assert address.startswith("then open http://127.0.0.1:5000/")
+    assert len(tracking.ui_steps("https://mlflow.example.org", "3")) == 1
+
+
+def test_model_is_linked_to_its_page_and_any_other_uri_is_shown_as_it_is(logged):
+    client = logged.client
+    model_id = logged.uri.removeprefix("models:/")
+    place = client.get_logged_model(model_id).experiment_id
+    words = f"[{logged.uri}](#/experiments/{place}/models/{model_id})"
+    assert tracking.link(client, logged.uri, model_id) == words
+    assert tracking.link(client, "models/x", "") == "`models/x`"
+    assert tracking.link(client, "models/x", "m-gone") == "`models/x`"

@@ -1,0 +1,519 @@
+"""Columns: what people write is read as they mean it, or one line asks them."""
+
+import json
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from toolkit.columns import Column, Schema, check_target, conform, infer_schema, warnings_about
+from toolkit.errors import UserError
+
+N = 200
+RNG = np.random.default_rng(0)
+
+
+def table(**columns):
+    """Return rows as a CSV file brings them: a feature x and a target y, all text."""
+    n = max([len(values) for values in columns.values()] or [N])
+    rows = {"x": [f"{v:.2f}" for v in np.random.default_rng(1).normal(50, 9, n)]}
+    rows |= {"y": [f"{v:.1f}" for v in np.random.default_rng(2).normal(900, 90, n)]}
+    return pd.DataFrame(rows | columns)
+
+
+def repeat(*values, n=N):
+    return (list(values) * n)[:n]
+
+
+def learn(values, name="c", *, others=None, separator=",", **options):
+    """Infer a schema from one more column: (its column or None, its values, notes)."""
+    rows = table(**{name: values}, **(others or {}))
+    rows.attrs = {"separator": separator}
+    schema, notes = infer_schema(rows, "y", source="t.csv", **options)
+    conformed, more = conform(rows, schema, source="t.csv")
+    column = next((c for c in schema.columns if c.name == name), None)
+    assert all("\n" not in note for note in notes + more)
+    return column, conformed[name] if column else None, " ".join(notes)
+
+
+def refused(call, *arguments, **options):
+    with pytest.raises(UserError) as caught:
+        call(*arguments, **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# --- numbers -------------------------------------------------------------------------------------
+
+SPREAD = [round(float(v), 2) for v in RNG.uniform(0, 99_999, N)]
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda v: f"{v}",
+        lambda v: f"+{v}",
+        lambda v: f"${v:,.2f}",
+        lambda v: f"{v:,.2f} USD",
+        lambda v: f"£ {v:,.2f}",
+        lambda v: f"{v:,.2f}".replace(",", " ").replace(".", ",") + " €",
+        lambda v: f"{v:,.2f}".replace(",", "\u202f").replace(".", ",") + "\u00a0€",
+        lambda v: f"{v:,.2f}".replace(",", "\u00a0").replace(".", ","),
+        lambda v: f"{v:,.2f}".replace(",", "'"),
+        lambda v: f"{v:,.2f}".replace(",", "_").replace(".", ",").replace("_", "."),
+        lambda v: f"{v} %",
+        lambda v: f"{v}%",
+        lambda v: f"{v}GHz",
+        lambda v: f"{v} m²",
+        lambda v: f"{v} km/h",
+        lambda v: f"{v} sq ft",
+        lambda v: f"{v}°C",
+        lambda v: f"{v:e}",
+    ],
+)
+def test_number_is_read_as_people_write_it(write):
+    column, values, notes = learn([write(v) for v in SPREAD])
+    assert column.kind == "numeric"
+    np.testing.assert_allclose(values, SPREAD, rtol=1e-6)
+    plain = write(1.5).lstrip("+") in ("1.5", "1.500000e+00")
+    assert ("read as" in notes) == (not plain)
+
+
+def test_negative_amounts_in_brackets_and_with_signs_are_negative():
+    _, values, _ = learn(repeat("($1,234.50)", "-$7.25", "$3.00", "$-1.00"))
+    assert values[:4].tolist() == [-1234.5, -7.25, 3, -1]
+
+
+def test_point_of_thousands_is_recognised_by_the_column_or_the_file():
+    whole = [int(v) for v in RNG.uniform(100, 9999, N)]
+    german = [f"{v:,}".replace(",", ".") for v in whole]
+    _, values, notes = learn(german, separator=";")
+    assert values.tolist() == whole
+    assert "read as" in notes
+    thousands = repeat("1.234", "7.719")
+    other = [f"{v:.1f}".replace(".", ",") for v in RNG.uniform(1, 9, N)]
+    rows = table(c=thousands, other=other)[["c", "other", "y"]]
+    rows["y"] = rows["y"].str.replace(".", ",")
+    schema, _ = infer_schema(rows, "y")
+    assert conform(rows, schema)[0]["c"][:2].tolist() == [1234, 7719]
+
+
+def test_number_that_can_be_read_in_two_ways_is_asked_about():
+    rows = table(c=repeat("1.234", "7.719"), d=repeat("1", "2"))
+    rows["x"], rows["y"] = repeat("3", "4"), [str(n) for n in range(N)]
+    message = refused(infer_schema, rows, "y")
+    assert "'1.234'" in message
+    assert "--numeric 'c'" in message
+    schema, _ = infer_schema(rows, "y", numeric=["c"])
+    assert conform(rows, schema)[0]["c"][1] == 7.719
+    commas = rows.assign(c=repeat("1,234", "7,719"))
+    assert "--numeric 'c'" in refused(infer_schema, commas, "y")
+    assert "'c'" in refused(infer_schema, rows, "c")
+
+
+def test_three_decimals_in_a_file_whose_point_is_known_are_decimals():
+    _, values, notes = learn(repeat("1.234", "7.719"))
+    assert values[1] == 7.719
+    assert not notes
+
+
+def test_mark_of_thousands_that_training_never_saw_is_not_assumed_later():
+    rows = table(c=[f"{v % 99:.1f}".replace(".", ",") for v in SPREAD])
+    schema, _ = infer_schema(rows, "y")
+    new = rows[:1].assign(c="2.125")
+    assert conform(new, schema)[0]["c"][0] == 2.125
+
+
+def test_small_tables_of_numbers_without_marks_say_nothing():
+    column, _, notes = learn(repeat("1", "2", "30000", n=25))
+    assert (column.kind, notes) == ("numeric", "")
+
+
+def test_several_units_in_a_column_are_no_number():
+    assert learn(repeat("16 GB", "1 TB", "8 GB"))[0].kind == "categorical"
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [f"{n:02}" for n in range(1, 96)] + ["2A", "2B"] * 3,
+        [str(n) for n in range(1, 96)] + ["2A", "2B"] * 20,
+        ["00042", "00107", "31000"],
+        ["T1", "T2", "T3"],
+        ["S", "M", "38", "40"],
+        ["oui", "non"],
+        ["true", "false"],
+        ["18-25", "26-40"],
+        ["1er", "2e", "3e"],
+    ],
+)
+def test_codes_are_categories_as_they_are_written(values):
+    values = repeat(*values, n=600)
+    column, found, _ = learn(values)
+    assert column.kind == "categorical"
+    assert found.str.lower().tolist() == [v.lower() for v in values]
+
+
+def test_numbers_with_a_few_wrong_texts_are_refused_with_their_lines():
+    values = [str(v) for v in SPREAD]
+    values[6] = values[9] = "abc"
+    message = refused(learn, values)
+    assert "column 'c' of t.csv holds 'abc' in lines 8, 11" in message
+    assert learn(values, na=["abc"])[1].isna().sum() == 2
+    assert learn(values, categorical=["c"])[0].kind == "categorical"
+
+
+@pytest.mark.parametrize(
+    "marker", ["?", "-", "--", "n.c.", "NC", "NULL", "NA", "N/A", "#N/A", "None", "nan", ".", " "]
+)
+def test_numbers_among_markers_stay_numbers(marker):
+    values = [marker if n % 3 else str(n % 50) for n in range(N)]
+    column, found, notes = learn(values)
+    assert column.kind == "numeric"
+    assert found.isna().sum() == sum(v == marker for v in values)
+    assert "133 cells" in notes
+    dates = [marker if n % 3 else f"2024-01-{n % 28 + 1:02}" for n in range(N)]
+    assert learn(dates)[0].kind == "date"
+
+
+def test_only_standard_markers_are_missing_in_a_category():
+    _, found, notes = learn(repeat("a", "b", "NULL", "-", "", "nc"))
+    assert found[:6].isna().tolist() == [False, False, True, False, True, False]
+    assert "NULL" in notes
+    assert learn(repeat("a", "b", "nc"), na=["nc"])[1][:3].isna().tolist() == [False, False, True]
+
+
+def test_marker_may_be_a_number():
+    _, found, _ = learn(repeat(1, 2, -999), na=["-999"])
+    assert found[:3].isna().tolist() == [False, False, True]
+    assert learn(repeat("1", "2", "-999.0"), na=["-999"])[1][:3].isna().tolist()[2]
+
+
+# --- dates ---------------------------------------------------------------------------------------
+
+DAYS = pd.date_range("2023-12-25", periods=N, freq="D")
+SINCE = [float(d) for d in (DAYS - pd.Timestamp("1970-01-01")).days]
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        *["%Y-%m-%d", "%d/%m/%Y", "%m/%d/%Y", "%d.%m.%Y", "%d-%m-%Y", "%Y/%m/%d", "%d/%m/%y"],
+        *["%Y%m%dT%H%M%S", "%d %b %Y", "%d-%b-%y", "%B %d, %Y", "%Y-%m-%dT%H:%M:%SZ"],
+        *["%Y-%m-%d %H:%M:%S", "%Y-%m-%d 00:00:00+00:00", "%d/%m/%Y %H:%M", "%m/%d/%Y %H:%M:%S"],
+    ],
+)
+def test_dates_are_days_since_1970(form):
+    column, values, notes = learn(DAYS.strftime(form).tolist())
+    assert column.kind == "date"
+    assert values.tolist() == SINCE
+    assert "dates" in notes
+
+
+def test_time_of_day_is_a_fraction_and_zones_are_utc():
+    _, values, _ = learn(repeat("2024-01-01T06:00:00+02:00", "2024-01-01T12:00:00-06:00"))
+    np.testing.assert_allclose(values[:2] - 19723, [4 / 24, 18 / 24], atol=1e-9)
+    typed = DAYS.tz_localize("Europe/Paris")
+    column, values, _ = learn(typed)
+    assert column.kind == "date"
+    assert values[0] == SINCE[0] - 1 / 24
+
+
+def test_day_and_month_that_cannot_be_told_apart_are_asked_about():
+    values = repeat("01/02/2024", "03/04/2024")
+    message = refused(learn, values)
+    assert "--date 'c=%d/%m/%Y'" in message
+    assert learn(values, date=["c=%m/%d/%Y"])[1][0] == 19723 + 1
+    assert learn(values, separator=";", others={"x": repeat("1", "2"), "y": repeat("3", "4")})[1][0]
+    assert learn(repeat("01.02.2024"), others={})[1][0] == 19723 + 31
+
+
+def test_seconds_are_dates_when_asked_or_called_so():
+    seconds = [1_700_000_000 + 7919 * (n * n % N) for n in range(N)]
+    assert learn(seconds, "timestamp")[1][0] == 1_700_000_000 / 86_400
+    assert learn([str(s) for s in seconds], "timestamp")[0].kind == "date"
+    assert learn(seconds, "size")[0].kind == "numeric"
+    assert learn(seconds, "size", date=["size"])[0].date_format == "epoch s"
+    assert learn([1000 * s for s in seconds], "date")[0].date_format == "epoch ms"
+    assert learn(DAYS.strftime("%Y%m%d").astype(int), "date")[1].tolist() == SINCE
+
+
+def test_wrong_date_is_refused_with_its_line():
+    values = DAYS.strftime("%d/%m/%Y").tolist()
+    values[4] = "31/02/2024"
+    assert "'31/02/2024' in line 6" in refused(learn, values)
+    assert "--date 'c=" in refused(learn, repeat("a", "b"), date=["c"])
+
+
+# --- persons and ids -----------------------------------------------------------------------------
+
+PEOPLE = repeat("Martin", "Durand", "Petit", "Moreau")
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("nom", PEOPLE),
+        ("Prénom", PEOPLE),
+        ("name", PEOPLE),
+        ("first_name", PEOPLE),
+        ("LastName", PEOPLE),
+        ("surname", PEOPLE),
+        ("nom_client", PEOPLE),
+        ("customer name", PEOPLE),
+        ("client_id", repeat(17, 4, 99)),
+        ("customerID", repeat("a1", "b2")),
+        ("id", repeat(1.0, 5.0)),
+        ("uuid", repeat("a", "b")),
+        ("iban", repeat("FR7612345", "FR7699999")),
+        ("ssn", repeat("123-45-6789", "987-65-4321")),
+        ("contact", repeat("a.b@c.fr", "d@e.org")),
+        ("numero", repeat(185057800608436, 285127511609112)),
+        ("compte", repeat("FR76 3000 6000 0112 3456 7890 189", "DE89 3704 0044 0532 0130 00")),
+        ("joindre", repeat("06 12 34 56 78", "0698765432", "+33 6 11 22 33 44")),
+        ("call", repeat("(555) 123-4567", "555-123-4567")),
+        ("adresse", [f"{n} rue de la Paix" for n in range(N)]),
+        ("remarks", [f"all different {n}" for n in range(N)]),
+        ("number", range(5, N + 5)),
+        ("number", [str(n) for n in RNG.permutation(N)]),
+        ("serial", range(N, 0, -1)),
+    ],
+)
+def test_persons_and_ids_are_left_out_by_name_without_their_values(name, values):
+    values = [*values]
+    column, _, notes = learn(values, name)
+    assert column is None
+    assert repr(name) in notes
+    assert "left out" in notes
+    assert str(values[0]) not in notes.replace(name, "") or len(str(values[0])) < 4
+    assert learn(values, name, keep=[name])[0] is not None
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("bedrooms", repeat("1", "2", "3")),
+        ("grade", repeat("5", "6")),
+        ("idade", repeat(31, 45, 62)),
+        ("humid", repeat(0.3, 0.9)),
+        ("income", [str(v) for v in SPREAD]),
+        ("income", SPREAD),
+        ("brand_name", repeat("Ford", "Fiat")),
+        ("company name", repeat("Ford", "Fiat")),
+        ("airline name", repeat("BA", "AF")),
+        ("product_name", repeat("bolt", "nut")),
+        ("nom_commune", repeat("Lyon", "Nice")),
+        ("passport", repeat("1", "0")),
+        ("nir", [v / 7 for v in SPREAD]),
+        ("PhoneService", repeat("Yes", "No")),
+        ("mobile", repeat("1", "0")),
+        ("street", repeat("Pave", "Grvl")),
+        ("year", range(1900, 1900 + N)),
+        ("doy", range(1, N + 1)),
+        ("population", [int(v) * 3 for v in sorted(SPREAD)]),
+        ("price_paid", [int(v) for v in SPREAD]),
+        ("id_type", repeat("passport", "card")),
+        ("valid", repeat("1", "0")),
+        ("paid", repeat("yes", "no")),
+        ("town", [f"town {n // 3}" for n in range(N)]),
+    ],
+)
+def test_honest_feature_is_kept_without_a_word(name, values):
+    column, _, notes = learn([*values], name)
+    assert column is not None
+    assert notes == ""
+
+
+def test_zip_code_is_a_category_whatever_its_type():
+    for values in (repeat(75001, 69002), repeat("75001", "69002"), repeat(75001.0, 69002.0)):
+        column, found, _ = learn(values, "zip_code")
+        assert column.kind == "categorical"
+        assert found[0] == "75001"
+
+
+def test_user_has_the_last_word():
+    assert learn(repeat("01", "02"), numeric=["c"])[1][0] == 1
+    assert learn(repeat(1, 2), categorical=["c"])[1][0] == "1"
+    assert learn(repeat("Martin"), "nom", categorical=["nom"])[0].kind == "categorical"
+    assert learn(range(N), drop=["c"])[0] is None
+    for option in ("drop", "keep", "numeric", "categorical", "date"):
+        message = refused(learn, repeat("1"), **{option: ["nothing"]})
+        assert f"--{option} 'nothing' is no feature column" in message
+
+
+def test_types_of_parquet_are_obeyed():
+    column, _, notes = learn(pd.Categorical(repeat("75", "13", "69")))
+    assert column.kind == "categorical"
+    assert "as text" in notes
+    assert learn(pd.Categorical(repeat("75", "13")), numeric=["c"])[0].kind == "numeric"
+    assert learn(repeat(True, False))[1][:2].tolist() == ["True", "False"]
+
+
+# --- the schema and its rows -----------------------------------------------------------------
+
+
+def test_schema_survives_json():
+    rows = table(money=[f"${v:,.2f}" for v in SPREAD], day=DAYS.strftime("%d/%m/%Y"))
+    schema, _ = infer_schema(rows, "y", na=["-9"], drop=["x"])
+    assert Schema.from_dict(json.loads(json.dumps(schema.to_dict()))) == schema
+    assert schema.features == ("money", "day")
+    assert schema.kinds == {"money": "numeric", "day": "date"}
+    assert schema.dropped == ("x",)
+
+
+def test_same_row_is_the_same_whatever_file_it_came_in():
+    text = pd.DataFrame(
+        {
+            "money": ["1 234,50 €", "99,00 €"] * 15,
+            "code": ["01", "2A"] * 15,
+            "day": ["13/02/2024", "01/03/2024"] * 15,
+            "flag": ["true", "false"] * 15,
+            "y": ["1,5", "2,5"] * 15,
+        }
+    )
+    schema, _ = infer_schema(text, "y")
+    expected, _ = conform(text, schema)
+    typed = pd.DataFrame(
+        {
+            "y": [1.5, 2.5] * 15,
+            "flag": [True, False] * 15,
+            "day": pd.to_datetime(["2024-02-13", "2024-03-01"] * 15),
+            "code": [1, "2A"] * 15,
+            "money": [1234.5, 99.0] * 15,
+        },
+        index=range(7, 37),
+    )
+    english = typed.assign(day=typed["day"].dt.strftime("%Y-%m-%d"), money=["1234.50", "99.0"] * 15)
+    for rows in (typed, english, english.astype("category")):
+        found, _ = conform(rows, schema)
+        pd.testing.assert_frame_equal(found, expected)
+    assert list(expected.columns) == ["money", "code", "day", "flag", "y"]
+    assert expected.dtypes.iloc[[0, 2, 4]].tolist() == [np.float64] * 3
+
+
+@pytest.mark.parametrize("values", [[3, 4], [3.0, 4.0], ["3", "4"], ["3.0", "4.0"], [" 3", "4 "]])
+def test_category_is_the_same_text_for_numbers_and_texts(values):
+    schema = Schema(Column("y", "numeric"), (Column("c", "categorical"),))
+    rows = pd.DataFrame({"c": [*values, None]})
+    found, _ = conform(rows, schema, need_target=False)
+    assert found["c"].tolist()[:2] == ["3", "4"]
+    assert found["c"].isna().tolist() == [False, False, True]
+
+
+def test_columns_are_found_by_name_and_extra_ones_refused_only_when_strict():
+    rows = table(c=repeat("a", "b"))
+    schema, _ = infer_schema(rows, "y")
+    new = rows[["c", "x", "y"]].assign(extra="1")
+    assert list(conform(new, schema)[0]) == ["x", "c", "y"]
+    assert "'extra'" in refused(conform, new, schema, strict=True)
+    assert list(conform(new.drop(columns="y"), schema, need_target=False)[0]) == ["x", "c"]
+    assert "no column 'y'" in refused(conform, new.drop(columns="y"), schema)
+    assert "no column 'c'" in refused(conform, new.drop(columns="c"), schema)
+    numbered = pd.DataFrame({0: repeat(1, 2, 4), 1: np.arange(N) % 7.0})
+    schema, _ = infer_schema(numbered, "1")
+    assert conform(numbered, schema)[0].columns.tolist() == ["0", "1"]
+    twice = pd.DataFrame([[1, 2]], columns=["0", 0])
+    assert "two columns named '0'" in refused(conform, twice, schema)
+
+
+def test_text_in_a_numeric_column_is_refused_with_value_column_and_line():
+    rows = table()
+    schema, _ = infer_schema(rows, "y")
+    rows.loc[4, "x"] = "high"
+    message = refused(conform, rows, schema, source="new.csv", first_line=3)
+    assert "column 'x' of new.csv holds 'high' in line 7" in message
+    assert "1e+300" in refused(conform, rows.assign(x=1e300), schema)
+    empty = conform(rows.assign(x=np.nan), schema)[0]
+    assert empty["x"].isna().all()
+    assert conform(rows.assign(x=""), schema)[0]["x"].isna().all()
+
+
+def test_target_must_be_there_vary_and_be_finite():
+    rows = table()
+    rows.loc[[3, 8], "y"] = None
+    assert "2 of 200 rows in t have no finite 'y' (lines 5, 10)" in refused(
+        infer_schema, rows, "y", source="t"
+    )
+    assert "no column 'z' to learn" in refused(infer_schema, rows, "z")
+    assert "is 1 in every row" in refused(infer_schema, rows.assign(y="1"), "y")
+    assert "has 5 rows" in refused(infer_schema, table()[:5], "y")
+    assert "'EUR' in line 2" in refused(infer_schema, table(y=["EUR", *repeat("1", "2")]), "y")
+    check_target(np.arange(30.0), "y")
+
+
+def test_empty_column_and_no_column_at_all_are_refused():
+    assert "'c' is empty" in refused(learn, repeat(None))
+    assert "'c' is empty" in refused(learn, repeat("", "n.c."))
+    assert "no usable feature" in refused(infer_schema, table()[["y"]].assign(nom="A"), "y")
+
+
+# --- absurd values and leaks -----------------------------------------------------------------
+
+HEAVY = {
+    "lognormal": lambda rng, n: rng.lognormal(8, 2.5, n),
+    "pareto": lambda rng, n: 100 * rng.pareto(1.1, n),
+    "zeros": lambda rng, n: rng.lognormal(7, 2, n) * (rng.random(n) < 0.1),
+    "money": lambda rng, n: rng.lognormal(12, 1.5, n).round(-3),
+    "mostly tiny": lambda rng, n: np.where(rng.random(n) < 0.03, rng.random(n), 1e-12),
+    "normal": lambda rng, n: rng.normal(0, 1, n),
+}
+
+
+@pytest.mark.parametrize("kind", HEAVY)
+def test_long_tail_is_not_absurd(kind):
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        rows = pd.DataFrame({"x": HEAVY[kind](rng, 400), "y": HEAVY[kind](rng, 400)})
+        schema, _ = infer_schema(rows, "y")
+        found, notes = conform(rows, schema)
+        assert (len(found), notes, warnings_about(found, schema)) == (400, [], [])
+
+
+def test_absurd_target_leaves_its_row_out_and_names_its_line():
+    rows = table()
+    rows.loc[[10, 150], "y"] = "1000000000"
+    schema, _ = infer_schema(rows, "y")
+    found, notes = conform(rows, schema, first_line=3)
+    assert len(found) == N - 2
+    assert isinstance(found.index, pd.RangeIndex)
+    assert found["y"].max() < 2000
+    assert "2 rows" in notes[0]
+    assert "lines 13, 153" in notes[0]
+
+
+def test_absurd_cell_is_named_with_its_line_also_behind_a_row_left_out():
+    rows = table()
+    rows.loc[[20, 21], "x"] = "999999999"
+    rows.loc[3, "y"] = "1e9"
+    schema, _ = infer_schema(rows, "y")
+    found, _ = conform(rows, schema)
+    notes = warnings_about(found, schema)
+    assert notes == ["column 'x' holds 999999999 in lines 22, 23, absurd beside its other values"]
+
+
+def test_column_that_is_the_target_in_other_clothes_is_named():
+    y = np.random.default_rng(3).lognormal(5, 1, N)
+    noise = np.random.default_rng(4).normal(0, 0.3, N)
+    rows = pd.DataFrame({"taxed": 1.2 * y, "log": np.log(y), "near": y * np.exp(noise), "y": y})
+    schema, _ = infer_schema(rows, "y")
+    notes = warnings_about(conform(rows, schema)[0], schema)
+    assert len(notes) == 2
+    assert "'taxed' alone predicts 'y'" in notes[0]
+    assert "'log' alone" in notes[1]
+    grouped = pd.DataFrame({"c": repeat("a", "b", "d"), "y": repeat(1.0, 2.0, 5.0)})
+    schema, _ = infer_schema(grouped, "y")
+    assert "'c' alone" in warnings_about(conform(grouped, schema)[0], schema)[0]
+
+
+@pytest.mark.parametrize("typed", [True, False])
+def test_half_a_million_rows_are_conformed_in_seconds(typed):
+    rng, n = np.random.default_rng(0), 500_000
+    rows = pd.DataFrame({f"x{i}": rng.normal(size=n).round(3) for i in range(8)})
+    rows["zone"] = rng.choice([f"z{i}" for i in range(500)], n)
+    rows["y"] = rng.normal(size=n).round(3)
+    schema, _ = infer_schema(rows[:1000], "y")
+    rows = rows if typed else rows.astype("str")
+    start = time.perf_counter()
+    assert len(conform(rows, schema)[0]) == n
+    assert time.perf_counter() - start < (3 if typed else 8)

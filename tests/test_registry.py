@@ -1,0 +1,160 @@
+"""Claims about registry.py: versions, aliases that move together or not at all, honest history."""
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from mlflow.exceptions import MlflowException
+
+from toolkit import registry
+from toolkit.errors import UserError
+
+NAME = "loan-amount"
+
+
+@pytest.fixture
+def client(bench):
+    """Give a registry with three versions, of which the first is champion."""
+    for version in "23":
+        assert registry.register(bench.client, NAME, bench.uri, f"result {version}") == version
+    return bench.client
+
+
+def aliases(client):
+    return tuple(
+        registry.champion_version(client, NAME, alias)
+        for alias in (registry.CHAMPION, registry.PREVIOUS)
+    )
+
+
+def moves(client):
+    return [line.split(" ", 1)[1] for line in registry.history(client, NAME)]
+
+
+def test_versions_are_numbered_and_carry_their_description_and_run(client, bench, capfd):
+    assert registry.register(client, "other", bench.uri, "first") == "1"
+    made = client.get_model_version(NAME, "3")
+    assert (made.description, made.source) == ("result 3", bench.uri)
+    assert made.run_id == bench.run.info.run_id
+    assert capfd.readouterr() == ("", "")
+    assert registry.champion_version(client, "other") is None
+    assert registry.champion_version(client, "nobody") is None
+
+
+def test_first_promotion_needs_no_champion_and_leaves_no_previous_one(client):
+    assert aliases(client) == ("1", None)
+    assert moves(client) == ["version 1 promoted"]
+
+
+def test_promotion_moves_both_aliases_and_the_page_tells_who_is_champion(client):
+    assert registry.promote(client, NAME, "2", expected="1")
+    assert aliases(client) == ("2", "1")
+    page = client.get_registered_model(NAME).description
+    assert page.startswith("**Champion: version 2** (promoted).\n\nresult 2")
+    assert page.count("version 1 promoted") == page.count("version 2 promoted") == 1
+
+
+@pytest.mark.parametrize("expected", [None, "2"])
+def test_promotion_changes_nothing_when_the_champion_is_not_the_expected_one(client, expected):
+    assert not registry.promote(client, NAME, "3", expected=expected)
+    assert aliases(client) == ("1", None)
+    assert moves(client) == ["version 1 promoted"]
+
+
+def test_champion_is_never_lost_when_a_promotion_breaks_off_half_way(client, monkeypatch):
+    original = client.set_registered_model_alias
+
+    def broken(name, alias, version):
+        if alias == registry.CHAMPION:
+            raise MlflowException("planted")
+        original(name, alias, version)
+
+    monkeypatch.setattr(client, "set_registered_model_alias", broken)
+    with pytest.raises(MlflowException, match="planted"):
+        registry.promote(client, NAME, "2", expected="1")
+    assert registry.champion_version(client, NAME) == "1"
+    assert [model.name for model in client.search_registered_models()] == [NAME]  # no lock is left
+
+
+def test_going_back_swaps_the_two_versions_and_can_be_undone(client):
+    registry.promote(client, NAME, "2", expected="1")
+    assert registry.roll_back(client, NAME) == ("1", "2")
+    assert aliases(client) == ("1", "2")
+    assert registry.roll_back(client, NAME) == ("2", "1")
+    assert moves(client)[2:] == ["version 1 rolled back", "version 2 rolled back"]
+
+
+def test_going_back_without_a_previous_version_is_refused_and_changes_nothing(client):
+    with pytest.raises(UserError, match=r"'loan-amount' has no @previous version"):
+        registry.roll_back(client, NAME)
+    with pytest.raises(UserError, match=r"'nobody' has no @champion version"):
+        registry.roll_back(client, "nobody")
+    assert aliases(client) == ("1", None)
+    assert moves(client) == ["version 1 promoted"]
+
+
+def test_going_back_to_the_champion_itself_is_refused_and_not_claimed(client):
+    registry.promote(client, NAME, "2", expected="1")
+    client.set_registered_model_alias(NAME, registry.CHAMPION, "1")  # by hand, in MLflow
+    with pytest.raises(UserError, match=r"are both version 1, .*--approve VERSION"):
+        registry.roll_back(client, NAME)
+    assert aliases(client) == ("1", "1")
+    assert moves(client)[-1] == "version 2 promoted"
+
+
+def test_approval_makes_any_registered_version_champion_and_can_be_taken_back(client):
+    assert registry.approve(client, NAME, "3") == "1"
+    assert aliases(client) == ("3", "1")
+    assert moves(client)[-1] == "version 3 approved"
+    assert registry.roll_back(client, NAME) == ("1", "3")
+
+
+@pytest.mark.parametrize(
+    ("version", "words"),
+    [("9", "there is no version 9 of 'loan-amount'"), ("1", "version 1 .* is champion already")],
+)
+def test_approval_of_what_cannot_become_champion_is_refused(client, version, words):
+    with pytest.raises(UserError, match=words):
+        registry.approve(client, NAME, version)
+    assert aliases(client) == ("1", None)
+    assert moves(client) == ["version 1 promoted"]
+
+
+def test_history_keeps_the_latest_moves(client, monkeypatch):
+    monkeypatch.setattr(registry, "LONGEST_HISTORY", 3)
+    registry.promote(client, NAME, "2", expected="1")
+    for _ in range(3):
+        registry.roll_back(client, NAME)
+    versions = [line.split()[1] for line in moves(client)]
+    assert versions == ["1", "2", "1"]
+
+
+def test_lock_of_a_process_that_died_is_taken_over_after_a_while(client):
+    client.create_registered_model(f"{NAME}.promotion-lock")
+    start = time.monotonic()
+    with registry.registry_lock(client, NAME, wait=0.3):
+        assert time.monotonic() - start >= 0.3
+    assert [model.name for model in client.search_registered_models()] == [NAME]
+
+
+def test_lock_keeps_others_out_until_it_is_released(bench):
+    inside = []
+
+    def enter(name):
+        with registry.registry_lock(bench.client, NAME):
+            inside.append(name)
+            time.sleep(0.05)
+            inside.append(name)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(enter, range(4)))
+    assert inside[::2] == inside[1::2]
+
+
+def test_of_many_promotions_at_once_exactly_one_wins(bench):
+    for version in "2345":
+        assert registry.register(bench.client, NAME, bench.uri, "") == version
+    with ThreadPoolExecutor(4) as pool:
+        won = list(pool.map(lambda v: registry.promote(bench.client, NAME, v, "1"), "2345"))
+    assert sum(won) == 1
+    assert aliases(bench.client) == ("2345"[won.index(True)], "1")

@@ -1,0 +1,316 @@
+"""Reading: whatever stands in a file, the same rows come out, or one line says why not."""
+
+import gzip
+import os
+import sqlite3
+import sys
+import zipfile
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+import pytest
+
+from toolkit import tables
+from toolkit.errors import UserError
+from toolkit.tables import open_table
+
+ROWS = pd.DataFrame(
+    {
+        "age": [41.5, 29.0, 63.25, 50.0],
+        "zone": ["nord", "sud", "est", "sud"],
+        "prix": [8648.0, 10135.0, 7710.5, 9001.0],
+    }
+)
+CSV = ROWS.to_csv(index=False)
+
+
+def assert_same_rows(table, expected=ROWS):
+    rows = table.read()
+    assert list(rows.columns) == list(expected.columns)
+    assert isinstance(rows.index, pd.RangeIndex)
+    for name in expected.columns:
+        found = rows[name].astype(object)
+        if pd.api.types.is_numeric_dtype(expected[name]):
+            found = pd.to_numeric(found)
+        assert found.tolist() == expected[name].tolist()
+
+
+def write(tmp_path, content, name="t.csv"):
+    path = tmp_path / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return str(path)
+
+
+def refused(source, **options):
+    with pytest.raises(UserError) as caught:
+        open_table(source, **options).read()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "name", "note"),
+    [
+        (CSV, "t.csv", ""),
+        (b"\xef\xbb\xbf" + CSV.encode(), "t.csv", ""),
+        (CSV.replace("\n", "\r\n"), "t.csv", ""),
+        (CSV.replace("\n", "\r"), "t.csv", ""),
+        (CSV.replace(",", ";"), "t.csv", "';'"),
+        (CSV.replace(",", "|"), "t.csv", "'|'"),
+        (CSV.replace(",", "\t"), "t.tsv", "'\\t'"),
+        (CSV.encode("utf-16"), "t.csv", "UTF-16"),
+        (gzip.compress(CSV.encode()), "t.csv.gz", ""),
+        ("sep=;\n" + CSV.replace(",", ";"), "t.csv", "';'"),
+        ("Ventes 2024,,\n" + CSV, "t.csv", "header in line 2"),
+        ("# export\n# source: SI\n\n" + CSV, "t.csv", "header in line 4"),
+        (CSV + "Total,,35495\n", "t.csv", "total"),
+        (CSV + "183.75,Total,35495\n", "t.csv", "total"),
+        (CSV + ",,\n,,\n", "t.csv", "2 empty rows"),
+        (ROWS.to_csv(), "t.csv", "without a name"),
+        (ROWS.to_csv().replace(",age", "Unnamed: 0,age", 1), "t.csv", "without a name"),
+        (ROWS.to_json(orient="records", lines=True), "t.jsonl", ""),
+        (ROWS.to_json(orient="records"), "t.json", ""),
+    ],
+)
+def test_same_table_is_read_however_it_is_written(tmp_path, content, name, note):
+    table = open_table(write(tmp_path, content, name))
+    assert_same_rows(table)
+    assert note in " ".join(table.notes)
+    assert bool(note) == bool(table.notes)
+
+
+def test_zip_parquet_and_feather_are_read_with_and_without_their_ending(tmp_path):
+    with zipfile.ZipFile(tmp_path / "t.zip", "w") as archive:
+        archive.writestr("inner.csv", CSV)
+    ROWS.to_parquet(tmp_path / "t.parquet")
+    ROWS.to_parquet(tmp_path / "none")
+    ROWS.to_feather(tmp_path / "t.feather")
+    for name in ("t.zip", "t.parquet", "none", "t.feather"):
+        assert_same_rows(open_table(str(tmp_path / name)))
+
+
+def test_csv_stays_as_it_is_written_and_empty_cells_are_missing(tmp_path):
+    rows = open_table(write(tmp_path, 'a,b\n00042,"1 234,50"\n,n.c.\n"",\n2A,x\n')).read()
+    assert rows["a"].tolist()[0] == "00042"
+    assert rows["b"].tolist()[:2] == ["1 234,50", "n.c."]
+    assert rows["a"].isna().tolist() == [False, True, True, False]
+
+
+def test_text_of_a_typed_format_is_a_category_and_decimals_are_floats(tmp_path):
+    rows = ROWS.assign(code=["01", "02", "75", "75"])
+    rows["sum"] = pd.Series([1, 2, 3, 4], dtype=pd.ArrowDtype(pa.decimal128(9, 2)))
+    rows.to_parquet(tmp_path / "t.parquet")
+    read = open_table(str(tmp_path / "t.parquet")).read()
+    assert isinstance(read["code"].dtype, pd.CategoricalDtype)
+    assert read["sum"].dtype == np.float64
+
+
+def test_first_line_is_the_line_of_the_first_row(tmp_path):
+    assert open_table(write(tmp_path, CSV)).first_line == 2
+    assert open_table(write(tmp_path, "# a\n\nTitle,,\n" + CSV)).first_line == 5
+    assert open_table(write(tmp_path, "sep=,\n" + CSV)).first_line == 3
+    assert open_table(write(tmp_path, '"age\nin years",zone,prix\n1,a,2\n3,b,4\n')).first_line == 3
+    ROWS.to_parquet(tmp_path / "t.parquet")
+    assert open_table(str(tmp_path / "t.parquet")).first_line == 1
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "latin-1"])
+def test_western_text_that_is_not_utf_8_is_recognised_and_noted(tmp_path, encoding):
+    cities = ["Orléans", "Besançon", "Nîmes", "Châlons-en-Champagne", "Saint-Étienne", "Aÿ"] * 9
+    content = "ville,prix\n" + "".join(f"{city},{n}\n" for n, city in enumerate(cities))
+    table = open_table(write(tmp_path, content.encode(encoding)))
+    assert table.read()["ville"].tolist() == cities
+    assert "Windows-1252" in table.notes[0]
+
+
+def test_index_that_pandas_kept_is_plain_and_a_named_one_is_a_column(tmp_path):
+    filtered = ROWS.sort_values("prix")
+    filtered.to_parquet(tmp_path / "filtered.parquet")
+    table = open_table(str(tmp_path / "filtered.parquet"))
+    assert_same_rows(table, filtered)
+    assert "without a name" in table.notes[0]
+    ROWS.set_index(["age", "zone"]).to_parquet(tmp_path / "named.parquet")
+    rows = open_table(str(tmp_path / "named.parquet")).read()
+    assert sorted(rows.columns) == ["age", "prix", "zone"]
+    assert isinstance(rows.index, pd.RangeIndex)
+
+
+@pytest.mark.parametrize("form", ["parquet", "csv"])
+def test_partitions_of_a_folder_are_a_category(tmp_path, form):
+    for zone, part in ROWS.groupby("zone"):
+        folder = tmp_path / "t" / f"zone={zone}"
+        folder.mkdir(parents=True)
+        part = part.drop(columns="zone")
+        if form == "csv":
+            part.to_csv(folder / "part.csv", index=False)
+        else:
+            part.to_parquet(folder / "part.parquet", index=False)
+    (tmp_path / "t" / "_SUCCESS").write_text("")
+    rows = open_table(str(tmp_path / "t")).read()
+    assert isinstance(rows["zone"].dtype, pd.CategoricalDtype)
+    assert rows["zone"].tolist() == ["est", "nord", "sud", "sud"]
+    assert len(open_table(str(tmp_path / "t" / "zone=*" / "*")).read()) == 4
+
+
+def test_folder_and_glob_are_one_table_in_the_order_of_the_names(tmp_path):
+    ROWS[2:].to_csv(tmp_path / "b.CSV", index=False)
+    ROWS[:2].to_csv(tmp_path / "a.csv", index=False)
+    (tmp_path / "notes.txt").write_text("not a table")
+    assert_same_rows(open_table(str(tmp_path)))
+    assert_same_rows(open_table(str(tmp_path / "*.[cC]*")))
+    (tmp_path / "c.csv").write_text("other,names\n1,2\n")
+    assert "has the columns ['other', 'names']" in refused(str(tmp_path))
+
+
+def test_files_of_a_folder_may_write_text_categories_in_other_orders(tmp_path):
+    ROWS[:2].to_parquet(tmp_path / "a.parquet", index=False)
+    ROWS[2:][["prix", "zone", "age"]].to_parquet(tmp_path / "b.parquet", index=False)
+    assert_same_rows(open_table(str(tmp_path)))
+
+
+def test_blocks_are_read_again_and_together_hold_every_row_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "BLOCK_ROWS", 1000)
+    rows = pd.DataFrame({"n": range(2500), "text": [f"t{n}" for n in range(2500)]})
+    rows.to_parquet(tmp_path / "t.parquet")
+    rows.to_csv(tmp_path / "t.csv", index=False)
+    table = open_table(str(tmp_path / "t.parquet"))
+    for _ in range(2):
+        assert [len(block) for block in table.blocks()] == [1000, 1000, 500]
+        assert all(block.index[0] == 0 for block in table.blocks())
+    assert_same_rows(table, rows)
+    assert_same_rows(open_table(str(tmp_path / "t.csv")), rows)
+
+
+def test_delta_table_is_never_read_file_by_file(tmp_path, monkeypatch):
+    (tmp_path / "d" / "_delta_log").mkdir(parents=True)
+    ROWS.to_parquet(tmp_path / "d" / "part.parquet")
+    monkeypatch.setitem(sys.modules, "deltalake", None)
+    assert "pip install deltalake" in refused(str(tmp_path / "d"))
+    for part in ("*.parquet", "part.parquet"):
+        assert "give the folder" in refused(str(tmp_path / "d" / part))
+
+
+def test_delta_table_is_read_in_its_valid_version(tmp_path):
+    deltalake = pytest.importorskip("deltalake")
+    deltalake.write_deltalake(str(tmp_path / "d"), pa.Table.from_pandas(ROWS))
+    new = pa.Table.from_pandas(ROWS[:3])
+    deltalake.write_deltalake(str(tmp_path / "d"), new, mode="overwrite")
+    table = open_table(str(tmp_path / "d"))
+    assert_same_rows(table, ROWS[:3])
+    assert "version 1" in table.notes[0]
+
+
+def test_excel_is_read_or_its_package_is_named(tmp_path, monkeypatch):
+    pytest.importorskip("openpyxl")
+    path = tmp_path / "t.xlsx"
+    title = pd.DataFrame([["Ventes 2024", None, None], list(ROWS)])
+    pd.concat([title, ROWS.set_axis([0, 1, 2], axis=1)]).to_excel(path, index=False, header=False)
+    table = open_table(str(path))
+    assert_same_rows(table)
+    assert table.first_line == 3
+    assert table.read()["prix"].dtype == np.float64
+
+
+def test_excel_without_its_package_names_it(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "openpyxl", None)
+    assert "pip install openpyxl" in refused(write(tmp_path, b"PK\x03\x04", "t.xlsx"))
+
+
+def test_query_is_read_from_a_database_and_a_password_is_not_shown(tmp_path):
+    connection = sqlite3.connect(tmp_path / "t.db")
+    ROWS.to_sql("loans", connection, index=False)
+    connection.close()
+    url = f"sqlite:///{tmp_path / 't.db'}"
+    assert_same_rows(open_table(url, query="SELECT * FROM loans"))
+    assert "failed" in refused(url, query="SELECT * FROM nothing")
+    assert "--query" in refused(url)
+    assert "--query" in refused("t.csv", query="SELECT 1")
+    message = refused("postgresql+nodriver://me:secret@host/name", query="SELECT 1")
+    assert "secret" not in message
+
+
+def test_url_of_a_local_file_is_read_and_an_unknown_one_is_refused(tmp_path):
+    assert_same_rows(open_table((tmp_path / write(tmp_path, CSV)).as_uri()))
+    assert "cannot read http" in refused("http://127.0.0.1:9/t.csv?token=secret")
+    assert "secret" not in refused("http://127.0.0.1:9/t.csv?token=secret")
+    assert "nosuch" in refused("nosuch://bucket/t.csv")
+
+
+def test_web_address_is_read(tmp_path):
+    import functools
+    import http.server
+    import threading
+
+    write(tmp_path, CSV)
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))
+    handler.func.log_message = lambda *_: None
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        assert_same_rows(open_table(f"{address}/t.csv"))
+        assert "404" in refused(f"{address}/none.csv")
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("", "is empty"),
+        ("\n\n", "is empty"),
+        ("a,b\n", "holds no rows"),
+        (b"\x89PNG\0\1\2", "binary"),
+        ("a,a\n1,2\n", "two columns named 'a'"),
+        ("a,b,c\n1,2,3\n4,5,6\n1,2\n", "line 4 has 2 fields, not 3"),
+        ("a,b,c\n1,2,3\n4,5,6\n1,2,3,4\n", "line 4 has 4 fields, not 3"),
+        ("a,b\n1,2,3\n4,5,6\n7,8,9\n", "line 1 has 2 fields, most lines have 3"),
+        ('a,b\n1,"2\n3,4\n', "not a regular table"),
+        (b"PAR1 and no more", "Parquet"),
+        (gzip.compress(CSV.encode())[:-12], "cannot read"),
+    ],
+)
+def test_file_that_is_no_table_is_refused_in_one_line(tmp_path, content, words):
+    name = "t.csv.gz" if isinstance(content, bytes) and content[:2] == b"\x1f\x8b" else "t.csv"
+    assert words in refused(write(tmp_path, content, name))
+
+
+def test_cut_parquet_json_zip_and_missing_paths_are_refused(tmp_path):
+    ROWS.to_parquet(tmp_path / "t.parquet")
+    whole = (tmp_path / "t.parquet").read_bytes()
+    assert "Parquet" in refused(write(tmp_path, whole[: len(whole) // 2], "cut.parquet"))
+    assert "JSON" in refused(write(tmp_path, '{"a": 1}\n{"a": ', "t.jsonl"))
+    with zipfile.ZipFile(tmp_path / "two.zip", "w") as archive:
+        archive.writestr("a.csv", CSV)
+        archive.writestr("b.csv", CSV)
+    assert "2 files" in refused(str(tmp_path / "two.zip"))
+    assert "no such file" in refused(str(tmp_path / "none.csv"))
+    assert "no such file" in refused("x" * 5000)
+    (tmp_path / "empty").mkdir()
+    assert "holds no table" in refused(str(tmp_path / "empty"))
+    pq.write_table(pa.table([pa.array([1]), pa.array([2])], ["a", "a"]), tmp_path / "twice.parquet")
+    assert "two columns named 'a'" in refused(str(tmp_path / "twice.parquet"))
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root reads everything")
+def test_file_without_permission_is_refused(tmp_path):
+    path = write(tmp_path, CSV)
+    os.chmod(path, 0)
+    assert "cannot read" in refused(path)
+
+
+def test_category_called_total_is_no_total_row(tmp_path):
+    energy = "brand,price\n" + "Total,3\nShell,4\nBP,5\n" * 4 + "Total,4\n"
+    table = open_table(write(tmp_path, energy))
+    assert len(table.read()) == 13
+    assert not table.notes
+
+
+def test_fields_with_separators_quotes_and_line_breaks_are_whole(tmp_path):
+    content = 'text,n\n"a, ""b""\nc",1\n"d;e;f",2\nplain,3\n'
+    assert open_table(write(tmp_path, content)).read()["text"].tolist() == [
+        'a, "b"\nc',
+        "d;e;f",
+        "plain",
+    ]

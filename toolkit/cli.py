@@ -1,0 +1,354 @@
+"""What the scripts share on the terminal: settings, quiet start, exit codes, tables, live line.
+
+Imports nothing heavy, so that `--help` answers at once.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import difflib
+import gc
+import io
+import json
+import os
+import re
+import runpy
+import shlex
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any, NoReturn, TypeVar
+
+from rich.console import Console
+from rich.status import Status
+from rich.table import Table
+from rich.text import Text
+
+from .errors import UserError, one_line
+
+# What TensorFlow, its C++ libraries and Alembic write at every start, whatever happens.
+START_UP_NOISE = re.compile(
+    r"[IWE]0000 |WARNING: All log messages before absl|To enable the following instructions"
+    r"|\d{4}[-/]\d\d[-/]\d\d .*(INFO|cuda|oneDNN|cpu_feature_guard|XLA)|INFO +\[?alembic|\s*$"
+)
+ROOT = Path(__file__).parents[1]
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+NAME = "loan-amount"  # of the experiment and of the registered model
+STORE = "sqlite:///mlflow.db"  # where 'mlflow ui' looks without a flag
+
+
+# --- settings ----------------------------------------------------------------------------------
+
+
+def checked(convert: Callable, accepts: Callable, expected: str) -> Callable[[str], Any]:
+    """Make a `type` for `option`: convert the text, refuse what is not accepted."""
+
+    def check(text: str) -> Any:
+        with contextlib.suppress(ValueError):
+            value = convert(text)
+            if accepts(value):
+                return value
+        raise argparse.ArgumentTypeError(f"{text!r} was passed; expected {expected}")
+
+    return check
+
+
+whole = checked(int, lambda v: v >= 1, "a whole number of at least 1")
+natural = checked(int, lambda v: 0 <= v < 2**31, "a whole number from 0 on")
+positive = checked(float, lambda v: 0 < v < float("inf"), "a number above 0")
+share = checked(float, lambda v: 0 < v < 1, "a share between 0 and 1, such as 0.2")
+name = checked(str, str.strip, "a name")
+model_name = checked(
+    str, re.compile(r"(?!\s*$|\.$|.*\.\.)[^/:]+").fullmatch, "a name without / and : and .."
+)
+
+
+def option(default: Any, help: str, **flag: Any) -> Any:
+    """Declare a field of settings that is a flag; `flag` goes to argparse (type, nargs, …).
+
+    A callable default is asked at each start. A bool is a switch; `nargs` gives a tuple.
+    """
+    make = default if callable(default) else lambda: default
+    return dataclasses.field(default_factory=make, metadata=flag | {"help": help})
+
+
+@dataclasses.dataclass
+class StoreSettings:
+    """The settings of every script: where things are kept, what is printed."""
+
+    experiment: str = option(
+        lambda: os.environ.get("MLFLOW_EXPERIMENT_NAME", NAME), "MLflow experiment", type=name
+    )
+    model_name: str = option(NAME, "registered model", type=model_name)
+    tracking_uri: str = option(
+        lambda: os.environ.get("MLFLOW_TRACKING_URI") or STORE, "MLflow store or server"
+    )
+    models_dir: Path = option(Path("models"), "local copies of models")  # noqa: RUF009
+    quiet: bool = option(False, "print nothing but errors")
+    json: bool = option(False, "print the result as one JSON object, nothing else")
+
+
+@dataclasses.dataclass
+class TrainingSettings(StoreSettings):
+    """The settings that training and retraining share."""
+
+    data: str = option("data/df_old.csv", "file, folder, glob or URL of rows", metavar="FILE")
+    query: str | None = option(None, "SQL query, where --data is a database", metavar="SQL")
+    na: tuple[str, ...] = option((), "more markers of missing values", nargs="+", metavar="MARKER")
+    epochs: int | None = option(None, "passes over the training rows", type=whole)
+    batch_size: int | None = option(None, "rows per update", type=whole)
+    learning_rate: float | None = option(None, "at the start", type=positive)
+    seed: int = option(42, "of roles, weights and order", type=natural)
+    test_size: float = option(0.2, "share of rows held out for good", type=share)
+    buffer_rows: int = option(20_000, "rows of each role kept for replay; 0: none", type=natural)
+    group: str | None = option(None, "hold out whole groups of equal values", metavar="COLUMN")
+    time: str | None = option(None, "hold out the latest rows of each file", metavar="COLUMN")
+    resume: bool = option(False, "continue the same command where it was interrupted")
+
+
+Settings = TypeVar("Settings", bound=StoreSettings)
+
+
+class Parser(argparse.ArgumentParser):
+    """Report a wrong argument in one line, with the flag that was probably meant."""
+
+    def error(self, message: str) -> NoReturn:
+        unknown = re.search(r"unrecognized arguments: (--?[\w-]+)", message)
+        if unknown:
+            known = [flag for action in self._actions for flag in action.option_strings]
+            close = difflib.get_close_matches(unknown[1], known, 1)
+            message += f"; did you mean {close[0]}?" if close else ""
+        self.exit(2, f"error: {' '.join(message.split())} (see {self.prog} --help)\n")
+
+
+def parse(
+    settings: type[Settings], argv: Sequence[str] | None, prog: str, description: str
+) -> Settings:
+    """Read a command line into an instance of the dataclass `settings`, whose fields are flags.
+
+    Leaves the process with exit code 2 and one line on stderr where an argument is wrong.
+    """
+    parser = Parser(prog, description=description.strip().partition("\n")[0])
+    words = sys.argv[1:] if argv is None else argv
+    for word in words:
+        if word != word.encode(errors="replace").decode():  # neither MLflow nor JSON could keep it
+            parser.error(f"{word!r} was passed; expected UTF-8 text: rename it")
+    for field in dataclasses.fields(settings):
+        _add_flag(parser, field)
+    given = vars(parser.parse_args(words)).items()
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in given}
+    if values["quiet"] and values["json"]:
+        parser.error("--quiet and --json were passed; expected one of them")
+    return settings(**values)
+
+
+def _flag(field_name: str) -> str:
+    return f"--{field_name.replace('_', '-')}"
+
+
+def _add_flag(parser: Parser, field: dataclasses.Field) -> None:
+    default = field.default_factory()  # type: ignore[misc]
+    flag = {"default": default, **field.metadata}
+    if isinstance(default, bool):
+        flag["action"] = argparse.BooleanOptionalAction if default else "store_true"
+    elif default not in (None, ()):
+        flag.setdefault("type", type(default))
+        flag["help"] += " (%(default)s)"
+    parser.add_argument(_flag(field.name), **flag)
+
+
+# --- running -----------------------------------------------------------------------------------
+
+
+def run(script: Callable[[Settings], int], settings: Settings) -> int:
+    """Run a script's work and turn what went wrong into an exit code and one line on stderr.
+
+    0 done, 2 a user's error, 130 interrupted. Programming errors keep their traceback.
+    """
+    for signum in SIGNALS:
+        if signal.getsignal(signum) != signal.SIG_IGN:  # a shell's background job ignores them
+            signal.signal(signum, _interrupt)
+    try:
+        settings.models_dir.mkdir(parents=True, exist_ok=True)  # an error now, not after training
+        tempfile.TemporaryFile(dir=settings.models_dir).close()
+        return script(settings)
+    except KeyboardInterrupt:
+        print("interrupted: a run that had not finished is marked KILLED", file=sys.stderr)
+        return 130
+    except Exception as error:
+        words = explain(error)
+        if words is None:
+            raise
+        print(f"error: {' '.join(words.split())}", file=sys.stderr)
+        return 2
+
+
+def explain(error: Exception) -> str | None:
+    """Put an error that its user can mend into words; None for a programming error."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, FloatingPointError):
+        return f"training diverged: {error}; expected a finite loss: lower --learning-rate"
+    if isinstance(error, OSError):
+        words = f"{error.strerror or one_line(error)}: {error.filename or ''}"
+        return f"{words}; check the path, its permissions and disk"
+    if type(error).__module__.split(".")[0] in ("mlflow", "sqlalchemy"):
+        return f"MLflow refused: {reason(error)}; check --tracking-uri and that it is writable"
+    return None
+
+
+def reason(error: Exception) -> str:
+    """Take the words that matter out of an exception: the database's own, or the first line."""
+    own = re.search(r"\(\w+\.\w+Error\) (.+)", str(error))
+    return (own[1] if own else (str(error).strip().splitlines() or [one_line(error)])[0])[:200]
+
+
+def _interrupt(*_: object) -> NoReturn:
+    for each in SIGNALS:  # a second Ctrl-C must not interrupt the tidying up
+        signal.signal(each, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Put SIGINT and SIGTERM off until the block is done, for steps that belong together."""
+    came: list[int] = []
+    before = {each: signal.signal(each, lambda signum, _: came.append(signum)) for each in SIGNALS}
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+    if came:
+        _interrupt()
+
+
+@contextlib.contextmanager
+def quiet_start(text: str = "", quiet: bool = True) -> Iterator[None]:
+    """Hold back what libraries write to file descriptor 2 while they start; show `text` meanwhile.
+
+    Start-up noise is dropped; every other line is passed on afterwards. The garbage collector
+    rests during a first import and leaves alone for good what it made: going through those
+    millions of objects costs 1 s meanwhile, and 1 s more when the process ends.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # real errors are exceptions, too
+    gc.disable()
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as held, os.fdopen(os.dup(2), "w") as real:
+        os.dup2(held.fileno(), 2)
+        try:
+            with LiveLine(text, real, shown=text != "" and not quiet):
+                yield
+        finally:
+            gc.freeze()
+            gc.enable()
+            sys.stderr.flush()
+            os.dup2(real.fileno(), 2)
+            held.seek(0)
+            for line in held.read().decode(errors="replace").splitlines():
+                if not START_UP_NOISE.match(line):
+                    print(line, file=sys.stderr)
+
+
+def command(program: str, *arguments: str) -> str:
+    """Write a command of this Python environment, ready to be pasted in this folder."""
+    own = Path(sys.executable).with_name(program)
+    words = [program if shutil.which(program) == str(own) else str(own)]
+    for word in arguments:
+        is_elsewhere = word.endswith(".py") and not Path(word).exists()
+        words.append(str(ROOT / word) if is_elsewhere else word)
+    return shlex.join(word.removeprefix(f"{Path.cwd()}{os.sep}") for word in words)
+
+
+def load_function(place: str | None) -> Callable | None:
+    """Load a function of the user's from FILE.py:FUNCTION; None for None."""
+    if place is None:
+        return None
+    file, _, function = place.rpartition(":")
+    try:
+        return runpy.run_path(file)[function]
+    except (OSError, KeyError, SyntaxError, ImportError) as error:
+        raise UserError(
+            f"{place!r} cannot be loaded ({type(error).__name__}: {one_line(error)}); expected "
+            "FILE.py:FUNCTION, a function of input_dim that returns a Keras model"
+        ) from error
+
+
+def leave(exit_code: int) -> NoReturn:
+    """End the process; what is still in memory need not be searched for garbage first."""
+    gc.freeze()
+    sys.exit(exit_code)
+
+
+def same_place(settings: StoreSettings) -> list[str]:
+    """Name store, experiment and registered model for a command to paste, where not the usual."""
+    usual = {"tracking_uri": STORE, "experiment": NAME, "model_name": NAME}
+    changed = [key for key in usual if getattr(settings, key) != usual[key]]
+    return [word for key in changed for word in (_flag(key), getattr(settings, key))]
+
+
+# --- words -------------------------------------------------------------------------------------
+
+
+class Terminal(Console):
+    """Print words and tables; with `as_json` one object instead, with `quiet` nothing at all."""
+
+    def __init__(self, quiet: bool = False, as_json: bool = False) -> None:
+        if isinstance(sys.stdout, io.TextIOWrapper):  # a log, say, that knows no euro sign
+            sys.stdout.reconfigure(errors="replace")
+        width = shutil.get_terminal_size((10_000, 24)).columns  # in a pipe nothing is wrapped
+        super().__init__(quiet=quiet, width=width, markup=False, emoji=False, highlight=False)
+        self.as_json, self.is_shown = as_json, not quiet and not as_json
+
+    def say(self, text: str = "", style: str = "") -> None:
+        """Print words as they are; `style`, such as "bold green", shows on a terminal only."""
+        if self.is_shown:
+            self.out(text, style=style, highlight=False)
+
+    def notes(self, notes: Sequence[str]) -> None:
+        """Print what was recognised, left out or guessed, a line each."""
+        for note in notes:
+            self.say(f"note: {note}")
+
+    def table(self, header: Sequence[str], rows: Sequence[Sequence[str]], bold: str = "") -> None:
+        """Print aligned columns, numbers to the right; the row named `bold` stands out.
+
+        Where the terminal is too narrow, cells are continued below; no digit is lost.
+        """
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+        for i, title in enumerate(header):
+            table.add_column(title, justify="right" if i else "left", overflow="fold")
+        for row in rows:
+            table.add_row(*row, style="bold" if row[0] == bold else "")
+        if self.is_shown:
+            self.print(table)
+
+    def result(self, **values: object) -> None:
+        """Print the one object of `--json`; NaN and infinity, which JSON lacks, become null."""
+        if self.as_json:
+            text = json.dumps(values, default=lambda v: v.item() if hasattr(v, "item") else str(v))
+            finite = json.loads(text, parse_constant=lambda _: None)
+            self.out(json.dumps(finite, indent=1), highlight=False)
+
+    def progress(self, text: str) -> "LiveLine":
+        """Show a live line on stderr while a block runs; in a pipe and in logs nothing."""
+        return LiveLine(text, sys.stderr, shown=not self.quiet)
+
+    def on_broken_pipe(self) -> None:
+        """Go on working when whoever read has gone, as in '| head'."""
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+class LiveLine(Status):
+    """Keep words with a spinner on a terminal while a block runs, and remove them at the end."""
+
+    def __init__(self, text: str, stream: IO[str], shown: bool) -> None:
+        is_drawn = shown and stream.isatty() and os.environ.get("TERM") != "dumb"
+        super().__init__(Text(text), console=Console(file=stream, force_terminal=is_drawn))
+
+    def update(self, status: Any, **options: Any) -> None:  # type: ignore[override]
+        """Show other words from now on, whatever characters they hold."""
+        super().update(Text(str(status)), **options)

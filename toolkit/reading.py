@@ -1,0 +1,80 @@
+"""From a source of rows to one table of conformed, hashed rows, block by block.
+
+Belongs here: what both trainings do to rows before any of them has a role.
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from . import columns, roles, tables
+from .columns import Schema
+from .errors import UserError
+
+if TYPE_CHECKING:
+    from .cli import TrainingSettings
+
+KINDS = ("drop", "keep", "numeric", "categorical", "date", "na")
+
+
+def read_first(settings: "TrainingSettings") -> tuple[pd.DataFrame, Schema, list[str]]:
+    """Read the rows of a first training, and find out what their columns are.
+
+    Returns (table of `roles.py`, schema, notes for the user).
+    Raises UserError for whatever cannot be used.
+    """
+    said = {name: getattr(settings, name) for name in KINDS}
+    target, data = settings.target, settings.data
+
+    def find_schema(rows: pd.DataFrame, line: int) -> tuple[Schema, list[str]]:
+        return columns.infer_schema(rows, target, first_line=line, source=data, **said)
+
+    table, schema, notes = _read(settings, find_schema, settings.group or "", strict=False)
+    time = settings.time
+    if time and schema.kinds.get(time) not in ("date", "numeric"):
+        raise UserError(
+            f"--time {time!r} is no date or number among the features of {data}; they are "
+            f"{', '.join(schema.features)}"
+        )
+    columns.check_target(table[target].to_numpy(), target, data)
+    return table, schema, notes
+
+
+def read_again(
+    settings: "TrainingSettings", schema: Schema, group: str, *, strict: bool
+) -> tuple[pd.DataFrame, list[str]]:
+    """Read new rows for a model's schema; strict: columns unknown to it are an error.
+
+    Returns (table of `roles.py`, notes for the user). Raises UserError as `read_first` does.
+    """
+    table, _, notes = _read(settings, lambda rows, line: (schema, []), group, strict=strict)
+    return table, notes
+
+
+def _read(
+    settings: "TrainingSettings", find_schema: Callable, group: str, *, strict: bool
+) -> tuple[pd.DataFrame, Schema, list[str]]:
+    data, schema, parts, notes, line = settings.data, None, [], [], 0
+    source = tables.open_table(data, settings.query)
+    for block in source.blocks():
+        line = line or source.first_line
+        if schema is None:
+            schema, notes = find_schema(block, line)
+        if group and group not in block.columns:
+            raise UserError(
+                f"{data} has no column {group!r} of groups to hold out as a whole; its columns are "
+                f"{', '.join(map(str, block.columns))}"
+            )
+        table, found = columns.conform(
+            block, schema, source=data, first_line=line, strict=strict
+        )
+        left_out = list(table.attrs.get("left_out", ()))
+        groups = block[group].drop(index=left_out).reset_index(drop=True) if group else None
+        parts.append(roles.hashed(table, groups))
+        notes += found
+        line += len(block)
+    assert schema is not None
+    together = parts[0] if len(parts) == 1 else pd.concat(parts, ignore_index=True)
+    notes += columns.warnings_about(together, schema, source.first_line)
+    return together, schema, [*source.notes, *notes]

@@ -1,0 +1,146 @@
+"""The model registry: versions, the champion, promotion, approval, going back, history.
+
+`@champion` is the version in use, `@previous` the one before it. Every move of the two happens
+under one lock that all machines respect, and leaves a line in the model's history.
+"""
+
+import contextlib
+import io
+import time
+from collections.abc import Iterator
+
+import mlflow
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+
+from .errors import UserError
+
+CHAMPION, PREVIOUS = "champion", "previous"
+HISTORY = "champion_history"  # tag of the registered model
+LONGEST_HISTORY, LONGEST_DESCRIPTION = 50, 5_000  # lines, characters
+
+
+def champion_version(client: MlflowClient, name: str, alias: str = CHAMPION) -> str | None:
+    """Return the version that an alias points at, as text, or None when there is none."""
+    try:
+        return str(client.get_model_version_by_alias(name, alias).version)
+    except MlflowException as error:
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            return None
+        raise
+
+
+def register(client: MlflowClient, name: str, uri: str, description: str) -> str:
+    """Register a logged model as the next version of `name`; return the version, as text."""
+    with contextlib.redirect_stderr(io.StringIO()):  # MLflow tells of every version it makes
+        made = mlflow.register_model(uri, name, await_registration_for=0)
+    client.update_model_version(name, made.version, description)
+    return str(made.version)
+
+
+@contextlib.contextmanager
+def registry_lock(client: MlflowClient, name: str, wait: float = 20.0) -> Iterator[None]:
+    """Hold a lock that every client of the registry respects, whatever machine it runs on.
+
+    Registered model names are unique in every MLflow store, so creating one is the atomic step. A
+    lock older than `wait` seconds belongs to a process that died, and is removed.
+    """
+    lock, deadline = f"{name}.promotion-lock", time.monotonic() + 3 * wait
+    while True:
+        try:
+            client.create_registered_model(lock)
+            break
+        except MlflowException:  # held by another process, or the database is busy
+            if time.monotonic() > deadline:
+                raise
+        with contextlib.suppress(MlflowException):
+            if time.time() - client.get_registered_model(lock).creation_timestamp / 1000 > wait:
+                client.delete_registered_model(lock)
+        time.sleep(0.1)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(MlflowException):
+            client.delete_registered_model(lock)
+
+
+def promote(client: MlflowClient, name: str, new: str, expected: str | None) -> bool:
+    """Make version `new` champion, unless another process moved the champion since.
+
+    Returns False, changing nothing, when `@champion` is no longer the version `expected`.
+    """
+    with registry_lock(client, name):
+        current = champion_version(client, name)
+        if current == expected:
+            _move(client, name, new, current, "promoted")
+    return current == expected
+
+
+def approve(client: MlflowClient, name: str, version: str) -> str | None:
+    """Make a version champion because a person says so; return the champion before, if any.
+
+    Raises UserError when there is no such version, or when it is the champion already.
+    """
+    with registry_lock(client, name):
+        current = champion_version(client, name)
+        try:
+            version = str(client.get_model_version(name, version).version)
+        except MlflowException as error:
+            raise UserError(
+                f"there is no version {version} of {name!r}; expected one that is registered: see "
+                "'mlflow ui' for its versions"
+            ) from error
+        if version == current:
+            raise UserError(f"version {version} of {name!r} is champion already; nothing to do")
+        _move(client, name, version, current, "approved")
+    return current
+
+
+def roll_back(client: MlflowClient, name: str) -> tuple[str, str]:
+    """Swap `@champion` and `@previous`; return (new champion, old champion).
+
+    Raises UserError, changing nothing, when there is no other version to go back to.
+    """
+    with registry_lock(client, name):
+        current, before = champion_version(client, name), champion_version(client, name, PREVIOUS)
+        if current is None or before is None:
+            missing = CHAMPION if current is None else PREVIOUS
+            raise UserError(
+                f"the registered model {name!r} has no @{missing} version, so there is nothing to "
+                "go back to; expected a promotion before: see 'mlflow ui' for its versions"
+            )
+        if current == before:
+            raise UserError(
+                f"@{CHAMPION} and @{PREVIOUS} of {name!r} are both version {current}, so there is "
+                f"nothing to go back to; expected two versions: name the one you want with "
+                "--approve VERSION"
+            )
+        _move(client, name, before, current, "rolled back")
+    return before, current
+
+
+def history(client: MlflowClient, name: str) -> list[str]:
+    """List who became champion when and how, oldest first."""
+    return client.get_registered_model(name).tags.get(HISTORY, "").splitlines()
+
+
+def _move(client: MlflowClient, name: str, new: str, current: str | None, how: str) -> None:
+    """Move both aliases and write down that they moved."""
+    if current is not None:  # first: a crash in between must not lose the way back
+        client.set_registered_model_alias(name, PREVIOUS, current)
+    client.set_registered_model_alias(name, CHAMPION, new)
+    when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    lines = [*history(client, name), f"{when} version {new} {how}"][-LONGEST_HISTORY:]
+    client.set_registered_model_tag(name, HISTORY, "\n".join(lines))
+    latest = "\n".join(f"- {line}" for line in reversed(lines[-10:]))
+    # A version's description begins with its result; its model card follows after an empty line.
+    result, _, card = (client.get_model_version(name, new).description or "").partition("\n\n")
+    parts = [
+        f"**Champion: version {new}** ({how}).",
+        result,
+        "Who was champion when:",
+        latest,
+        card,
+    ]
+    page = "\n\n".join(part for part in parts if part)
+    client.update_registered_model(name, page[:LONGEST_DESCRIPTION])

@@ -1,0 +1,244 @@
+"""Which rows train and which are held out, and the sample of both that travels with a model.
+
+Belongs here: the role of a row, which follows from its content alone, and the replay buffer. Not
+here: files, MLflow, networks.
+
+A *table* is what `columns.conform` returns, features and target, with the columns added here:
+HASH of the row, ROLE ("train" or "held_out"), GENERATION of the training that first saw it and,
+with groups, GROUP, the hash of its group.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from .encoding import FOLDS
+from .errors import UserError
+
+TRAIN, HELD_OUT = "train", "held_out"
+# The prefix keeps clear of users' column names.
+HASH, ROLE, GENERATION, GROUP = OWN = ["__hash", "__role", "__generation", "__group"]
+MIN_TRAIN, MIN_HELD_OUT = 10, 2
+
+
+def row_hashes(table: pd.DataFrame) -> np.ndarray:
+    """Hash the features and target of conformed rows, uint64 of shape (n_rows,).
+
+    Equal rows hash alike in every file, order and block (`pandas.util.hash_pandas_object`).
+    """
+    own = [name for name in table.columns if name not in OWN]
+    numbers = table[own].select_dtypes("number").columns
+    positive = table[own].assign(**{name: table[name] + 0.0 for name in numbers})  # -0.0 is 0.0
+    return pd.util.hash_pandas_object(positive, index=False).to_numpy(np.uint64)
+
+
+def scrambled(hashes: np.ndarray, salt: int) -> np.ndarray:
+    """Mix hashes with a salt into uint64 that look drawn anew (splitmix64, Steele et al. 2014)."""
+    with np.errstate(over="ignore"):
+        x = np.asarray(hashes, np.uint64) + np.uint64(salt + 1) * np.uint64(0x9E3779B97F4A7C15)
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def folds(table: pd.DataFrame) -> np.ndarray:
+    """Give each row the fold that `Preprocessor.fit` and `transform` know it by."""
+    return (scrambled(table[HASH].to_numpy(), 2) % np.uint64(FOLDS)).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class Roles:
+    """Say of any row whether it is held out; part of the model, and inherited by its children.
+
+    A row is held out when the scrambled hash of its content (with `group`: of its group) is below
+    `threshold`. With `time` the rows whose time lies in one of the `intervals` (low, high] are.
+    """
+
+    seed: int
+    threshold: int
+    group: str = ""
+    time: str = ""
+    intervals: tuple[tuple[float, float], ...] = ()
+
+    @classmethod
+    def choose(
+        cls, table: pd.DataFrame, test_size: float, seed: int, group: str = "", time: str = ""
+    ) -> "Roles":
+        """Choose the threshold so that the share `test_size` of distinct rows is held out."""
+        keys = np.unique(scrambled(_keys(table, group), seed))
+        n_held_out = math.ceil(test_size * len(keys))
+        threshold = int(keys[min(n_held_out, len(keys) - 1)])
+        roles = cls(seed, threshold, group, time)
+        return roles.with_latest(table, test_size) if time else roles
+
+    def with_latest(self, table: pd.DataFrame, test_size: float) -> "Roles":
+        """Hold out the latest share of a file, too; never times that may have trained before."""
+        times = table[self.time].to_numpy()
+        end = float(np.nanmax(times))
+        start = float(np.nanquantile(times, 1 - test_size))
+        start = max([start, *(high for _, high in self.intervals)])
+        if start >= end:
+            return self
+        return replace(self, intervals=(*self.intervals, (start, end)))
+
+    def held_out(self, table: pd.DataFrame) -> np.ndarray:
+        """Tell which rows of a table with HASH are held out, bool of shape (n_rows,)."""
+        if self.time:
+            times = table[self.time].to_numpy()
+            within = [(times > low) & (times <= high) for low, high in self.intervals]
+            return np.any(within, axis=0) if within else np.zeros(len(table), bool)
+        keys = scrambled(_keys(table, self.group), self.seed)
+        return keys < np.uint64(self.threshold)
+
+    def assign(self, table: pd.DataFrame, generation: int) -> pd.DataFrame:
+        """Add ROLE and GENERATION to a table with HASH."""
+        role = np.where(self.held_out(table), HELD_OUT, TRAIN)
+        return table.assign(**{ROLE: role, GENERATION: generation})
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> "Roles":
+        """Build roles from their `dataclasses.asdict`, also after a way through JSON."""
+        intervals = tuple((low, high) for low, high in content["intervals"])
+        return cls(**{**content, "intervals": intervals})
+
+
+def _keys(table: pd.DataFrame, group: str) -> np.ndarray:
+    return table[GROUP if group else HASH].to_numpy(np.uint64)
+
+
+def hashed(table: pd.DataFrame, groups: pd.Series | None = None) -> pd.DataFrame:
+    """Add HASH and, with the raw values of the group's column, GROUP to a conformed table."""
+    table = table.assign(**{HASH: row_hashes(table)})
+    if groups is None:
+        return table
+    texts = groups.astype(object).where(groups.notna(), "").map(str).to_numpy(object)
+    return table.assign(**{GROUP: pd.util.hash_array(texts)})
+
+
+def smallest(table: pd.DataFrame, limit: int) -> pd.DataFrame:
+    """Keep the `limit` rows of each role whose scrambled hashes are the smallest.
+
+    Which rows these are does not depend on files, blocks or their order: a uniform sample of all
+    rows ever seen (bottom-k sampling, Cohen & Kaplan 2007).
+    """
+    if table.empty:
+        return table
+    order = scrambled(table[HASH].to_numpy(), 1)
+    rank = pd.Series(order).groupby(table[ROLE].to_numpy()).rank(method="first")
+    return table[(rank <= limit).to_numpy()].reset_index(drop=True)
+
+
+def part(table: pd.DataFrame, role: str) -> pd.DataFrame:
+    """Return the rows of one role."""
+    return table[table[ROLE] == role] if len(table) else table
+
+
+def unseen(table: pd.DataFrame, before: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows that are not in a replay buffer."""
+    if before.empty:
+        return table
+    return table[~np.isin(table[HASH].to_numpy(), before[HASH].to_numpy())]
+
+
+def remember(buffer: pd.DataFrame, table: pd.DataFrame, limit: int) -> pd.DataFrame:
+    """Add the rows of a training to a replay buffer, and cut each role to `limit` rows."""
+    together = [rows for rows in (buffer, unseen(table, buffer)) if len(rows)]
+    if not together or not limit:
+        return table.head(0)
+    return smallest(pd.concat(together, ignore_index=True), limit)
+
+
+def own_columns(table: pd.DataFrame) -> pd.DataFrame:
+    """Return features and target alone, without what was added here."""
+    return table.drop(columns=OWN, errors="ignore")
+
+
+def counts(table: pd.DataFrame) -> dict[str, int]:
+    """Count the rows of each role."""
+    held_out = int((table[ROLE] == HELD_OUT).sum())
+    return {"rows": len(table), "trained_on": len(table) - held_out, "held_out": held_out}
+
+
+def check_enough(n_train: int, n_held_out: int, source: str) -> None:
+    """Raise UserError where too few rows are left to train or to score."""
+    if n_train < MIN_TRAIN or n_held_out < MIN_HELD_OUT:
+        raise UserError(
+            f"{source} leaves {n_train} rows to train on and {n_held_out} to score; expected at "
+            f"least {MIN_TRAIN} and {MIN_HELD_OUT}: add rows or change --test-size"
+        )
+
+
+@dataclass(frozen=True)
+class RetrainingRows:
+    """Hold the rows of a retraining, each once.
+
+    file: the rows of the file that no version of the line has seen. train: remembered training rows
+    of the parent, then the new ones, those of versions that were refused included. held_out: "new"
+    and, where the parent remembers any, "old".
+    """
+
+    file: pd.DataFrame
+    train: pd.DataFrame
+    held_out: dict[str, pd.DataFrame]
+    parent_generation: int
+    seen_before: int
+
+    @property
+    def new(self) -> np.ndarray:
+        """Tell which training rows the parent never saw, bool of shape (n_rows,)."""
+        return (self.train[GENERATION] > self.parent_generation).to_numpy()
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Count the rows by role and age, for the report."""
+        return {
+            "new rows to train on": int(self.new.sum()),
+            "remembered rows to train on": int((~self.new).sum()),
+            **{f"{name} rows held out": len(table) for name, table in self.held_out.items()},
+            "rows of the file seen before": self.seen_before,
+            "rows both trained on and held out": int(
+                np.isin(
+                    self.train[HASH], pd.concat([*self.held_out.values()])[HASH].to_numpy()
+                ).sum()
+            ),
+        }
+
+
+def gather(
+    table: pd.DataFrame, buffer: pd.DataFrame, parent_generation: int, replay: int | None = None
+) -> RetrainingRows:
+    """Put the rows of a file and of the line's replay buffer together.
+
+    table: the file's, with roles and generation. buffer: of the newest version of the line, whose
+    generations above the parent's are of versions that were refused. replay bounds the remembered
+    training rows (None: all of them).
+    """
+    fresh = unseen(table, buffer)
+    refused = buffer[buffer[GENERATION] > parent_generation] if len(buffer) else buffer
+    old = buffer[buffer[GENERATION] <= parent_generation] if len(buffer) else buffer
+    new = pd.concat([each for each in (refused, fresh) if len(each)] or [fresh], ignore_index=True)
+    remembered = part(old, TRAIN)
+    if replay is not None and len(remembered):
+        remembered = smallest(remembered, replay)
+    trained = [each for each in (remembered, part(new, TRAIN)) if len(each)] or [new.head(0)]
+    held_out = {"new": part(new, HELD_OUT).reset_index(drop=True)}
+    if len(part(old, HELD_OUT)):
+        held_out["old"] = part(old, HELD_OUT).reset_index(drop=True)
+    together = pd.concat(trained, ignore_index=True)
+    return RetrainingRows(fresh, together, held_out, parent_generation, len(table) - len(fresh))
+
+
+def blocks_of_rows(table: pd.DataFrame, role: Roles, blocks: int = 30) -> np.ndarray | None:
+    """Label rows that belong together, for intervals; None where every row stands for itself.
+
+    Groups, blocks of time, or else equal rows, which count as one.
+    """
+    if role.group:
+        return table[GROUP].to_numpy()
+    if role.time:
+        order = table[role.time].rank(method="dense", na_option="bottom").to_numpy()
+        return np.floor(order / (order.max() + 1) * blocks)
+    return table[HASH].to_numpy() if table[HASH].duplicated().any() else None

@@ -1,0 +1,317 @@
+"""MLflow bookkeeping of a run: store, experiment, run life cycle, numbers, datasets, figures.
+
+Not here: the model folder (`artifact.py`), versions and aliases (`registry.py`).
+"""
+
+import contextlib
+import ctypes
+import dataclasses
+import hashlib
+import logging
+import os
+import platform
+import sqlite3
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import mlflow
+import pandas as pd
+import requests
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from mlflow import MlflowClient
+from mlflow.data.pandas_dataset import from_pandas
+from mlflow.entities import Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+
+from . import cli
+from .errors import UserError
+
+# The exception says all that this logger prints over a hundred lines.
+logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+HOST_TAG, PROCESS_TAG = "host", "process"
+SQLITE, SERVER = "sqlite:///", ("http://", "https://")
+DATABASES = ("postgresql", "mysql", "mssql", "databricks")
+NOT_LOGGED = {"quiet", "json", "resume"}  # settings that change no result
+LONGEST_PARAM = 6000  # characters, MLflow's limit
+
+
+# --- store -------------------------------------------------------------------------------------
+
+
+def connect(tracking_uri: str, experiment: str) -> tuple[MlflowClient, str]:
+    """Open the tracking store, making it where it does not exist; return (client, experiment id).
+
+    Runs of this machine whose process is gone are marked KILLED on the way.
+    Raises UserError when the store cannot be used.
+    """
+    if tracking_uri.startswith(SERVER):
+        _check_server(tracking_uri)
+    elif tracking_uri.startswith(SQLITE):
+        _check_sqlite(Path(tracking_uri.removeprefix(SQLITE)))
+    elif not tracking_uri.startswith(DATABASES):
+        raise UserError(
+            f"the tracking URI {tracking_uri!r} is no store that MLflow still writes to; "
+            "expected sqlite:///FILE.db or http://HOST:PORT: pass one with --tracking-uri"
+        )
+    try:
+        with cli.quiet_start():  # Alembic speaks while MLflow opens a database
+            mlflow.set_tracking_uri(tracking_uri)
+            client = MlflowClient(tracking_uri)
+            experiment_id = _experiment(client, tracking_uri, experiment)
+        _sweep(client, experiment_id)
+    except (MlflowException, OSError) as error:
+        raise UserError(
+            f"the tracking store {tracking_uri} does not work ({cli.reason(error)}); expected one "
+            "that is reachable and writable: mend it or pass another --tracking-uri"
+        ) from error
+    return client, experiment_id
+
+
+def _check_server(uri: str) -> None:
+    # MLflow's own retries would take four silent minutes.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    try:
+        requests.get(uri, timeout=5)  # any answer will do: MLflow's own client knows passwords
+    except requests.RequestException as error:
+        raise UserError(
+            f"the tracking server {uri} does not answer ({type(error).__name__}); expected a "
+            "running 'mlflow server': start it or pass another --tracking-uri"
+        ) from error
+
+
+def _check_sqlite(file: Path) -> None:
+    if not file.exists():
+        _create_sqlite(file)
+    try:
+        with contextlib.closing(sqlite3.connect(file, timeout=10)) as database:
+            tables = database.execute("select name from sqlite_master").fetchall()
+    except sqlite3.Error as error:
+        raise UserError(
+            f"{file} cannot be read as an SQLite database ({error}); expected one that is not "
+            "locked: wait, check its permissions or pass another --tracking-uri"
+        ) from error
+    if tables and ("alembic_version",) not in tables:
+        raise UserError(
+            f"{file} belongs to another program; expected a database of MLflow: pass another "
+            "--tracking-uri"
+        )
+
+
+def _create_sqlite(file: Path) -> None:
+    """Create an MLflow database under another name and publish it complete.
+
+    Several first runs at once would otherwise create the tables in each other's way; the link
+    fails for all of them but one, which then use the database of that one.
+    """
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    parent = file.absolute().parent
+    try:
+        with tempfile.TemporaryDirectory(prefix=".mlflow-", dir=parent) as folder:
+            new = Path(folder, "new.db")
+            with cli.quiet_start():
+                store = SqlAlchemyStore(f"{SQLITE}{new}", str(parent / "mlruns"))
+            store.engine.dispose()
+            with contextlib.suppress(FileExistsError):
+                os.link(new, file)
+    except OSError as error:
+        raise UserError(
+            f"cannot create the database {file} ({error.strerror}); expected a folder that exists "
+            "and can be written: make it, or pass another --tracking-uri"
+        ) from error
+
+
+def _experiment(client: MlflowClient, tracking_uri: str, name: str) -> str:
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        place = None
+        if tracking_uri.startswith(SQLITE):  # artifacts stay beside their database
+            folder = Path(tracking_uri.removeprefix(SQLITE)).absolute().parent / "mlruns"
+            place = (folder / hashlib.sha256(name.encode()).hexdigest()[:12]).as_uri()
+        try:
+            return client.create_experiment(name, artifact_location=place)
+        except MlflowException:  # another process was faster, or there is a reason
+            found = client.get_experiment_by_name(name)
+            if found is None:
+                raise
+    if found.lifecycle_stage == "deleted":
+        raise UserError(
+            f"the experiment {name!r} was deleted; bring it back with 'mlflow experiments restore "
+            f"-x {found.experiment_id}' or choose another name with --experiment"
+        )
+    return found.experiment_id
+
+
+# --- run ---------------------------------------------------------------------------------------
+
+
+def process_identity(pid: int) -> str:
+    """Name a living process so that a later one of the same number differs; "" when it is gone.
+
+    Without /proc the number alone must do.
+    """
+    if sys.platform == "win32":  # where os.kill would send a Ctrl-C
+        handle = ctypes.windll.kernel32.OpenProcess(0x1000, False, pid)  # to query it
+        ctypes.windll.kernel32.CloseHandle(handle)
+        return f"{pid}:" if handle else ""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return ""
+    except PermissionError:
+        pass  # another user's, but it lives
+    stat = Path(f"/proc/{pid}/stat")
+    started = stat.read_text().rsplit(")", 1)[1].split()[19] if stat.exists() else ""
+    return f"{pid}:{started}"
+
+
+def _sweep(client: MlflowClient, experiment_id: str) -> None:
+    mine = f"tags.{HOST_TAG} = '{platform.node()}'"
+    for run in client.search_runs([experiment_id], f"attributes.status = 'RUNNING' and {mine}"):
+        process = run.data.tags.get(PROCESS_TAG, "")
+        pid = process.split(":")[0]
+        if pid.isdigit() and process_identity(int(pid)) != process:
+            client.set_terminated(run.info.run_id, "KILLED")
+
+
+@contextlib.contextmanager
+def tracked_run(
+    experiment_id: str, name: str, tags: Mapping[str, str], run_id: str | None = None
+) -> Iterator[mlflow.ActiveRun]:
+    """Start a run and end it as FINISHED, KILLED (interrupted) or FAILED (any other exception).
+
+    With `run_id` that run goes on.
+    """
+    all_tags = {HOST_TAG: platform.node(), PROCESS_TAG: process_identity(os.getpid()), **tags}
+    try:
+        with cli.uninterrupted():  # or it would begin unknown to us
+            run = mlflow.start_run(run_id, experiment_id, name, tags=all_tags)
+        yield run
+        with cli.uninterrupted():
+            mlflow.end_run("FINISHED")
+    except BaseException as error:
+        # A store that is lost cannot be told; the next start will mark the run KILLED.
+        with contextlib.suppress(MlflowException, OSError), cli.uninterrupted():
+            mlflow.end_run("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        raise
+
+
+@contextlib.contextmanager
+def kept_if_logging_fails(save: Callable[[], Path]) -> Iterator[None]:
+    """Save a trained model on disk when it cannot be logged, and say how to log it later."""
+    try:
+        yield
+    except (MlflowException, OSError) as error:
+        try:
+            kept = f"the model is in {save()}"
+        except OSError as full:
+            kept = f"the model could not be saved either ({full}), but its checkpoint is there"
+        again = cli.command("python", *sys.argv, "--resume")
+        raise UserError(
+            f"the training is done but could not be logged ({cli.reason(error)}); {kept}: once the "
+            f"store works again, log it with: {again}"
+        ) from error
+
+
+def log_settings(
+    client: MlflowClient, run_id: str, settings: cli.StoreSettings, **more: object
+) -> None:
+    """Log all settings of a run, and what else was decided, as parameters in one request."""
+    values = {**dataclasses.asdict(settings), **more}
+    chosen = {key: str(value)[:LONGEST_PARAM] for key, value in values.items()}
+    client.log_batch(run_id, params=[Param(k, v) for k, v in chosen.items() if k not in NOT_LOGGED])
+
+
+def log_numbers(
+    client: MlflowClient,
+    run_id: str,
+    metrics: Mapping[str, float],
+    curves: Mapping[str, list[float]] | None = None,
+    tags: Mapping[str, str] | None = None,
+    step: int = 0,
+) -> None:
+    """Log metrics, per-epoch curves and tags in one request (MLflow cuts it where it is too long).
+
+    Metrics at the `step` that a model is logged at show on the model's page.
+    """
+    now = int(time.time() * 1000)
+    points = [Metric(key, float(value), now, step) for key, value in metrics.items()]
+    for key, values in (curves or {}).items():
+        points += [Metric(key, float(v), now, epoch) for epoch, v in enumerate(values, 1)]
+    tag_list = [RunTag(key, str(value)) for key, value in (tags or {}).items()]
+    client.log_batch(run_id, metrics=points, tags=tag_list)
+
+
+def log_rows(
+    table: pd.DataFrame, target: str, name: str, context: str, sha256: str | None = None
+) -> None:
+    """Log a conformed table as dataset of the active run: columns, size, content hash.
+
+    `table` holds features and target only. `sha256` is given where it is a sample of the dataset.
+    """
+    sha256 = sha256 or content_hash(table)
+    dataset = from_pandas(table, name=Path(name).name, targets=target, digest=sha256[:32])
+    for patience in (0.1, 0.3, 1.0, 0):
+        try:
+            mlflow.log_input(dataset, context=context, tags={"sha256": sha256})
+            break
+        except MlflowException:  # another process was logging the same rows at this instant
+            if not patience:
+                raise
+            time.sleep(patience)
+
+
+def content_hash(table: pd.DataFrame) -> str:
+    """Hash the values of a table row by row, whatever its index; hexadecimal."""
+    hashes = pd.util.hash_pandas_object(table, index=False).to_numpy()
+    return hashlib.sha256(hashes.tobytes()).hexdigest()
+
+
+def log_figures(figures: Mapping[str, Figure]) -> None:
+    """Log matplotlib figures as PNG files under `figures/`."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name, figure in figures.items():
+            # Not `savefig`: it draws everything twice.
+            FigureCanvasAgg(figure).print_png(Path(folder, f"{name}.png"))
+        mlflow.log_artifacts(folder, "figures")
+
+
+def log_files(files: Mapping[str, str]) -> None:
+    """Log texts as files of the active run."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name, text in files.items():
+            Path(folder, name).write_text(text, "utf-8")
+        mlflow.log_artifacts(folder)
+
+
+# --- links -------------------------------------------------------------------------------------
+
+
+def link(client: MlflowClient, uri: str, model_id: str) -> str:
+    """Link to a model's page in the MLflow UI, as Markdown; its plain URI if it has none."""
+    with contextlib.suppress(MlflowException):
+        if model_id:
+            place = client.get_logged_model(model_id).experiment_id
+            return f"[{uri}](#/experiments/{place}/models/{model_id})"
+    return f"`{uri}`"
+
+
+def ui_steps(tracking_uri: str, experiment_id: str) -> list[str]:
+    """Say how to look at an experiment: the command to paste, and the address to open."""
+    address = f"open {deep_link(tracking_uri, experiment_id)}"
+    if tracking_uri.startswith(SERVER):
+        return [address]  # its server shows it
+    store = [] if tracking_uri == cli.STORE else ["--backend-store-uri", tracking_uri]
+    return [cli.command("mlflow", "ui", *store), f"then {address}"]
+
+
+def deep_link(tracking_uri: str, experiment_id: str) -> str:
+    """Give the address of the experiment's runs in the MLflow UI."""
+    base = tracking_uri if tracking_uri.startswith(SERVER) else "http://127.0.0.1:5000"
+    return f"{base.rstrip('/')}/#/experiments/{experiment_id}/runs?workflowType=machine_learning"

@@ -1,0 +1,68 @@
+"""Numbers, names and cells as text: safe on a terminal, in Markdown and in a spreadsheet."""
+
+import math
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+if TYPE_CHECKING:
+    from toolkit.comparison import Interval
+
+
+def format_amount(value: float, unit: str = "", *, signed: bool = False) -> str:
+    """Write a number with separated thousands and about three digits, at any scale."""
+    if not math.isfinite(value):
+        return "n/a" if math.isnan(value) else f"{'-' if value < 0 else ''}infinite"
+    size, sign = abs(value), "+" if signed else ""
+    if size >= 100 or size == 0:
+        text = f"{value + 0.0:{sign},.0f}"  # + 0.0 turns -0.0 into 0
+    elif size >= 1e-4:
+        text = f"{value:{sign}.{2 - math.floor(math.log10(size))}f}"
+    else:
+        text = f"{value:{sign}.2e}"
+    return f"{text} {unit}".strip()
+
+
+def format_interval(interval: "Interval", unit: str = "") -> str:
+    """Write an interval with signs: ``-420 € (-540 to -300)``."""
+    low, high = (format_amount(bound, signed=True) for bound in (interval.low, interval.high))
+    return f"{format_amount(interval.estimate, unit, signed=True)} ({low} to {high})"
+
+
+def listed(names: Iterable[object], most: int = 5) -> str:
+    """Name at most `most` of some names, and say how many more there are."""
+    texts = [str(name) for name in names]
+    more = f" and {len(texts) - most} more" if len(texts) > most else ""
+    return ", ".join(texts[:most]) + more
+
+
+def printable(text: object) -> str:
+    """Replace line breaks, control and invisible characters, which can fake lines or colours."""
+    return "".join(character if character.isprintable() else " " for character in str(text))
+
+
+def escape_markdown(text: object) -> str:
+    """Write `text` on one line so that no part of it acts as Markdown, HTML or a link."""
+    special: dict[str, str | int | None] = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "@": "&#64;"}
+    special |= {character: f"\\{character}" for character in "\\`*_[]{}#|~$!"}
+    escaped = printable(text).translate(str.maketrans(special))
+    return escaped.replace("://", "\\://").replace("www.", "www\\.")
+
+
+def safe_cells(table: pd.DataFrame) -> pd.DataFrame:
+    """Copy `table` for CSV with text cells and labels that no spreadsheet takes for a formula.
+
+    Text starting with = + - @, tab or line break gets an apostrophe in front (OWASP, "CSV
+    Injection"); numbers keep their type.
+    """
+    safe = table.copy()
+    for position, dtype in enumerate(table.dtypes):
+        if not pd.api.types.is_numeric_dtype(dtype):
+            safe.isetitem(position, table.iloc[:, position].astype(object).map(_safe_cell))
+    return safe.rename(index=_safe_cell, columns=_safe_cell)
+
+
+def _safe_cell(value: object) -> object:
+    dangerous = isinstance(value, str) and value.startswith(tuple("=+-@\t\r\n"))
+    return f"'{value}" if dangerous else value
