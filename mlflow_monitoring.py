@@ -47,7 +47,7 @@ def train(settings: Settings) -> int:
     """Do the work of `main`, phase by phase."""
     with cli.quiet_start("starting", settings.quiet):
         import model_utils
-        from toolkit import artifact, reading, roles, summary, tracking
+        from toolkit import artifact, reading, report, roles, summary, tracking
         from toolkit.checkpoint import Checkpoint
     terminal = cli.Terminal(settings.quiet, settings.json)
     unit = settings.unit or ("€" if settings.target == "montant_pret" else "")
@@ -100,6 +100,7 @@ def train(settings: Settings) -> int:
         }
         buffer = roles.remember(table.head(0), table, settings.buffer_rows)
         trained = artifact.TrainedModel(network, preprocessor, role, buffer, card)
+        trained.model_card = report.model_card(card, schema)
         artifact.save_preprocessor(preprocessor, settings.models_dir / "preprocessor.pkl")
         folder = settings.models_dir / MODEL_NAME
         with tracking.kept_if_logging_fails(lambda: artifact.save_folder(trained, folder)):
@@ -242,9 +243,7 @@ def publish(
     return version, f"{role}: {result}"
 
 
-def say(
-    terminal: cli.Terminal, settings: Settings, metrics: dict[str, float], unit: str
-) -> None:
+def say(terminal: cli.Terminal, settings: Settings, metrics: dict[str, float], unit: str) -> None:
     """Print the scores."""
     from toolkit.words import format_amount
 

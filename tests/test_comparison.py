@@ -1,4 +1,4 @@
-"""Claims about comparison.py, on values worked out by hand and on simulated models."""
+"""Claims about comparison.py, drift.py and words.py, by hand and on simulated models and files."""
 
 import math
 import warnings
@@ -9,8 +9,8 @@ import pytest
 from scipy.stats import chi2_contingency
 from sklearn.metrics import mean_absolute_error, mean_squared_error, r2_score
 
-import comparison
-from comparison import Interval
+from toolkit import comparison, drift, words
+from toolkit.comparison import HeldOut, Interval
 
 RNG = np.random.default_rng
 
@@ -35,12 +35,12 @@ def _no_warning():
 
 
 def test_difference_of_three_rows_is_the_one_worked_out_by_hand():
-    # |y - parent| = 10, 20, 30 and |y - retrained| = 5, 20, 5: differences -5, 0, -25.
-    found = comparison.mae_difference([100, 200, 300], [110, 180, 330], [95, 220, 305])
+    # |y - parent| = 10, 20, 30 and |y - retrained| = 5, 10, 15: differences -5, -10, -15.
+    found = comparison.mae_difference([100, 200, 300], [110, 180, 330], [95, 210, 315])
     assert found.estimate == pytest.approx(-10)
-    # Student's: t(0.975, 2) = 4.3027, standard deviation 13.2288, divided by the root of 3.
-    assert found.low == pytest.approx(-10 - 4.3027 * 13.2288 / math.sqrt(3), abs=1e-3)
-    assert found.high == pytest.approx(-10 + 4.3027 * 13.2288 / math.sqrt(3), abs=1e-3)
+    # Student's: t(0.975, 2) = 4.3027, standard deviation 5, divided by the root of 3.
+    assert found.low == pytest.approx(-10 - 4.3027 * 5 / math.sqrt(3), abs=1e-3)
+    assert found.high == pytest.approx(-10 + 4.3027 * 5 / math.sqrt(3), abs=1e-3)
 
 
 def test_interval_covers_zero_in_about_95_percent_of_trials_of_equally_good_models():
@@ -61,12 +61,62 @@ def test_students_interval_covers_zero_as_often_where_no_bootstrap_is_drawn(n_ro
     assert 0.90 <= covered <= 0.99
 
 
-def test_bootstrap_follows_a_skewed_sample_and_its_seed():
+def test_interval_follows_a_skewed_sample():
     sample = RNG(0).exponential(size=60) ** 2
     found = comparison.paired_interval(sample)
     assert found.high - found.estimate > 1.1 * (found.estimate - found.low)
-    assert found == comparison.paired_interval(sample)
-    assert found != comparison.paired_interval(sample, seed=1)
+    mirrored = comparison.paired_interval(-sample)
+    assert (mirrored.low, mirrored.high) == pytest.approx((-found.high, -found.low))
+
+
+def clustered(seed, skew, n_groups=40, n_rows=10, correlation=0.3):
+    """Draw differences of mean 0 of groups whose rows correlate: (values, labels)."""
+    rng = RNG(seed)
+
+    def draw(n):
+        return rng.exponential(size=n) - 1 if skew else rng.normal(size=n)
+
+    labels = np.repeat(np.arange(n_groups), n_rows)
+    shared = math.sqrt(correlation) * draw(n_groups)[labels]
+    return shared + math.sqrt(1 - correlation) * draw(len(labels)), labels
+
+
+@pytest.mark.parametrize("skew", [False, True])
+def test_interval_of_whole_groups_covers_zero_in_95_percent_where_one_of_rows_does_not(skew):
+    covered, false_gains, by_rows = 0, 0, 0
+    for trial in range(400):
+        values, labels = clustered(trial, skew)
+        found = comparison.paired_interval(values, groups=labels)
+        covered += found.low <= 0 <= found.high
+        false_gains += found.high < 0
+        alone = comparison.paired_interval(values)
+        by_rows += alone.low <= 0 <= alone.high
+    assert 0.92 <= covered / 400 <= 0.98
+    assert false_gains / 400 <= 0.04
+    assert by_rows / 400 < 0.8
+
+
+def test_rows_of_one_label_belong_together_wherever_they_stand():
+    values, labels = clustered(0, False)
+    found = comparison.paired_interval(values, groups=labels)
+    order = RNG(0).permutation(len(values))
+    shuffled = comparison.paired_interval(values[order], groups=labels[order])
+    assert (shuffled.low, shuffled.high) == pytest.approx((found.low, found.high))
+    texts = pd.Series(labels).astype(str)
+    assert comparison.paired_interval(values, groups=texts) == found
+    tripled = comparison.paired_interval(np.repeat(values, 3), groups=np.repeat(range(400), 3))
+    alone = comparison.paired_interval(values)
+    assert (tripled.low, tripled.high) == pytest.approx((alone.low, alone.high))
+
+
+def test_one_group_proves_nothing_and_rows_without_label_stand_alone():
+    found = comparison.paired_interval([-3.0, -4.0, -5.0], groups=["a"] * 3)
+    assert (found.estimate, found.low, found.high) == (-4, -math.inf, math.inf)
+    values = RNG(0).normal(size=30)
+    alone = comparison.paired_interval(values, groups=[None] * 30)
+    assert alone == comparison.paired_interval(values)
+    with pytest.raises(ValueError, match="a group per row"):
+        comparison.paired_interval(values, groups=[1, 2])
 
 
 def test_higher_confidence_widens_the_interval():
@@ -84,7 +134,6 @@ def test_constant_difference_has_an_interval_without_width(n_rows):
 def test_one_row_proves_nothing():
     found = comparison.paired_interval([-3.0])
     assert (found.estimate, found.low, found.high) == (-3, -math.inf, math.inf)
-    assert not comparison.decide(found, None, None).promoted
 
 
 @pytest.mark.parametrize("rare", [1, -1, 1e9])
@@ -92,16 +141,6 @@ def test_almost_constant_difference_has_finite_bounds_around_the_mean(rare):
     found = comparison.paired_interval([*[0.0] * 399, rare])
     assert np.isfinite([found.low, found.high]).all()
     assert found.low <= found.estimate <= found.high
-
-
-def test_bootstrap_without_result_gives_way_to_students_interval(monkeypatch):
-    class Failed:
-        confidence_interval = (math.nan, math.nan)
-
-    monkeypatch.setattr("scipy.stats.bootstrap", lambda *args, **kwargs: Failed)
-    found = comparison.paired_interval(np.arange(30.0))
-    # t(0.975, 29) = 2.04523, standard deviation 8.80341, divided by the root of 30.
-    assert found.high - 14.5 == pytest.approx(2.04523 * 8.80341 / math.sqrt(30), abs=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -159,67 +198,349 @@ def test_evaluate_adds_the_difference_only_where_both_models_are_there():
 # --- verdict
 
 
-def judge(new_errors, old_errors, seed=0, **options):
+def held(difference, mae=2300.0, rows=80):
+    """Hold rows whose parent has this MAE and whose difference is this interval."""
+    scores = pd.DataFrame({"MAE": [mae]}, index=["parent"])
+    return HeldOut(rows, scores, Interval(*difference))
+
+
+GAIN, UNCLEAR, HARM = (-420, -540, -300), (-12, -40, 15), (40, 10, 70)
+KEPT, OPEN, FORGOT = (12, -20, 44), (90, -20, 200), (200, 120, 280)  # 115 are allowed
+
+
+@pytest.mark.parametrize(
+    ("new", "old", "kind"),
+    [
+        (GAIN, KEPT, "better"),
+        (GAIN, OPEN, "better"),
+        (GAIN, FORGOT, "worse"),
+        (UNCLEAR, KEPT, "no_worse"),
+        (UNCLEAR, OPEN, "no_worse"),
+        (UNCLEAR, FORGOT, "worse"),
+        (HARM, KEPT, "worse"),
+        (HARM, (-50, -60, -40), "worse"),
+        (GAIN, None, "better"),
+        (UNCLEAR, None, "no_worse"),
+        (HARM, None, "worse"),
+    ],
+)
+def test_only_proven_harm_or_proven_forgetting_keeps_the_champion(new, old, kind):
+    judged = {
+        promote: comparison.decide(held(new), held(old) if old else None, promote=promote)
+        for promote in ("auto", "proven", "always", "never")
+    }
+    assert {verdict.kind for verdict in judged.values()} == {kind}
+    promoted = {promote: verdict.promoted for promote, verdict in judged.items()}
+    assert promoted == {
+        "auto": kind != "worse",
+        "proven": kind == "better",
+        "always": True,
+        "never": False,
+    }
+
+
+def test_verdict_turns_at_exactly_the_allowed_forgetting_and_at_zero():
+    new = held((-10, -12, -8))
+    assert comparison.decide(new, held((9, 5.0, 20), 100)).promoted
+    assert not comparison.decide(new, held((9, 5.01, 20), 100)).promoted
+    assert comparison.decide(new, held((9, 9, 20), 100), max_forgetting=0.1).promoted
+    for interval, kind in (
+        ((1, 0, 2), "no_worse"),
+        ((-1, -2, 0), "no_worse"),
+        ((1, 1, 1), "worse"),
+    ):
+        assert comparison.decide(held(interval), None).kind == kind
+
+
+@pytest.mark.parametrize(
+    ("new", "old", "reason"),
+    [
+        (
+            GAIN,
+            KEPT,
+            "better: MAE on new rows -420 € (-540 to -300), a proven gain; "
+            "on old rows +12.0 € (-20.0 to +44.0), within the 115 € allowed",
+        ),
+        (
+            UNCLEAR,
+            OPEN,
+            "no worse: MAE on new rows -12.0 € (-40.0 to +15.0), harm is not proven; "
+            "on old rows +90.0 € (-20.0 to +200), not proven to exceed the 115 € allowed",
+        ),
+        (
+            HARM,
+            KEPT,
+            "worse: MAE on new rows +40.0 € (+10.0 to +70.0), harm is proven; "
+            "on old rows +12.0 € (-20.0 to +44.0), within the 115 € allowed",
+        ),
+        (
+            GAIN,
+            FORGOT,
+            "worse: MAE on new rows -420 € (-540 to -300), a proven gain; "
+            "on old rows +200 € (+120 to +280), forgetting beyond the 115 € allowed is proven",
+        ),
+    ],
+)
+def test_reason_says_exactly_what_was_found(new, old, reason):
+    assert comparison.decide(held(new), held(old), unit="€").reason == reason
+
+
+def test_reason_names_the_option_that_overruled_the_verdict():
+    told = {
+        (promote, new): comparison.decide(held(new), None, promote=promote).reason
+        for promote in ("proven", "always", "never")
+        for new in (GAIN, UNCLEAR, HARM)
+    }
+    assert "no old row at hand, so forgetting could not be checked" in told["proven", GAIN]
+    assert told["proven", UNCLEAR].endswith("; kept, since a proven gain was asked for")
+    assert told["always", HARM].endswith("; promotion was set to 'always'")
+    assert told["never", GAIN].endswith("; promotion was set to 'never'")
+    for unchanged in (("proven", GAIN), ("proven", HARM), ("always", UNCLEAR), ("never", HARM)):
+        assert told[unchanged].endswith("could not be checked")
+    with pytest.raises(ValueError, match="expected auto, proven, always or never, got 'yes'"):
+        comparison.decide(held(GAIN), None, promote="yes")
+
+
+@pytest.mark.parametrize("promote", ["auto", "proven", "always", "never"])
+def test_suspicious_file_is_never_promoted_without_a_person(promote):
+    for new in (held(GAIN), held(UNCLEAR), None):
+        findings = ["hum: empty", "sky: upper\n-cased"]
+        verdict = comparison.decide(new, None, promote=promote, findings=findings)
+        assert (verdict.kind, verdict.promoted) == ("suspicious", False)
+        assert verdict.reason == "suspicious: hum: empty; sky: upper -cased"
+    single = comparison.decide(held((-3, -math.inf, math.inf), rows=1), None, promote=promote)
+    assert (single.kind, single.promoted) == ("suspicious", False)
+    assert "1 new row held out, too few to judge" in single.reason
+
+
+def test_file_without_a_new_row_gets_no_verdict():
+    verdict = comparison.decide(None, held(KEPT), promote="always")
+    assert verdict == comparison.Verdict("nothing_new", False, "nothing new in this file")
+
+
+def judge(new_errors, old_errors, seed=0):
     """Judge models whose errors (parent, retrained) have these standard deviations."""
-    held = []
+    sets = []
     for number, (parent, child) in enumerate((new_errors, old_errors)):
         y, at = targets(400, seed + number), 10 * (seed + number) + 7
         models = {"parent": noisy(y, parent, at), "retrained": noisy(y, child, at + 1)}
-        held.append(comparison.evaluate(y, models))
-    new, old = held
-    mae = old.scores.loc["parent", "MAE"]
-    return comparison.decide(new.difference, old.difference, mae, **options)
+        sets.append(comparison.evaluate(y, models))
+    return comparison.decide(*sets).kind
 
 
-def test_planted_improvement_is_promoted():
-    assert all(judge((4000, 3000), (3000, 2000), seed).promoted for seed in range(10))
+def test_planted_models_get_the_verdict_that_they_deserve():
+    for seed in range(10):
+        assert judge((4000, 3000), (3000, 2800), seed) == "better"
+        assert judge((3000, 4000), (3000, 2800), seed) == "worse"
+        assert judge((4000, 3000), (3000, 4500), seed) == "worse"
 
 
-def test_no_improvement_is_rarely_promoted():
-    # By chance the interval lies below zero in one trial of forty.
-    promoted = sum(judge((3000, 3000), (3000, 2000), seed).promoted for seed in range(40))
-    assert promoted <= 4
+def test_equal_model_is_rarely_called_better_or_worse_and_mostly_promoted():
+    kinds = [judge((3000, 3000), (3000, 3000), seed) for seed in range(60)]
+    assert kinds.count("no_worse") >= 53
 
 
-def test_model_of_shuffled_targets_is_kept_back():
-    y = targets(400)
-    parent, shuffled = noisy(y, 3000, 1), noisy(RNG(2).permutation(y), 3000, 3)
-    new = comparison.mae_difference(y, parent, shuffled)
-    assert not comparison.decide(new, Interval(0, 0, 0), 2000).promoted
+# --- a target without relation to its features
 
 
-def test_forgetting_child_is_refused_and_the_reason_has_the_figures():
-    verdict = judge((4000, 2000), (3000, 4500))
-    assert not verdict.promoted
-    assert "beyond the" in verdict.reason
-    assert "on old rows +" in verdict.reason
+def skill(new_relation, old_relation=0.9, child=None, n=400, seed=0):
+    """Find lost skill where targets correlate so with the parent's predictions."""
+    rng, sets = RNG(seed), []
+    for relation in (new_relation, old_relation):
+        y = rng.normal(100, 10, n)
+        noise = rng.normal(0, 10, n)
+        parent = 100 + relation * (relation * (y - 100) + math.sqrt(1 - relation**2) * noise)
+        models = {"parent": parent, "retrained": parent if child is None else child(y)}
+        sets += [y, models | {"mean": np.full(n, 100.0), "median": np.full(n, 100.5)}]
+    return comparison.lost_skill(*sets)
 
 
-def test_verdict_turns_at_exactly_the_allowed_forgetting():
-    new = Interval(-10, -12, -8)
-    assert comparison.decide(new, Interval(1, 0, 5.0), 100, 0.05).promoted
-    assert not comparison.decide(new, Interval(1, 0, 5.01), 100, 0.05).promoted
-    assert comparison.decide(new, Interval(1, 0, 9), 100, 0.10).promoted
+def test_shuffled_target_is_found_and_a_weaker_or_never_strong_relation_is_not():
+    found = skill(0.0)
+    assert len(found) == 1
+    assert "as if it were shuffled" in found[0]
+    assert "fell from 0.8" in found[0]
+    for new, old in ((0.5, 0.9), (0.3, 0.9), (0.0, 0.05), (0.2, 0.2)):
+        assert skill(new, old) == []
+    assert skill(0.0, n=25) == []  # so few rows prove nothing
 
 
-def test_interval_that_touches_zero_is_no_proof():
-    assert not comparison.decide(Interval(-1, -2, 0.0), Interval(0, 0, 0), 100).promoted
+def test_whole_file_of_the_parents_predictions_counts_in_place_of_few_held_out_rows():
+    y, y_old = targets(1000), targets(400, 1)
+    few, parent = {"parent": y[:25], "retrained": y[:25]}, RNG(3).permutation(y)
+    old = {"parent": noisy(y_old, 900, 2), "retrained": y_old}
+    assert comparison.lost_skill(y[:25], few, y_old, old) == []
+    assert len(comparison.lost_skill(y[:25], few, y_old, old, whole=(y, parent))) == 1
 
 
-def test_reason_tells_both_numbers_that_carry_the_verdict():
-    verdict = comparison.decide(Interval(-420, -540, -300), Interval(12, -20, 44), 2300, unit="€")
-    assert verdict.reason == (
-        "MAE on new rows -420 € (-540 to -300), a proven gain; "
-        "on old rows +12.0 € (-20.0 to +44.0), within the 115 € allowed"
-    )
+def test_child_proven_worse_than_every_constant_is_found_where_the_target_was_predictable():
+    def bad(y):
+        return y + 40
+
+    assert "proven worse than the constants mean and median" in skill(0.9, child=bad)[0]
+    assert skill(0.4, 0.4, child=bad) == []
+    assert skill(0.9, child=lambda y: np.full(len(y), 101.0)) == []
 
 
-def test_without_memory_new_rows_decide_and_the_missing_proof_is_named():
-    for high, promoted in ((-300, True), (10, False)):
-        for old, mae in ((None, None), (None, 100.0), (Interval(1, 0, 2), None)):
-            verdict = comparison.decide(Interval(-420, -540, high), old, mae)
-            assert verdict.promoted is promoted
-            assert "forgetting could not be checked" in verdict.reason
+# --- broken files
+
+
+def station(n=400, seed=0, season=0.0):
+    """Make hourly rows of a weather station: numbers, categories, a date, a count as target."""
+    rng = RNG(seed)
+    temperature = 15 + 10 * season + rng.normal(0, 7, n)
+    table = pd.DataFrame({"temp": temperature.round(1), "hum": rng.uniform(30, 95, n).round()})
+    table["rain"] = np.where(rng.random(n) < 0.8, 0.0, rng.exponential(5, n)).round(1)
+    table["hour"] = np.arange(n) % 24.0
+    table["year"] = 2011.0 + np.arange(n) // 200
+    table["sky"] = rng.choice(["clear", "mist", "rain"], n)
+    table["month"] = np.repeat([f"2024-{k:02}" for k in range(1, 1 + n // 50)], 50)
+    table["day"] = 15_000.0 + np.arange(n) / 24
+    table["count"] = (5 * temperature + rng.exponential(40, n) + 100).round()
+    return table
+
+
+STATION = {
+    **dict.fromkeys(["temp", "hum", "rain", "hour", "year"], "numeric"),
+    **dict.fromkeys(["sky", "month"], "categorical"),
+    "day": "date",
+}
+
+
+def findings(**changed):
+    """Look at a natural next file in which these columns were replaced."""
+    current = station(seed=1, season=0.5).assign(**changed)
+    return drift.suspicious(station(), current, STATION, "count")
+
+
+NEXT = station(seed=1, season=0.5)
+HALF = np.arange(400) % 2 == 0
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "finding"),
+    [
+        ("count", NEXT["count"] + 1000, "the mean moved from"),
+        ("count", NEXT["count"] * 10, "the mean moved from"),
+        ("count", NEXT["count"].where(HALF, NEXT["count"] * 10), "the spread is"),
+        ("count", NEXT["count"].where(RNG(0).random(400) < 0.8, 9999), "the spread is"),
+        ("count", 200 + NEXT["count"] / 20, "the spread is"),
+        ("hum", 50.0, "every row has 50.0, where"),
+        ("hum", math.nan, "100% of the cells are missing, 0% before"),
+        ("hum", NEXT["hum"].where(np.arange(400) % 10 == 0), "90% of the cells are missing"),
+        ("temp", NEXT["temp"] * 1.8 + 32, "look like degrees Fahrenheit, not Celsius"),
+        ("temp", NEXT["temp"].where(HALF, NEXT["temp"] * 1.8 + 32), "degrees Fahrenheit"),
+        ("temp", NEXT["temp"] + 273.15, "the same shape on another scale"),
+        ("hum", NEXT["hum"] / 100, "the same shape on another scale"),
+        ("hum", NEXT["hum"] * 1000, "the same shape on another scale"),
+        ("sky", NEXT["sky"].str.upper(), "known categories are written in another way: 'CLEAR'"),
+        ("sky", " " + NEXT["sky"], "known categories are written in another way"),
+        ("sky", NEXT["sky"].where(HALF, NEXT["sky"].str.title()), "written in another way"),
+        ("sky", NEXT["sky"].map({"clear": "1", "mist": "2", "rain": "3"}), "hardly any category"),
+        ("month", None, "100% of the cells are missing"),
+    ],
+)
+def test_broken_column_is_named_with_what_is_wrong(column, values, finding):
+    found = findings(**{column: values})
+    assert len(found) == 1
+    assert found[0].startswith(f"{column}: ")
+    assert finding in found[0]
+
+
+def test_fahrenheit_becoming_celsius_is_found_and_a_hot_summer_is_not():
+    spring = station().assign(temp=15 + (station()["temp"] - 15) / 2)
+    old = spring.assign(temp=spring["temp"] * 1.8 + 32)
+    found = drift.suspicious(old, spring, STATION, "count")
+    assert len(found) == 1
+    assert "look like degrees Celsius, not Fahrenheit" in found[0]
+    for warmer in (5, 10, 15, 20):
+        summer = station().assign(temp=station()["temp"] + warmer)
+        assert drift.suspicious(station(), summer, STATION, "count") == []
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {},
+        {"rain": 0.0},
+        {"year": 2013.0},
+        {"year": 2012.0},
+        {"month": "2024-09"},
+        {"month": np.repeat([f"2025-{k:02}" for k in range(1, 9)], 50)},
+        {"month": RNG(0).choice(["2025-01", "2025-02"], 400)},
+        {"sky": "clear"},
+        {"sky": RNG(0).choice(["clear", "hail", "fog", "mist"], 400)},
+        {"day": 99_000.0 + np.arange(400)},
+        {"hum": NEXT["hum"].where(HALF)},
+        {"count": NEXT["count"] * 1.5},
+        {"temp": NEXT["temp"] + 12},
+    ],
+)
+def test_natural_drift_is_not_stopped(changed):
+    assert findings(**changed) == []
+
+
+def test_counter_may_run_on_in_order_or_shuffled():
+    old = pd.DataFrame({"id": np.arange(400.0)})
+    for new in (np.arange(9000.0, 9400.0), RNG(0).permutation(np.arange(9000.0, 9400.0))):
+        assert drift.suspicious(old, pd.DataFrame({"id": new}), {"id": "numeric"}) == []
+    again = pd.DataFrame({"id": RNG(0).integers(9000, 9400, 400).astype(float)})
+    assert len(drift.suspicious(old, again, {"id": "numeric"})) == 1
+
+
+def test_constant_year_is_natural_and_a_sensor_that_sticks_is_not():
+    years = pd.DataFrame({"x": np.repeat(np.arange(1990.0, 2020.0), 15)})
+    shuffled = years.sample(frac=1, random_state=0)
+    for old, value, stopped in (
+        (years, 2005, False),  # comes in blocks
+        (shuffled, 2020, False),  # moves on
+        (shuffled, 2005, True),
+        (shuffled, 9999, True),
+    ):
+        new = pd.DataFrame({"x": [float(value)] * 40})
+        assert bool(drift.suspicious(old, new, {"x": "numeric"})) is stopped
+
+
+def test_far_values_of_another_shape_are_no_other_unit():
+    old = pd.DataFrame({"x": RNG(0).normal(100, 1, 400)})
+    for values, stopped in (
+        (RNG(1).normal(200, 1, 400), True),
+        (np.where(np.arange(400) % 8, 200 + RNG(1).normal(0, 0.1, 400), 215), False),
+    ):
+        found = drift.suspicious(old, pd.DataFrame({"x": values}), {"x": "numeric"})
+        assert bool(found) is stopped
+
+
+def test_unknown_categories_in_blocks_are_natural_and_mixed_ones_are_not():
+    old = pd.DataFrame({"x": ["January", "February", "March"] * 100})
+    blocks = pd.DataFrame({"x": np.repeat(["April", "May", "June"], 100)})
+    assert drift.suspicious(old, blocks, {"x": "categorical"}) == []
+    mixed = blocks.sample(frac=1, random_state=0)
+    assert len(drift.suspicious(old, mixed, {"x": "categorical"})) == 1
+
+
+def test_target_may_move_far_with_its_season_but_not_alone():
+    old, new = station(), station(seed=1)
+    far = new.assign(count=new["count"] + 4 * old["count"].std())
+    assert len(drift.suspicious(old, far, STATION, "count")) == 1
+    moved = far.assign(temp=far["temp"] + 17)
+    assert drift.suspicious(old, moved, STATION, "count") == []
+
+
+@pytest.mark.parametrize("n_rows", [0, 1, 4, 19, 40])
+def test_few_natural_rows_and_odd_tables_raise_no_alarm(n_rows):
+    old = station()
+    assert drift.suspicious(old, station(seed=2).head(n_rows), STATION, "count") == []
+    assert drift.suspicious(old.head(n_rows), old, STATION, "count") == []
+    empty = old.assign(temp=math.nan, sky=None)
+    assert drift.suspicious(empty, empty, STATION, "count") == []
+    assert drift.suspicious(empty, old, STATION, "count") == []
+
+
+def test_finding_on_one_line_whatever_the_names():
+    old = station().rename(columns={"hum": "a\nb"})
+    found = drift.suspicious(old, old.assign(**{"a\nb": 50.0}), {"a\nb": "numeric"})
+    assert found[0].startswith("a b: every row has 50.0")
 
 
 # --- attribution
@@ -275,7 +596,7 @@ def test_gain_within_chance_is_called_unproven():
 
 def column_drift(old, new, kind="numeric", **options):
     frames = (pd.DataFrame({"x": values}) for values in (old, new))
-    return comparison.drift(*frames, {"x": kind}, **options).iloc[0]
+    return drift.drift(*frames, {"x": kind}, **options).iloc[0]
 
 
 def test_shift_by_one_standard_deviation_has_distance_one():
@@ -309,16 +630,16 @@ def two_populations(n_old, n_new, seed, shift=0.0):
 def test_one_column_of_categories_is_one_test_at_the_whole_level():
     # Yates' chi-square of 20, 20 against 30, 10 is 4.32: p = 0.038, between level / 2 and level.
     old, new = (pd.DataFrame({"c": ["a"] * n + ["b"] * (40 - n)}) for n in (20, 30))
-    found = comparison.drift(old, new, {"c": "categorical"}).iloc[0]
+    found = drift.drift(old, new, {"c": "categorical"}).iloc[0]
     assert found["p_value"] == pytest.approx(0.038, abs=5e-4)
     assert found["drifted"]
     beside = [frame.assign(d="x") for frame in (old, new)]
-    both = comparison.drift(*beside, {"c": "categorical", "d": "categorical"})
+    both = drift.drift(*beside, {"c": "categorical", "d": "categorical"})
     assert not both["drifted"].any()
 
 
 def test_large_samples_of_one_distribution_do_not_drift_although_p_values_get_tiny():
-    assert not comparison.drift(*two_populations(200_000, 200_000, 0))["drifted"].any()
+    assert not drift.drift(*two_populations(200_000, 200_000, 0))["drifted"].any()
     faint = RNG(0).normal(size=100_000)
     found = column_drift(faint, faint + 0.05)
     assert found["p_value"] < 1e-6
@@ -326,13 +647,13 @@ def test_large_samples_of_one_distribution_do_not_drift_although_p_values_get_ti
 
 
 def test_shift_drifts_in_every_column():
-    assert comparison.drift(*two_populations(1600, 1600, 1, shift=0.5))["drifted"].all()
+    assert drift.drift(*two_populations(1600, 1600, 1, shift=0.5))["drifted"].all()
 
 
 @pytest.mark.parametrize("n_new", [3, 10, 25])
 def test_tiny_samples_of_one_distribution_hardly_ever_drift(n_new):
-    tables = [comparison.drift(*two_populations(400, n_new, seed)) for seed in range(20)]
-    far = sum((table["distance"] > comparison.DRIFT_DISTANCE).sum() for table in tables)
+    tables = [drift.drift(*two_populations(400, n_new, seed)) for seed in range(20)]
+    far = sum((table["distance"] > drift.DRIFT_DISTANCE).sum() for table in tables)
     assert far > 50  # the distance alone would fire all the time
     assert sum(table["drifted"].any() for table in tables) <= 2
 
@@ -344,7 +665,7 @@ def test_limit_for_p_shrinks_with_the_number_of_tests():
     many = {f"x{k}": "numeric" for k in range(20)}
     frames = (pd.DataFrame(dict.fromkeys(many, values)) for values in (old, new))
     assert alone["drifted"]
-    assert not comparison.drift(*frames, many)["drifted"].any()
+    assert not drift.drift(*frames, many)["drifted"].any()
 
 
 def test_many_rare_categories_do_not_drift_by_themselves():
@@ -427,60 +748,43 @@ def test_constant_column_that_jumps_drifts_and_one_that_stays_does_not():
 
 def test_target_is_one_more_numeric_line_and_unknown_kinds_are_refused():
     frame = pd.DataFrame({"x": ["a"] * 9, "amount": np.arange(9.0)})
-    table = comparison.drift(frame, frame, {"x": "categorical"}, target="amount")
+    table = drift.drift(frame, frame, {"x": "categorical"}, target="amount")
     assert table["column"].tolist() == ["x", "amount"]
     assert table["kind"].tolist() == ["categorical", "numeric"]
-    assert list(table.columns) == comparison.DRIFT_COLUMNS
-    with pytest.raises(ValueError, match="'x': expected kind 'numeric' or 'categorical', got 'da"):
-        comparison.drift(frame, frame, {"x": "date"})
+    assert list(table.columns) == drift.DRIFT_COLUMNS
+    with pytest.raises(ValueError, match="'x': expected numeric, categorical or date, got 'text'"):
+        drift.drift(frame, frame, {"x": "text"})
+
+
+def test_date_that_moves_forward_does_not_drift_but_one_that_goes_missing_does():
+    days = np.arange(400.0)
+    found = column_drift(days, days + 400, "date")
+    assert found["distance"] > 3
+    assert not found["drifted"]
+    assert column_drift(days, np.where(days % 2, np.nan, days), "date")["drifted"]
 
 
 def test_share_at_the_bounds_counts_exact_values():
-    table = comparison.bounds_share([500, 500, 700, 900], [500, 900, 900, 900, 1000])
+    table = drift.bounds_share([500, 500, 700, 900], [500, 900, 900, 900, 1000])
     assert table["bound"].tolist() == ["lowest", "highest"]
     assert table["value"].tolist() == [500, 900]
     assert table["before"].tolist() == [0.5, 0.25]
     assert table["after"].tolist() == [0.2, 0.6]
-    assert comparison.bounds_share([1, 2], [3, 3], low=3, high=4)["after"].tolist() == [1, 0]
+    assert drift.bounds_share([1, 2], [3, 3], low=3, high=4)["after"].tolist() == [1, 0]
 
 
 def test_summary_has_at_most_three_lines_of_printable_text():
     old = pd.DataFrame({"a\nb": np.zeros(50), "kind": ["x"] * 50, "quiet": 1.0})
     new = pd.DataFrame({"a\nb": np.ones(50), "kind": ["\x1b[31mred"] * 50, "quiet": 1.0})
-    table = comparison.drift(old, new, {"a\nb": "numeric", "kind": "categorical"})
-    lines = comparison.drift_summary(table, comparison.bounds_share([0, 1], [0, 0]))
+    table = drift.drift(old, new, {"a\nb": "numeric", "kind": "categorical"})
+    lines = drift.drift_summary(table, drift.bounds_share([0, 1], [0, 0]))
     assert lines == [
         "drift: 2 of 2 columns: a b 2.00, kind 1.00",
         "new categories: kind ( [31mred)",
         "target: at its lowest, 0, 50.0% -> 100.0%; at its highest, 1.00, 50.0% -> 0.0%",
     ]
-    calm = comparison.drift(old, old, {"quiet": "numeric"})
-    assert comparison.drift_summary(calm) == ["drift: 0 of 1 columns"]
-
-
-def test_retraining_looks_worthwhile_after_drift_or_clearly_higher_errors_only():
-    still = comparison.drift(*two_populations(800, 800, 0))
-    moved = comparison.drift(*two_populations(800, 800, 0, shift=0.5))
-    errors = np.abs(RNG(0).normal(0, 3000, 400))
-    assert comparison.worthwhile(moved)[0]
-    assert comparison.worthwhile(moved, errors, errors)[0]
-    one = still.assign(drifted=still["column"] == "n0")
-    assert comparison.worthwhile(one)[1] == "a retraining looks worthwhile: 1 of 10 columns drifted"
-    assert comparison.worthwhile(one)[0]
-    # Variance 1 in 200 rows each: the means are apart by more than 1.96 times 0.1, or by less.
-    even = np.tile([1.0, 3.0], 100)
-    for apart, expected in ((0.195, False), (0.197, True)):
-        assert comparison.worthwhile(still, even, even + apart)[0] is expected
-    looks, sentence = comparison.worthwhile(still, errors, RNG(1).permutation(errors), "€")
-    assert not looks
-    assert sentence.startswith("a retraining promises little: 0 of 10 columns drifted, the parent")
-    looks, sentence = comparison.worthwhile(still, errors, 1.5 * errors)
-    assert looks
-    assert "looks worthwhile" in sentence
-    assert comparison.worthwhile(still) == (
-        False,
-        "a retraining promises little: 0 of 10 columns drifted",
-    )
+    calm = drift.drift(old, old, {"quiet": "numeric"})
+    assert drift.drift_summary(calm) == ["drift: 0 of 1 columns"]
 
 
 # --- groups
@@ -611,21 +915,21 @@ def test_largest_gap_is_told_in_words_and_ignores_small_and_pooled_groups():
     ],
 )
 def test_amounts_have_sensible_digits_at_any_scale(value, text):
-    assert comparison.format_amount(value) == text
+    assert words.format_amount(value) == text
 
 
 def test_intervals_are_written_with_signs_and_unit():
-    assert comparison.format_interval(Interval(-420, -540, 30), "€") == "-420 € (-540 to +30.0)"
-    assert comparison.format_interval(Interval(2000, 0, 3000)) == "+2,000 (+0 to +3,000)"
+    assert words.format_interval(Interval(-420, -540, 30), "€") == "-420 € (-540 to +30.0)"
+    assert words.format_interval(Interval(2000, 0, 3000)) == "+2,000 (+0 to +3,000)"
 
 
 def test_markup_is_escaped_character_by_character():
-    assert comparison.escape_markdown("<script>&") == "&lt;script&gt;&amp;"
+    assert words.escape_markdown("<script>&") == "&lt;script&gt;&amp;"
     for character in "\\`*_[]{}#|~$!":
-        assert comparison.escape_markdown(f"a{character}b") == f"a\\{character}b"
-    assert comparison.escape_markdown("a\nb\r\tc\x1b\u202ed") == "a b  c  d"
-    assert comparison.escape_markdown("http://x.y www.x.y a@b") == r"http\://x.y www\.x.y a&#64;b"
-    assert comparison.escape_markdown(12) == "12"
+        assert words.escape_markdown(f"a{character}b") == f"a\\{character}b"
+    assert words.escape_markdown("a\nb\r\tc\x1b\u202ed") == "a b  c  d"
+    assert words.escape_markdown("http://x.y www.x.y a@b") == r"http\://x.y www\.x.y a&#64;b"
+    assert words.escape_markdown(12) == "12"
 
 
 def test_cells_that_spreadsheets_would_run_get_an_apostrophe_and_numbers_do_not():
@@ -639,7 +943,7 @@ def test_cells_that_spreadsheets_would_run_get_an_apostrophe_and_numbers_do_not(
         },
         index=["@a", *"bcdefghi"],
     )
-    safe = comparison.safe_cells(table)
+    safe = words.safe_cells(table)
     text = safe["'=cmd()"].tolist()
     assert text[:7] == ["'=1+1", "'+1", "'-1", "'@SUM(A1)", "'\t=1", "'\r=1", "'\n=1"]
     assert text[7] == "safe = 1"
@@ -650,124 +954,3 @@ def test_cells_that_spreadsheets_would_run_get_an_apostrophe_and_numbers_do_not(
     assert safe["mixed"].tolist()[:2] == [-1, "'-1"]
     assert safe.index[0] == "'@a"
     assert table.iloc[0, 0] == "=1+1"
-
-
-# --- report
-
-
-def evidence(**changes):
-    y = targets(400)
-    models = {
-        "parent": noisy(y, 5000, 1),
-        "retrained": noisy(y, 3000, 2),
-        "control": noisy(y, 4500, 3),
-        "scratch": noisy(y, 3100, 4),
-        "mean": np.full(400, y.mean()),
-    }
-    held = {"new": comparison.evaluate(y, models), "old": comparison.evaluate(y, models)}
-    old, new, kinds = two_populations(400, 400, 0, shift=0.5)
-    three = [models[name] for name in ("parent", "control", "retrained")]
-    groups = comparison.groups(new, ["c0", "c1"], y, models["parent"], models["retrained"])
-    fields = {
-        "verdict": comparison.decide(held["new"].difference, held["old"].difference, 4000.0),
-        "held_out": held,
-        "unit": "€",
-        "attribution": comparison.attribution(y, *three, "€"),
-        "purity": {"held-out rows found among training rows": 0, "rows dropped": 12_345},
-        "drift": comparison.drift(old, new, kinds),
-        "bounds": comparison.bounds_share(y, y),
-        "groups": groups,
-    }
-    return comparison.Evidence(**{**fields, **changes})
-
-
-def test_report_opens_with_the_verdict_and_its_two_numbers():
-    full = evidence()
-    title, _, verdict, *_ = comparison.report(full).splitlines()
-    assert title == "# Retraining: promoted"
-    assert verdict == f"**Promoted**: {full.verdict.reason}."
-    kept = comparison.report(evidence(verdict=comparison.Verdict(False, "no gain")))
-    assert kept.startswith("# Retraining: kept champion\n\n**Kept champion**: no gain.\n")
-
-
-def test_report_has_every_part_in_order_and_well_formed_tables():
-    text = comparison.report(evidence())
-    heads = [line[3:] for line in text.splitlines() if line.startswith("## ")]
-    assert heads == [
-        "Same rows, both models",
-        "Controls",
-        "Where the gain comes from",
-        "Purity",
-        "Drift",
-        "Groups",
-        "Not proven",
-    ]
-    for block in text.split("\n\n"):
-        lines = block.strip().splitlines()
-        if lines[0].startswith("|"):
-            assert len({line.count("|") for line in lines}) == 1
-    assert "nan" not in text.replace("n/a", "")
-
-
-def test_report_carries_the_figures():
-    full = evidence()
-    text = comparison.report(full)
-    scores, change = full.held_out["new"].scores, full.held_out["new"].difference
-    mae = [comparison.format_amount(scores.loc[name, "MAE"]) for name in ("parent", "retrained")]
-    assert f"| new | 400 | {mae[0]} | {mae[1]} | {comparison.format_interval(change)} |" in text
-    assert f"| old | scratch | {comparison.format_amount(scores.loc['scratch', 'MAE'])} |" in text
-    assert "come with the new data" in text
-    assert "| rows dropped | 12,345 |" in text
-    assert "| c0 | categorical |" in text
-    assert "Target: at its lowest" in text
-    assert comparison.largest_gap(full.groups, "€") in text
-    assert "Groups whose MAE rose by more than chance explains: none." in text
-
-
-def test_report_names_the_groups_that_got_worse():
-    groups = evidence().groups
-    groups["worse"] = groups["category"] == "b"
-    text = comparison.report(evidence(groups=groups))
-    line = next(line for line in text.splitlines() if line.startswith("Groups whose MAE rose"))
-    assert "c0 = b (" in line
-    assert "c1 = b (" in line
-    assert "c0 = a" not in line
-    assert "one unchanged group in forty" in text
-
-
-def test_report_says_what_was_not_proven():
-    held = {"new": comparison.evaluate([1.0, 2.0], {"parent": [1, 1], "retrained": [1, 2]})}
-    missing = dict.fromkeys(("attribution", "purity", "drift", "bounds", "groups"))
-    text = comparison.report(evidence(held_out=held, caveats=["mine"], **missing))
-    gaps = text.split("## Not proven")[1]
-    for gap in ("Forgetting", "cause of any gain", "Fairness", "new (2)", "Other seeds", "mine"):
-        assert gap in gaps
-    assert "## Drift" not in text
-    full = comparison.report(evidence()).split("## Not proven")[1]
-    for gap in ("Forgetting", "cause of any gain", "Fairness", "few held-out rows"):
-        assert gap not in full
-
-
-def test_report_lets_no_markup_from_the_data_through():
-    attack = "<script>alert(1)</script>|`x`[a](http://e.vil)\n# **head** ![i](j)"
-    rows = pd.DataFrame({attack: [attack, "b"] * 200})
-    y = targets(400)
-    groups = comparison.groups(rows, [attack], y, y + 1, y + 2 + 3000 * (rows[attack] == "b"))
-    old = pd.DataFrame({attack: ["a"] * 400})
-    full = evidence(
-        groups=groups,
-        drift=comparison.drift(old, rows, {attack: "categorical"}),
-        held_out={attack: evidence().held_out["new"]},
-        purity={attack: 1},
-        verdict=comparison.Verdict(True, attack),
-        caveats=[attack],
-    )
-    text = comparison.report(full)
-    assert text.count("alert") >= 10
-    assert "<script" not in text
-    for active in ("[a]", "`x`", "**head**", "![", "://e", "\n# **"):
-        assert active not in text.replace("\\://", "")
-    tables = [block for block in text.split("\n\n") if block.startswith("|")]
-    for table in tables:
-        bars = {line.replace(r"\|", "").count("|") for line in table.strip().splitlines()}
-        assert len(bars) == 1

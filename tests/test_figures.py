@@ -13,8 +13,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-import comparison
-import figures
+from toolkit import comparison, figures
 
 RNG = np.random.default_rng
 FORMULA = "prix_$x^"  # a formula for matplotlib, and a broken one
@@ -72,17 +71,19 @@ def test_each_function_returns_a_figure_that_saves_as_a_png_with_something_on_it
 
 
 def test_pyplot_is_never_imported():
-    program = "import figures, sys; sys.exit('matplotlib.pyplot' in sys.modules)"
-    root = Path(figures.__file__).parent
+    program = (
+        "import sys; from toolkit import figures; sys.exit('matplotlib.pyplot' in sys.modules)"
+    )
+    root = Path(figures.__file__).parents[1]
     assert subprocess.run([sys.executable, "-c", program], cwd=root, check=False).returncode == 0
 
 
-def test_learning_curve_draws_both_losses_from_epoch_one():
-    axes = figures.learning_curve({"loss": [3.0, 2.0], "val_loss": [4.0, 5.0], "lr": [1, 1]}).axes[
-        0
-    ]
+def test_learning_curve_draws_every_named_curve_from_epoch_one_and_no_empty_one():
+    curves = {"loss": [3.0, 2.0], "val_loss": [4.0, 5.0], "final_loss": []}
+    axes = figures.learning_curve(curves).axes[0]
     drawn = {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
-    assert drawn == {"training": [[1, 3], [2, 2]], "validation": [[1, 4], [2, 5]]}
+    assert drawn == {"loss": [[1, 3], [2, 2]], "val loss": [[1, 4], [2, 5]]}
+    assert len({line.get_color() for line in axes.lines}) == 2
     assert axes.get_yscale() == "linear"
     assert len(figures.learning_curve({"loss": [3.0]}).axes[0].lines) == 1
 
@@ -123,6 +124,16 @@ def test_diagonal_is_where_predicted_equals_actual():
     line = figures.predicted_against_actual(y, {"model": y}).axes[0].lines[0]
     assert line.get_slope() == 1
     assert line.get_xy1() == (100, 100)
+
+
+def test_millions_are_written_short_enough_not_to_overlap():
+    y = RNG(0).uniform(1e6, 2.5e7, 50)
+    figure = figures.predicted_against_actual(y, {"parent": y, "retrained": y}, "€")
+    figure.draw_without_rendering()
+    for axes in figure.axes:
+        boxes = [label.get_window_extent() for label in axes.get_xticklabels()]
+        assert all(left.x1 < right.x0 for left, right in pairwise(boxes))
+    assert "12M" in words(figure)
 
 
 def test_at_most_two_thousand_points_are_drawn_and_always_the_same():
@@ -246,4 +257,4 @@ def test_dollar_signs_line_breaks_and_long_names_are_harmless(tmp_path):
     for number, figure in enumerate(drawn):
         figure.savefig(tmp_path / f"{number}.png")
         assert r"prix_\$x^" in words(figure)
-    assert "a b" + "x" * 28 + "…\n" in words(drawn[-1])
+    assert "a b" + "x" * 16 + "…" + "x" * 12 + "\n" in words(drawn[-1])

@@ -81,12 +81,19 @@ def test_files_are_complete_and_hold_no_row_twice(files, population):
     assert frame.shape == (2_000, 13)
     assert not frame.isna().any(axis=None)
     assert not frame.duplicated().any()
-    assert frame["nom"].nunique() > 1_800
-    assert frame["prenom"].nunique() > 1_800
+
+
+@pytest.mark.parametrize("population", ["old", "new"])
+def test_names_repeat_as_in_real_files(files, population):
+    frame = files[population]
+    assert frame["nom"].nunique() == pytest.approx(399, abs=3)
+    assert frame["prenom"].nunique() == pytest.approx(215, abs=3)
+    assert frame["nom"].value_counts().max() < 20
+    assert frame["prenom"].value_counts().max() < 30
 
 
 def test_the_two_files_share_no_person(files):
-    assert len(set(files["old"]["nom"]) & set(files["new"]["nom"])) < 10
+    assert pd.concat(files.values()).duplicated(COLUMNS[:5]).sum() == 0
 
 
 def test_old_rows_have_the_shares_of_the_old_population(files):

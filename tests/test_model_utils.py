@@ -1,9 +1,7 @@
-"""Claims about model_utils.py: training as `model.fit` does it, fitting, widening, accuracy."""
+"""Claims about model_utils.py: training as Keras' own `fit` does it, members, growing, choosing."""
 
-import importlib.util
-import re
-import warnings
-from pathlib import Path
+import json
+from dataclasses import replace
 
 import keras
 import numpy as np
@@ -15,68 +13,55 @@ from sklearn.linear_model import LinearRegression
 from sklearn.metrics import r2_score
 
 import model_utils
-import tabular
 from model_utils import (
+    MemberAdamW,
+    Recipe,
     TargetScale,
+    choose_recipe,
     create_nn_model,
-    fit_network,
+    grow_network,
     model_predict,
-    model_state,
-    restore_state,
     target_scale,
+    train_members,
     train_model,
-    widen_network,
 )
+from toolkit import columns, roles
 
 RNG = np.random.default_rng
 N_ROWS, N_INPUTS = 70, 3  # at 32 rows a minibatch, the last one is short
-X = RNG(0).normal(size=(N_ROWS, N_INPUTS))
+X = RNG(0).normal(size=(N_ROWS, N_INPUTS)).astype(np.float32)
 Y = X @ [1, -2, 3] + RNG(1).normal(scale=0.1, size=N_ROWS)
+WEIGHTS = RNG(3).uniform(0, 2, N_ROWS)
+EDGES = (-1.0, 0.0, 0.5, 2.0)
+SCALE = target_scale(Y)
+QUICK = Recipe(epochs=3, batch_size=16)
 
 
-def network(*layers, optimizer="adam", loss="mse", **options):
-    """Compile a network with the same initial weights at every call; by default a tiny one."""
+def network(optimizer="adam", loss="mse", units=4):
+    """Compile a small network with the same initial weights at every call."""
     keras.utils.set_random_seed(0)
-    layers = layers or (keras.layers.Dense(1),)
-    model = keras.Sequential([keras.Input((N_INPUTS,)), *layers])
-    model.compile(optimizer, loss, **options)
+    hidden = keras.layers.Dense(units, "tanh")
+    model = keras.Sequential([keras.Input((N_INPUTS,)), hidden, keras.layers.Dense(1)])
+    model.compile(optimizer, loss)
     return model
 
 
+def weights_of(model):
+    return np.concatenate([weights.ravel() for weights in model.get_weights()])
+
+
 def assert_same_weights(model, other):
-    for ours, theirs in zip(model.get_weights(), other.get_weights(), strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(weights_of(model), weights_of(other), rtol=1e-5, atol=1e-6)
 
 
-def same_bits(model, other):
-    pairs = zip(model.get_weights(), other.get_weights(), strict=True)
-    return all(np.array_equal(ours, theirs) for ours, theirs in pairs)
+# --- data ----------------------------------------------------------------------------------------
 
 
-def slowly(function, *arguments, **options):
-    """Call a function that must warn exactly once that it leaves the work to `model.fit`."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        result = function(*arguments, **options)
-    words = [str(w.message) for w in caught if w.category is UserWarning]
-    assert len(words) == 1
-    assert "model.fit trains this model, more slowly" in words[0]
-    return result
-
-
-# --- data
-
-
-def test_split_is_reproducible_and_leaves_no_row_out_or_in_twice():
-    rows, y = pd.DataFrame({"x": range(50)}), pd.Series(range(50)) * 2
-    train, test, y_train, y_test = model_utils.split(rows, y)
-    assert (len(train), len(test)) == (40, 10)
-    assert sorted([*train["x"], *test["x"]]) == list(range(50))
-    np.testing.assert_array_equal(y_train, 2 * train["x"])
-    np.testing.assert_array_equal(y_test, 2 * test["x"])
-    again = model_utils.split(rows, y, test_size=0.2, random_state=42)
-    pd.testing.assert_frame_equal(again[1], test)
-    assert set(model_utils.split(rows, y, random_state=1)[1]["x"]) != set(test["x"])
+def raw_rows(n=40):
+    rng = RNG(5)
+    rows = pd.DataFrame({"x": rng.normal(size=n), "c": rng.choice(["a", "b"], n)})
+    rows["day"] = pd.date_range("2020-03-01", periods=n).strftime("%Y-%m-%d")
+    return rows.assign(price=rng.normal(size=n))
 
 
 def test_preprocessing_fits_on_the_rows_it_is_given_and_then_only_transforms():
@@ -84,31 +69,115 @@ def test_preprocessing_fits_on_the_rows_it_is_given_and_then_only_transforms():
     inputs, y, preprocessor = model_utils.preprocessing(train, target="price")
     np.testing.assert_array_equal(inputs, [[-1, 1, 0], [1, 0, 1]] * 10)
     np.testing.assert_array_equal(y, np.arange(20.0))
-    test = pd.DataFrame({"c": ["z", "a"], "x": [4.0, None]})
-    inputs, y, same = model_utils.preprocessing(test, preprocessor=preprocessor, target="price")
-    np.testing.assert_array_equal(inputs, [[3, 0, 0], [0, 1, 0]])
+    test = pd.DataFrame({"c": ["z", "a"], "x": ["1.0", ""]}, index=[5, 5])
+    inputs, y, same = model_utils.preprocessing(test, preprocessor=preprocessor)
+    np.testing.assert_array_equal(inputs, [[0, 0, 0], [0, 1, 0]])
     assert y is None
     assert same is preprocessor
 
 
-# --- network
+def test_raw_rows_with_dates_pass_through_a_fitted_preprocessor_with_their_target():
+    rows = raw_rows()
+    inputs, _, preprocessor = model_utils.preprocessing(rows, target="price")
+    again, y, _ = model_utils.preprocessing(rows, preprocessor=preprocessor)
+    np.testing.assert_array_equal(again, inputs)
+    np.testing.assert_array_equal(y, rows["price"])
 
 
-def test_network_is_64_32_1_and_its_seed_decides_its_weights():
-    model = create_nn_model(7, seed=5)
-    shapes = [weights.shape for weights in model.get_weights()]
+def test_preprocessing_of_conformed_rows_is_that_of_raw_ones():
+    rows = raw_rows()
+    schema, _ = columns.infer_schema(rows, "price")
+    table, _ = columns.conform(rows, schema)
+    expected, _, _ = model_utils.preprocessing(rows, target="price")
+    for each in (table, roles.hashed(table)):
+        inputs, y, _ = model_utils.preprocessing(each, schema=schema)
+        np.testing.assert_array_equal(inputs, expected)
+        np.testing.assert_array_equal(y, rows["price"])
+
+
+def test_training_rows_alone_are_encoded_out_of_fold():
+    rng = RNG(0)
+    rows = pd.DataFrame({"c": rng.integers(0, 40, 800), "price": rng.normal(size=800)})
+    rows["c"] = "level " + rows["c"].astype(str)
+    schema, _ = columns.infer_schema(rows, "price", keep=["c"])
+    table = roles.hashed(columns.conform(rows, schema)[0])
+    inputs, _, preprocessor = model_utils.preprocessing(table, schema=schema)
+    again, _, _ = model_utils.preprocessing(table, preprocessor=preprocessor)
+    np.testing.assert_array_equal(again, inputs)  # a retraining on the same rows
+    scored, _, _ = model_utils.preprocessing(rows, preprocessor=preprocessor)
+    np.testing.assert_array_equal(scored, preprocessor.transform(table))
+    assert not np.array_equal(scored, inputs)
+
+
+ODD_INDEX = [(i * 7) % 10 for i in range(50)]
+
+
+@pytest.mark.parametrize(
+    ("rows", "y"),
+    [
+        (pd.DataFrame({"x": range(50)}), pd.Series(range(50)) * 2),
+        (pd.DataFrame({"x": range(50)}, index=ODD_INDEX), np.arange(50) * 2),
+        (pd.DataFrame({"x": range(50)}, index=ODD_INDEX), pd.Series(range(50), ODD_INDEX) * 2),
+        (pd.DataFrame({0: range(50), "c": ["a", None] * 25}), pd.Series(range(50)) * 2),
+        (np.arange(50)[:, None], np.arange(50) * 2),
+        (np.arange(50.0)[:, None], pd.Series(range(50), ODD_INDEX) * 2),
+    ],
+    ids=["frame", "odd index", "odd indices", "number as name", "array", "array and series"],
+)
+def test_split_leaves_no_row_out_or_in_twice_and_is_reproducible(rows, y):
+    train, test, y_train, y_test = parts = model_utils.split(rows, y)
+    assert (len(train), len(test)) == (40, 10)
+    assert [type(part) for part in parts] == [type(rows)] * 2 + [type(y)] * 2
+
+    def first(part):
+        return np.asarray(part)[:, 0].astype(float)
+
+    assert sorted([*first(train), *first(test)]) == list(range(50))
+    np.testing.assert_array_equal(y_train, 2 * first(train))
+    np.testing.assert_array_equal(y_test, 2 * first(test))
+    again = model_utils.split(rows, y, test_size=0.2, random_state=42)
+    np.testing.assert_array_equal(first(again[1]), first(test))
+    other = model_utils.split(rows, y, test_size=0.3, random_state=1)
+    assert len(other[1]) == 15
+    assert set(first(other[1])) != set(first(test))
+
+
+def test_split_gives_equal_rows_one_role_whatever_their_order():
+    rows, order = pd.DataFrame({"x": list(range(30)) * 3}), RNG(0).permutation(90)
+    _, test, _, _ = model_utils.split(rows, rows["x"])
+    assert test["x"].value_counts().tolist() == [3] * 6
+    _, shuffled, _, _ = model_utils.split(rows.iloc[order], rows["x"].iloc[order])
+    assert set(shuffled["x"]) == set(test["x"])
+
+
+def test_target_scale_is_worked_out_by_hand():
+    # Five rows at an end are a floor or a cap; elsewhere there is a margin of a tenth.
+    floor, between, cap = [10.0] * 5, [12.0, 14.0, 16.0, 18.0], [20.0] * 5
+    y = floor + between + cap
+    assert target_scale(y) == TargetScale(15, np.std(y), 10, 20)
+    assert target_scale(floor + [14.0, 20.0]).high == 21
+    assert target_scale([-4.0, 16.0, *cap]).low == -6.4
+    assert target_scale([1.0, 11.0]).low == 0  # what is never negative stays so
+    assert target_scale([-1.0, 9.0]).low == -2
+    # Five rows in 2,000 are fewer than the half percent that makes a pile.
+    assert target_scale([*floor, *np.linspace(11, 12, 1_995)]).low == pytest.approx(9.8)
+    assert target_scale([*floor * 2, *np.linspace(11, 12, 1_990)]).low == 10
+    assert target_scale([7.0] * 9) == TargetScale(7, 1, 7, 7)
+
+
+def test_new_targets_widen_the_bounds_and_nothing_else():
+    scale = TargetScale(15, 3, 10, 20)
+    assert model_utils.rescaled(scale, [12.0, 13.0]) == scale
+    wider = model_utils.rescaled(scale, [-10.0, 30.0])
+    assert (wider.mean, wider.scale, wider.low, wider.high) == (15, 3, -14, 34)
+
+
+# --- network -------------------------------------------------------------------------------------
+
+
+def test_network_without_a_recipe_is_64_32_1():
+    shapes = [weights.shape for weights in create_nn_model(7).get_weights()]
     assert shapes == [(7, 64), (64,), (64, 32), (32,), (32, 1), (1,)]
-    assert same_bits(model, create_nn_model(7, seed=5))
-    assert not same_bits(model, create_nn_model(7, seed=6))
-
-
-def test_network_is_smooth_with_a_scale_and_relu_without_unless_told_otherwise():
-    def activations(**options):
-        return [layer.activation.__name__ for layer in create_nn_model(7, **options).layers[:3]]
-
-    assert activations() == ["relu", "relu", "linear"]
-    assert activations(scale=TargetScale()) == ["gelu", "gelu", "linear"]
-    assert activations(scale=TargetScale(), activation="tanh") == ["tanh", "tanh", "linear"]
 
 
 @pytest.mark.parametrize("input_dim", [0, -1])
@@ -117,460 +186,450 @@ def test_network_without_inputs_is_refused(input_dim):
         create_nn_model(input_dim)
 
 
-def test_target_scale_is_worked_out_by_hand_and_finds_bounds_where_rows_pile_up():
-    floor, between, cap = [10.0] * 5, [12.0, 14.0, 16.0, 18.0], [20.0] * 5
-    scale = target_scale(floor + between + cap)
-    assert scale == TargetScale(15, np.std(floor + between + cap), 10, 20)
-    assert target_scale([0.0, 4.0] * 3 + [2.0]) == TargetScale(2, np.sqrt(24 / 7), None, None)
-    assert (target_scale(floor + between).low, target_scale(floor + between).high) == (10, None)
-    assert (target_scale(between + cap).low, target_scale(between + cap).high) == (None, 20)
-    # Five rows in 2,000 are fewer than the half percent that makes a pile.
-    assert target_scale([*floor, *np.linspace(11, 12, 1_995)]).low is None
-    assert target_scale([*floor * 2, *np.linspace(11, 12, 1_990)]).low == 10
-    assert target_scale(np.zeros(4)).scale == 1
+def part_of(model, name):
+    return keras.Model(model.inputs, model.get_layer(name).output)
 
 
-def test_rescaled_drops_the_bound_that_new_targets_cross():
-    scale = TargetScale(15, 3, 10, 20)
-    assert model_utils.rescaled(scale, [10, 20]) == scale
-    assert model_utils.rescaled(scale, [9, 20]) == TargetScale(15, 3, None, 20)
-    assert model_utils.rescaled(scale, [10, 21]) == TargetScale(15, 3, 10, None)
-    assert model_utils.rescaled(TargetScale(15, 3), [-1e9, 1e9]) == TargetScale(15, 3)
+def heads_of(model, inputs):
+    return np.asarray(part_of(model, "members")(inputs))[..., 0]
 
 
-@pytest.mark.parametrize("low", [None, 500.0])
-@pytest.mark.parametrize("high", [None, 40_000.0])
-def test_output_layers_scale_exactly_and_clip_at_the_bounds(low, high):
-    mean, scale = 10_000.0, 8_192.0
-    bounds = TargetScale(mean, scale, low, high)
-    model = create_nn_model(1, scale=bounds, activation="relu")
-    # The last Dense gives x for x >= 0 and -x for x < 0, less 4: relu(x) + relu(-x) - 4.
-    first, second, last = (np.zeros(w.shape) for w in model.get_weights()[::2])
-    first[0, :2], second[0, 0], second[1, 1], last[:2, 0] = [1, -1], 1, 1, 1
-    weights = [first, np.zeros(64), second, np.zeros(32), last, np.array([-4.0])]
-    model.set_weights(weights)
-    x = np.array([[-100.0], [-4.5], [0.0], [2.0], [4.0], [6.0], [1e3]])
-    expected = mean + scale * (np.abs(x[:, 0]) - 4)
-    expected = np.clip(expected, low, high) if (low or high) else expected
-    np.testing.assert_array_equal(model_predict(model, x), expected)
-    np.testing.assert_array_equal(model.predict(x, verbose=0)[:, 0], expected)
+def test_bins_hold_how_much_of_each_lies_below_the_value():
+    model = create_nn_model(2, QUICK, SCALE, [(1, EDGES)])
+    values = np.array([-9, -1, -0.25, 0, 0.5, 1, 1.25, 2, 9], np.float32)
+    rows = np.stack([np.full(9, 7, np.float32), values], axis=1)
+    found = np.asarray(part_of(model, "binned")(rows))
+    by_hand = [
+        *([0, 0, 0], [0, 0, 0], [0.75, 0, 0], [1, 0, 0], [1, 1, 0]),
+        *([1, 1, 1 / 3], [1, 1, 0.5], [1, 1, 1], [1, 1, 1]),
+    ]
+    np.testing.assert_array_equal(found[:, :2], rows)
+    np.testing.assert_allclose(found[:, 2:], by_hand, atol=1e-6)
+    assert not model.get_layer("bins").trainable_variables
 
 
-# --- training as model.fit does it
+def test_prediction_is_the_mean_of_members_in_target_units_within_bounds():
+    model = create_nn_model(N_INPUTS, QUICK, SCALE, members=3, seed=1)
+    z = heads_of(model, X)
+    assert z.shape == (N_ROWS, 3)
+    assert np.abs(z - z[:, :1]).max() > 0.1  # members differ
+    expected = np.clip(SCALE.mean + SCALE.scale * z.mean(axis=1), SCALE.low, SCALE.high)
+    np.testing.assert_allclose(model_predict(model, X), expected, rtol=1e-5, atol=1e-5)
+    for number in range(3):
+        some = model_utils.member_predictions(model, X, slice(number, number + 1))
+        expected = np.clip(SCALE.mean + SCALE.scale * z[:, number], SCALE.low, SCALE.high)
+        np.testing.assert_allclose(some, expected, rtol=1e-5, atol=1e-5)
 
 
-def decaying_rate():
-    return keras.optimizers.schedules.ExponentialDecay(0.1, 1, 0.7)
+@pytest.mark.parametrize(("bias", "bound"), [(-1e6, 500.0), (1e6, 40_000.0)])
+def test_prediction_never_leaves_the_bounds(bias, bound):
+    model = create_nn_model(N_INPUTS, QUICK, TargetScale(10_000, 8_000, 500, 40_000))
+    model.get_layer("members").bias.assign(np.full((model_utils.MEMBERS, 1), bias))
+    np.testing.assert_array_equal(model_predict(model, X), np.full(N_ROWS, bound))
 
 
-LABELS = RNG(2).integers(0, 3, N_ROWS)
-WEIGHTS = RNG(3).uniform(0, 2, N_ROWS)
-DENSE, ADAM, SGD = keras.layers.Dense, keras.optimizers.Adam, keras.optimizers.SGD
-CASES = {
-    "adam": {"layers": lambda: [DENSE(4, "relu"), DENSE(1)], "compile": {"metrics": ["mae"]}},
-    "momentum": {"optimizer": lambda: SGD(0.05, momentum=0.9), "compile": {"loss": "mae"}},
-    # Compiled, TensorFlow draws other random numbers: fit has to be compiled as well.
-    "dropout": {
-        "layers": lambda: [keras.layers.Dropout(0.5, seed=3), DENSE(1)],
-        "compile": {"jit_compile": True},
-        "rows": 64,
-    },
-    "regularizer": {"layers": lambda: [DENSE(1, kernel_regularizer="l2")]},
-    "batch normalization": {"layers": lambda: [keras.layers.BatchNormalization(), DENSE(1)]},
-    "sample weight": {
-        "fit": {"sample_weight": WEIGHTS},
-        "compile": {"weighted_metrics": ["mae"]},
-    },
-    "learning rate schedule": {"optimizer": lambda: ADAM(decaying_rate())},
-    "moving average": {"optimizer": lambda: ADAM(0.01, use_ema=True, ema_momentum=0.5)},
-    "integer labels": {
-        "layers": lambda: [DENSE(3, "softmax")],
-        "compile": {"loss": "sparse_categorical_crossentropy", "metrics": ["accuracy"]},
-        "y": LABELS,
-    },
-    "fewer rows than a batch": {"rows": 20},
-}
+def test_seed_decides_the_weights_of_members():
+    def build(seed):
+        return weights_of(create_nn_model(N_INPUTS, QUICK, SCALE, seed=seed))
+
+    np.testing.assert_array_equal(build(5), build(5))
+    assert not np.array_equal(build(5), build(6))
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_training_makes_the_updates_of_model_fit(case):
-    layers, optimizer = case.get("layers", list), case.get("optimizer", ADAM)
-    n, y = case.get("rows", N_ROWS), case.get("y", Y)
-    ours, theirs = (
-        network(*layers(), optimizer=optimizer(), **case.get("compile", {})) for _ in range(2)
+def test_network_of_ones_own_is_scaled_and_trained_like_ours():
+    def build(input_dim):
+        return keras.Sequential([keras.Input((input_dim,)), keras.layers.Dense(1)])
+
+    model = create_nn_model(N_INPUTS, QUICK, SCALE, [(0, EDGES)], build=build)
+    assert model_utils.member_count(model) == 0
+    recipe = replace(QUICK, learning_rate=0.05, epochs=20)
+    before = np.abs(model_predict(model, X) - Y).mean()
+    train_members(model, X, Y, SCALE, [recipe])
+    assert np.abs(model_predict(model, X) - Y).mean() < before / 2
+
+
+def test_members_are_counted_and_other_networks_have_none():
+    assert model_utils.member_count(create_nn_model(3, QUICK, SCALE, members=5)) == 5
+    assert model_utils.member_count(create_nn_model(3)) == 0
+    assert model_utils.member_count(network()) == 0
+
+
+def test_saved_network_needs_no_class_of_ours(tmp_path, launch):
+    model = create_nn_model(N_INPUTS, QUICK, SCALE, [(0, EDGES)])
+    train_members(model, X, Y, SCALE, [replace(QUICK, epochs=1)] * model_utils.MEMBERS)
+    model.save(tmp_path / "model.keras")
+    np.save(tmp_path / "X.npy", X)
+    code = (
+        "import sys, json, warnings, numpy, keras; warnings.simplefilter('error');"
+        "model = keras.saving.load_model('model.keras', safe_mode=True);"
+        "found = model.predict(numpy.load('X.npy'), verbose=0)[:, 0].tolist();"
+        "assert not {'model_utils', 'toolkit'} & {name.split('.')[0] for name in sys.modules};"
+        "print(json.dumps(found))"
     )
-    arguments = {"epochs": 2, "batch_size": 32, "shuffle": False, **case.get("fit", {})}
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", UserWarning)  # the work must not be left to model.fit
-        _, history = train_model(ours, X[:n], y[:n], X[:9], y[:9], **arguments)
-    expected = theirs.fit(X[:n], y[:n], validation_data=(X[:9], y[:9]), verbose=0, **arguments)
+    process = launch("-c", code, folder=tmp_path)
+    assert process.wait() == 0, process.err
+    np.testing.assert_allclose(json.loads(process.out), model_predict(model, X), rtol=1e-5)
+
+
+# --- training as Keras does it -------------------------------------------------------------------
+
+
+def order_of(n, seed, block):
+    """Give the order that `BlockTrainer` visits the rows of a block in.
+
+    Compiled, as it is there: TensorFlow draws other numbers otherwise.
+    """
+
+    @tf.function(jit_compile=True)
+    def order(number):
+        return tf.argsort(tf.random.stateless_uniform([n], [seed, number]))
+
+    return order(tf.constant(block)).numpy()
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "n", "weighted", "shape"),
+    [
+        (lambda: keras.optimizers.SGD(0.05, momentum=0.9), N_ROWS, False, (-1,)),
+        (lambda: keras.optimizers.Adam(0.01), N_ROWS, True, (-1, 1)),
+        (lambda: keras.optimizers.AdamW(0.01, weight_decay=0.1), 64, False, (-1,)),
+        (lambda: keras.optimizers.Adam(0.01), 20, False, (-1,)),
+    ],
+    ids=["momentum", "adam, sample weights", "whole minibatches", "fewer rows than a minibatch"],
+)
+def test_training_makes_the_updates_of_keras_fit_in_the_same_order(optimizer, n, weighted, shape):
+    ours, theirs = network(optimizer()), network(optimizer())
+    weights = WEIGHTS[:n] if weighted else None
+    y = Y[:n].reshape(shape)
+    _, history = train_model(
+        ours, X[:n], y, X[:9], Y[:9], epochs=3, batch_size=32, sample_weight=weights, seed=5
+    )
+    assert len(history.history["loss"]) == 3
+    for epoch in range(3):
+        order = order_of(n, 5, epoch)
+        expected = theirs.fit(
+            X[order],
+            y[order],
+            validation_data=(X[:9], Y[:9]),
+            batch_size=32,
+            shuffle=False,
+            sample_weight=WEIGHTS[order] if weighted else None,
+            verbose=0,
+        )
+        for name in ("loss", "val_loss"):
+            found = history.history[name][epoch]
+            assert found == pytest.approx(expected.history[name][0], rel=1e-5)
     assert_same_weights(ours, theirs)
-    assert history.history.keys() == expected.history.keys()
-    for name, values in expected.history.items():
-        np.testing.assert_allclose(history.history[name], values, rtol=1e-5)
-    assert history.epoch == expected.epoch
     assert int(ours.optimizer.iterations) == int(theirs.optimizer.iterations)
 
 
-@pytest.mark.parametrize("shape", [(-1,), (-1, 1)])
-def test_loss_is_the_mean_over_rows_whatever_the_shape_of_the_targets(shape):
-    model = network(optimizer=keras.optimizers.SGD(0.0))
-    expected = np.mean((Y - model_predict(model, X)) ** 2)  # not the mean over all pairs
-    _, history = train_model(model, X, Y.reshape(shape), epochs=1)
-    assert history.history["loss"] == pytest.approx([expected], rel=1e-5)
+def test_training_in_the_given_order_makes_the_updates_of_keras_fit():
+    ours, theirs = network(), network()
+    train_model(ours, X, Y, epochs=2, shuffle=False)
+    theirs.fit(X, Y, epochs=2, shuffle=False, verbose=0)
+    assert_same_weights(ours, theirs)
 
 
-def test_validation_loss_is_that_of_evaluate_over_more_rows_than_a_block(monkeypatch):
-    monkeypatch.setattr(model_utils, "BLOCK", 16)
-    model = network()
-    _, history = train_model(model, X[:40], Y[:40], X, Y, epochs=1)
-    expected = model.evaluate(X, Y, verbose=0, return_dict=True)["loss"]
-    assert history.history["val_loss"] == pytest.approx([expected], rel=1e-5)
-
-
-def test_training_adds_no_metric_to_the_model():
-    model = network(metrics=["mae"])
-    train_model(model, X, Y, epochs=1)
-    assert len(model.evaluate(X, Y, verbose=0)) == 2
-    assert len(model.metrics) == 2
+def test_blocks_on_disk_train_one_after_the_other_in_every_epoch(tmp_path):
+    edges = [(0, 40), (40, 70)]  # at 16 rows a minibatch: 3 updates, then 2
+    blocks = []
+    for number, (start, end) in enumerate(edges):
+        values = np.c_[X, Y, WEIGHTS][start:end].astype(np.float32)
+        on_disk = np.memmap(tmp_path / str(number), np.float32, "w+", shape=values.shape)
+        on_disk[:] = values
+        blocks.append(on_disk)
+    ours, theirs = network("sgd"), network("sgd")
+    train_model(
+        ours,
+        [block[:, :3] for block in blocks],
+        [block[:, 3] for block in blocks],
+        epochs=2,
+        batch_size=16,
+        sample_weight=[block[:, 4] for block in blocks],
+        seed=3,
+    )
+    n_updates = 0
+    for _ in range(2):
+        for block, updates in zip(blocks, (3, 2), strict=True):
+            rows = block[order_of(len(block), 3, n_updates // updates)]
+            options = {"batch_size": 16, "shuffle": False, "sample_weight": rows[:, 4]}
+            theirs.fit(rows[:, :3], rows[:, 3], verbose=0, **options)
+            n_updates += updates
+    assert int(ours.optimizer.iterations) == n_updates == 10
+    assert_same_weights(ours, theirs)
 
 
 def test_same_seed_gives_the_same_bits_and_another_seed_others():
-    model = network()
-    start = model_state(model)
-
-    def trained(seed, global_seed=0):
-        np.random.seed(global_seed)
-        restore_state(model, start)
-        train_model(model, X, Y, epochs=2, seed=seed)
-        return np.concatenate([weights.ravel() for weights in model.get_weights()])
-
-    np.testing.assert_array_equal(trained(1), trained(1, global_seed=9))
-    assert not np.array_equal(trained(1), trained(2))
-    np.testing.assert_array_equal(trained(None, 1), trained(None, 1))
-    assert not np.array_equal(trained(None, 1), trained(None, 2))
-
-
-def test_every_row_is_visited_once_an_epoch_in_an_order_that_changes():
-    # With rate 1 and the loss w·x for one-hot rows, each visit takes 1 / (rows in the minibatch)
-    # off its own weight, and the last, short minibatch is the one with the larger steps.
-    n, visits = 6, []
-    layer = keras.layers.Dense(1, use_bias=False, kernel_initializer="zeros")
-    model = keras.Sequential([keras.Input((n,)), layer])
-    model.compile(keras.optimizers.SGD(1.0), loss=lambda _, prediction: prediction)
-    before = np.zeros(n)
-
-    def record(epoch, logs):
-        visits.append(before - model.get_weights()[0][:, 0])
-        before[:] = model.get_weights()[0][:, 0]
-
-    callback = keras.callbacks.LambdaCallback(on_epoch_end=record)
-    options = {"epochs": 8, "batch_size": 4, "seed": 0, "callbacks": [callback]}
-    train_model(model, np.eye(n), np.zeros(n), **options)
-    for visit in visits:
-        np.testing.assert_allclose(np.sort(visit), [1 / 4] * 4 + [1 / 2] * 2)
-    assert len({tuple(visit) for visit in visits}) > 1
-
-
-@pytest.mark.parametrize("kind", [np.array, list])
-def test_rows_trains_on_that_part_alone(kind):
-    part = kind([3, 50, 7, 20, 69, 4, 33, 12, 5, 1])
-    options = {"epochs": 2, "batch_size": 4, "shuffle": False}
-    ours, theirs = network(), network()
-    sample_weight = {"sample_weight": WEIGHTS}
-    _, history = train_model(ours, X, Y, rows=part, **sample_weight, **options)
-    expected = theirs.fit(X[part], Y[part], sample_weight=WEIGHTS[part], verbose=0, **options)
-    assert_same_weights(ours, theirs)
-    np.testing.assert_allclose(history.history["loss"], expected.history["loss"], rtol=1e-5)
-
-
-def test_compiling_the_model_anew_is_noticed():
-    ours, theirs = network(), network()
-    start, options = model_state(ours), {"epochs": 1, "shuffle": False}
-    train_model(ours, X, Y, **options)
-    ours.compile(ours.optimizer, loss="mae", metrics=["mse"])
-    restore_state(ours, start)
-    theirs.compile("adam", loss="mae", metrics=["mse"])
-    _, history = train_model(ours, X, Y, **options)
-    expected = theirs.fit(X, Y, verbose=0, **options)
-    assert_same_weights(ours, theirs)
-    for name in ("loss", "mse"):
-        assert history.history[name] == pytest.approx(expected.history[name], rel=1e-5)
-
-
-def test_weight_decay_and_learning_rate_may_change_between_calls():
-    def build(decay, rate):
-        return network(optimizer=keras.optimizers.AdamW(rate, weight_decay=decay))
-
-    ours, theirs = build(0.0, 0.1), build(5.0, 0.01)
-    start = model_state(theirs)
-    train_model(ours, X, Y, epochs=1, shuffle=False)
-    restore_state(ours, start)
-    ours.optimizer.weight_decay, ours.optimizer.learning_rate = 5.0, 0.01
-    train_model(ours, X, Y, epochs=1, shuffle=False)
-    theirs.fit(X, Y, epochs=1, shuffle=False, verbose=0)
-    assert_same_weights(ours, theirs)
-    assert ours.optimizer.weight_decay == 5.0
-
-
-@pytest.mark.parametrize("batch_size", ["8", "1000"])
-def test_calls_alike_share_one_compiled_program(batch_size):
-    model, traces = network(), []
-    train_step = model.train_step
-    model.train_step = lambda data: traces.append(1) or train_step(data)
-    # A number read twice, from a command line say, is two objects.
-    train_model(model, X, Y, epochs=2, batch_size=int(batch_size))
-    n_traces = len(traces)
-    train_model(model, X, Y, epochs=2, batch_size=int(batch_size))
-    assert len(traces) == n_traces > 0
-
-
-def test_compiling_ahead_trains_nothing():
-    model, untouched = network(), network()
-    model_utils.compile_ahead(model, X, Y, 32)
-    assert same_bits(model, untouched)
-    assert int(model.optimizer.iterations) == 0
-
-
-def test_early_stopping_stops_and_restores_the_best_weights():
-    # Validation targets of the opposite sign: every epoch makes the validation loss worse.
-    ours, best = (network(optimizer=keras.optimizers.SGD(0.01)) for _ in range(2))
-    stop = keras.callbacks.EarlyStopping("val_loss", patience=2, restore_best_weights=True)
-    options = {"shuffle": False, "callbacks": [stop]}
-    _, history = train_model(ours, X, Y, X, -Y, epochs=50, **options)
-    assert len(history.history["loss"]) == 3
-    train_model(best, X, Y, epochs=1, shuffle=False)
-    assert_same_weights(ours, best)
-    _, history = train_model(ours, X, Y, epochs=2)  # a model that was stopped trains again
-    assert len(history.history["loss"]) == 2
-
-
-def test_training_stops_when_the_loss_is_not_finite():
-    model = network(optimizer=keras.optimizers.SGD(1e30))
-    _, history = train_model(model, X, Y, epochs=50)
-    assert len(history.history["loss"]) < 10
-
-
-# --- training where an epoch cannot be one program
-
-
-class Doubled(keras.layers.Layer):
-    """Double the input in Python, which XLA cannot compile."""
-
-    def call(self, inputs):
-        return tf.ensure_shape(tf.py_function(lambda x: 2 * x, [inputs], tf.float32), inputs.shape)
-
-    def compute_output_shape(self, input_shape):
-        return input_shape
-
-
-@pytest.mark.parametrize("python_layer", [True, False])
-def test_model_that_cannot_be_compiled_is_left_to_fit_after_one_warning(python_layer):
-    def build():
-        layers = [Doubled()] if python_layer else []
-        return network(*layers, keras.layers.Dense(1), run_eagerly=not python_layer)
-
-    ours, theirs = build(), build()
-    part, options = np.arange(0, 60, 2), {"epochs": 2, "shuffle": False}
-    weight = {"sample_weight": WEIGHTS}
-    _, history = slowly(train_model, ours, X, Y, X, Y, rows=part, **weight, **options)
-    expected = theirs.fit(
-        X[part],
-        Y[part],
-        sample_weight=WEIGHTS[part],
-        validation_data=(X, Y),
-        verbose=0,
-        **options,
-    )
-    assert_same_weights(ours, theirs)
-    np.testing.assert_allclose(history.history["val_loss"], expected.history["val_loss"], rtol=1e-5)
-
-
-class CountBatches(keras.callbacks.Callback):
-    n = 0
-
-    def on_train_batch_end(self, batch, logs=None):
-        self.n += 1
-
-
-def test_callback_that_wants_batches_gets_them_after_one_warning():
-    counter, model = CountBatches(), network()
-    slowly(train_model, model, X, Y, epochs=2, batch_size=32, callbacks=[counter])
-    assert counter.n == 6
-
-
-def test_seed_fixes_the_order_of_the_rows_even_where_fit_does_the_work():
     def trained(seed):
-        model = network(run_eagerly=True)
-        keras.utils.set_random_seed(int(RNG().integers(1_000)))  # the global seed must not matter
-        slowly(train_model, model, X, Y, epochs=1, seed=seed)
-        return model
+        model = network()
+        train_model(model, X, Y, epochs=2, seed=seed)
+        return weights_of(model)
 
-    assert same_bits(trained(1), trained(1))
-    assert not same_bits(trained(1), trained(2))
-
-
-# --- fitting
+    first = trained(1)
+    np.random.seed(9)
+    np.testing.assert_array_equal(trained(1), first)
+    assert not np.array_equal(trained(2), first)
 
 
-def fit_with(model, inputs, y, **options):
-    defaults = {"epochs": 2, "batch_size": 32, "learning_rate": 1e-3, "seed": 0}
-    return fit_network(model, inputs, y, **(defaults | options))
+def test_callbacks_of_keras_work_early_stopping_restores_the_best_weights():
+    # Validation targets of the opposite sign: every epoch makes the validation loss worse.
+    ours, best = (network(keras.optimizers.SGD(0.01)) for _ in range(2))
+    stop = keras.callbacks.EarlyStopping("val_loss", patience=2, restore_best_weights=True)
+    _, history = train_model(ours, X, Y, X, -Y, epochs=50, callbacks=[stop])
+    assert len(history.history["loss"]) == 3
+    train_model(best, X, Y, epochs=1)
+    assert_same_weights(ours, best)
 
 
-def test_pure_noise_calls_for_strong_weight_decay_and_clean_data_for_weak():
-    inputs = RNG(0).normal(size=(2_000, 6))
-    model = create_nn_model(6, seed=0)
-    start = model_state(model)
-    fit = fit_with(model, inputs, RNG(1).normal(size=2_000), epochs=20)
-    assert fit.weight_decay >= 3
-    restore_state(model, start)
-    fit = fit_with(model, inputs, inputs @ np.arange(1, 7), epochs=20)
-    assert fit.weight_decay <= 0.3
-    assert fit.weight_decay == min(fit.strengths, key=fit.strengths.get)
-    assert set(fit.strengths) == set(model_utils.STRENGTHS)
-    assert len(fit.curves["loss"]) == len(fit.curves["val_loss"]) == len(fit.final) == 20
-    assert fit.curves["val_loss"][-1] == pytest.approx(fit.strengths[fit.weight_decay])
+# --- members -------------------------------------------------------------------------------------
 
 
-def test_fit_is_reproducible_and_gives_the_learning_rate_back():
-    model, again = network(), network()
-    fits = [fit_with(m, X, Y, learning_rate=0.01, seed=3) for m in (model, again)]
-    assert same_bits(model, again)
-    assert fits[0] == fits[1]
-    assert float(model.optimizer.learning_rate) == pytest.approx(0.01)
-    assert model.optimizer.weight_decay == fits[0].weight_decay
+def layer_weights(model, member):
+    kernels = [layer.kernel for layer in model_utils._trained_layers(model)]
+    biases = [layer.bias for layer in model_utils._trained_layers(model)]
+    return [weights.numpy()[member] for weights in (*kernels, *biases)]
 
 
-def test_candidates_start_alike_and_the_final_training_from_the_given_weights():
-    model = network(optimizer="adamw")
-    start = model_state(model)
-    found = []
-    for strengths in ((0.1, 10.0), (10.0, 0.1)):
-        restore_state(model, start)
-        found.append(fit_with(model, X, Y, strengths=strengths))
-    assert found[0].strengths == found[1].strengths
-    assert found[0].final == found[1].final
-    restore_state(model, start)
-    options = {"epochs": 2, "batch_size": 32, "learning_rate": 1e-3, "seed": 0}
-    assert model_utils.train_at(model, X, Y, **options).history["loss"] == found[0].final
+def assert_same_member(model, member, other, other_member, **tolerance):
+    pairs = zip(layer_weights(model, member), layer_weights(other, other_member), strict=True)
+    for ours, theirs in pairs:
+        np.testing.assert_allclose(ours, theirs, **tolerance)
 
 
-def test_search_never_trains_on_its_validation_rows_and_the_end_trains_on_all(monkeypatch):
-    calls = []
-
-    def spy(model, X, y, **options):
-        calls.append(options)
-        return train_model(model, X, y, **options)
-
-    monkeypatch.setattr(model_utils, "train_model", spy)
-    allowed = np.arange(40, 70)
-    fit_with(network(), X, Y, strengths=(0.1, 1.0), batch_size=8, validate_on=allowed)
-    *search, final = calls
-    assert len(search) == 4  # two strengths, on two sets of validation rows, which are few here
-    folds = [{tuple(row) for row in options["X_val"]} for options in search[::2]]
-    assert len(set.union(*folds)) == 12
-    for options in search:
-        validation = {tuple(row) for row in options["X_val"]}
-        assert len(validation) == 6  # a fifth of the allowed rows
-        assert validation <= {tuple(row) for row in X[allowed]}
-        assert not validation & {tuple(row) for row in X[options["rows"]]}
-        assert len(options["rows"]) == 64
-    assert not {"rows", "X_val"} & set(final)
+BESIDE = [
+    replace(QUICK, learning_rate=0.01, weight_decay=0.5, delta=0.1),
+    replace(QUICK, learning_rate=0.002, weight_decay=5.0, delta=1.0),
+    replace(QUICK, learning_rate=0.0),
+    replace(QUICK, bins=False),
+    replace(QUICK, first_input=1),
+]
 
 
-def test_interrupted_fit_goes_on_to_the_same_bits(tmp_path):
-    model = network()
-    start, options = model_state(model), {"epochs": 3, "strengths": (0.1, 1.0)}
-    whole, end = fit_with(model, X, Y, **options), model_state(model)
-
-    class Interrupted(model_utils.Checkpoint):
-        def on_epoch_end(self, epoch, logs=None):
-            super().on_epoch_end(epoch, logs)
-            self.left -= 1
-            if self.left == 0:
-                raise KeyboardInterrupt
-
-    for n_epochs in (1, 3, 5, 8):  # of the fifteen in five trainings
-        file = tmp_path / f"{n_epochs}.npz"
-        interrupted = Interrupted(file, seconds=0)
-        interrupted.left = n_epochs
-        restore_state(model, start)
-        with pytest.raises(KeyboardInterrupt):
-            fit_with(model, X, Y, checkpoint=interrupted, **options)
-        for _ in range(2):  # the second time, nothing is left to do
-            restore_state(model, start)
-            checkpoint = model_utils.Checkpoint(file)
-            assert fit_with(model, X, Y, checkpoint=checkpoint, **options) == whole
-            assert all(map(np.array_equal, model_state(model), end))
-
-
-@pytest.mark.parametrize(("learning_rate", "gap"), [(1e30, 0.0), (1e-3, np.nan)])
-def test_loss_that_is_never_finite_is_an_error(learning_rate, gap):
-    y = np.r_[Y[:-1], gap]
-    model = network()
-    with pytest.raises(FloatingPointError, match=re.escape(f"at learning rate {learning_rate:g}")):
-        fit_with(model, X, y, strengths=(0.1, 1.0), learning_rate=learning_rate)
-    assert float(model.optimizer.learning_rate) == pytest.approx(learning_rate)
-
-
-def test_learning_rate_falls_along_half_a_cosine_and_schedules_are_left_alone():
-    seen = []
-    model = network()
-    optimizer = model.optimizer
-    record = keras.callbacks.LambdaCallback(
-        on_epoch_end=lambda epoch, logs: seen.append(float(optimizer.learning_rate))
+@pytest.fixture(scope="module")
+def beside():
+    """Train five members by five recipes side by side: (network before, network after)."""
+    before, after = (
+        create_nn_model(N_INPUTS, QUICK, SCALE, [(0, EDGES), (2, EDGES)], members=5, seed=2)
+        for _ in range(2)
     )
-    model_utils.train_at(model, X, Y, learning_rate=0.1, epochs=4, callbacks=[record])
-    np.testing.assert_allclose(seen, 0.05 * (1 + np.cos(np.pi * np.arange(4) / 4)), rtol=1e-6)
-    schedule = network(optimizer=keras.optimizers.SGD(decaying_rate()))
-    model_utils.train_at(schedule, X, Y, learning_rate=0.5, epochs=1)
-    assert float(schedule.optimizer.learning_rate) == pytest.approx(0.1 * 0.7**3)
+    train_members(after, X, Y, SCALE, BESIDE, seed=4)
+    return before, after
 
 
-# --- states and widening
+@pytest.mark.parametrize("member", [0, 1])
+def test_member_gets_the_weights_beside_others_that_it_gets_alone(beside, member):
+    before, after = beside
+    alone = create_nn_model(N_INPUTS, QUICK, SCALE, [(0, EDGES), (2, EDGES)], members=1)
+    grow_network(before, alone, np.array([member]), np.array([0]))
+    train_members(alone, X, Y, SCALE, [BESIDE[member]], seed=4)
+    assert_same_member(after, member, alone, 0, rtol=1e-3, atol=1e-4)
+    moved = np.abs(layer_weights(after, member)[0] - layer_weights(before, member)[0]).max()
+    assert moved > 0.005
 
 
-def test_state_comes_back_with_weights_and_optimizer_slots():
-    model = network()
-    train_model(model, X, Y, epochs=1, seed=0)
-    state = model_state(model)
-    copy = [value.copy() for value in state]
-    _, first = train_model(model, X, Y, epochs=2, seed=1)
-    restore_state(model, state)
-    assert all(map(np.array_equal, model_state(model), copy))
-    _, second = train_model(model, X, Y, epochs=2, seed=1)
-    assert first.history == second.history
-    with pytest.raises(ValueError, match="shorter"):
-        restore_state(model, state[:-1])
+def test_member_with_a_rate_of_zero_stays_as_it_is(beside):
+    before, after = beside
+    assert_same_member(before, 2, after, 2, rtol=0)
 
 
-@pytest.mark.parametrize("activation", [None, "relu"])
-@pytest.mark.parametrize("scale", [None, TargetScale(0.5, 2.0, -4.0, 4.0)])
-def test_widened_network_predicts_the_same_bits_and_leaves_the_original_alone(scale, activation):
-    model = create_nn_model(N_INPUTS, scale=scale, activation=activation, seed=0)
-    before = [RNG(0).normal(size=np.shape(value)) for value in model_state(model)]
-    restore_state(model, before)  # no slot may be zero already
-    before = model_state(model)
-    wider = widen_network(model, N_INPUTS + 5, scale, learning_rate=1e-3)
-    for n_rows in (1, N_ROWS, 3_000):
-        rows = RNG(n_rows).normal(size=(n_rows, N_INPUTS))
-        np.testing.assert_array_equal(
-            model_predict(wider, np.pad(rows, ((0, 0), (0, 5)))), model_predict(model, rows)
-        )
-    assert all(map(np.array_equal, model_state(model), before))
-    n_padded = 0
-    for old, new in zip(before, model_state(wider), strict=True):
-        if old.shape == new.shape:
-            np.testing.assert_array_equal(new, old)
-            continue
-        n_padded += 1
-        np.testing.assert_array_equal(new[:N_INPUTS], old)
-        np.testing.assert_array_equal(new[N_INPUTS:], np.zeros((5, 64)))
-    assert n_padded == 3  # the first layer's weights and Adam's two slots for them
+def test_weights_that_a_recipe_does_not_have_stay_zero(beside):
+    _, after = beside
+    kernel = after.get_layer("hidden_1").kernel.numpy()
+    assert not kernel[3, N_INPUTS:].any()  # no bins
+    assert kernel[3, :N_INPUTS].all()
+    ours = [0, 3, 4, 5]  # the first input and its three bins
+    assert not kernel[4, ours].any()
+    assert np.delete(kernel[4], ours, axis=0).any(axis=1).all()
+    assert kernel[:2].any(axis=2).all()
 
 
-# --- scores
+def test_rows_that_are_masked_do_not_influence_a_member():
+    mask = np.ones((N_ROWS, 2), bool)
+    mask[::3, 1] = False
+    models = []
+    for absurd in (0.0, 1e6):
+        y = Y.copy()
+        y[::3] += absurd
+        models.append(create_nn_model(N_INPUTS, QUICK, SCALE, members=2))
+        train_members(models[-1], X, y, SCALE, [QUICK] * 2, mask=mask)
+    assert_same_member(models[0], 1, models[1], 1, rtol=0)
+    kernels = [layer_weights(model, 0)[0] for model in models]
+    assert np.abs(kernels[0] - kernels[1]).max() > 1e-4
+
+
+def test_one_member_is_trained_as_by_adamw_of_keras_that_spares_biases():
+    theirs = network(keras.optimizers.AdamW(0.02, weight_decay=0.3))
+    theirs.optimizer.exclude_from_weight_decay(var_names=["bias"])
+    ours = network(MemberAdamW([0.02], [0.3]))
+    for model in (ours, theirs):
+        model.fit(X, Y, epochs=4, shuffle=False, verbose=0)
+    assert_same_weights(ours, theirs)
+
+
+def test_loss_of_members_is_hubers_of_each_whatever_is_missing():
+    y_true = RNG(0).normal(size=(20, 2)).astype(np.float32) * 2
+    y_pred = np.zeros((20, 2, 1), np.float32)
+    loss = model_utils.MemberHuber([0.5, 3.0])
+    by_keras = [keras.losses.Huber(d)(y_true[:, [k]], y_pred[:, k]) for k, d in ((0, 0.5), (1, 3))]
+    assert float(loss(y_true, y_pred)) == pytest.approx(float(np.mean(by_keras)), rel=1e-5)
+    y_true[:, 1] = np.nan
+    assert float(loss(y_true, y_pred)) == pytest.approx(float(by_keras[0]) / 2, rel=1e-5)
+
+
+def test_rates_fall_along_half_a_cosine():
+    optimizer, seen = MemberAdamW([0.1, 0.2], [0, 0]), []
+    callback = model_utils.CosineRates(optimizer, epochs=4)
+    for epoch in range(4):
+        callback.on_epoch_begin(epoch)
+        seen.append(optimizer.rates.numpy())
+    factors = (1 + np.cos(np.pi * (np.arange(4) + 0.5) / 4)) / 2
+    np.testing.assert_allclose(seen, np.outer(factors, [0.1, 0.2]), rtol=1e-6)
+
+
+def test_members_train_on_blocks_as_train_model_does():
+    models = [create_nn_model(N_INPUTS, QUICK, SCALE, members=2) for _ in range(2)]
+    recipes = [QUICK] * 2
+    train_members(models[0], [X], [Y], SCALE, recipes)
+    train_members(models[1], X, Y, SCALE, recipes)
+    np.testing.assert_array_equal(weights_of(models[0]), weights_of(models[1]))
+
+
+def test_loss_that_is_not_finite_is_an_error():
+    model = create_nn_model(N_INPUTS, QUICK, SCALE, members=2)
+    recipes = [replace(QUICK, learning_rate=1e30)] * 2
+    with pytest.raises(FloatingPointError, match=r"not finite at learning rate 1e\+30"):
+        train_members(model, X, Y, SCALE, recipes)
+
+
+# --- growing -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bins", [[], [(0, EDGES), (1, EDGES)]], ids=["no bins", "bins"])
+def test_grown_network_predicts_as_before_whatever_the_new_inputs_hold(bins):
+    parent = create_nn_model(N_INPUTS, QUICK, SCALE, bins, seed=1)
+    before = weights_of(parent)
+    wide = [*bins, (4, EDGES)] if bins else []
+    child = create_nn_model(N_INPUTS + 2, QUICK, SCALE, wide, seed=9)
+    grow_network(parent, child, np.arange(4), np.arange(4))
+    rows = np.c_[X, RNG(0).normal(size=(N_ROWS, 2)) * 100]
+    np.testing.assert_allclose(model_predict(child, rows), model_predict(parent, X), rtol=1e-5)
+    np.testing.assert_array_equal(weights_of(parent), before)
+
+
+def test_some_members_are_copied_to_some_places_and_the_others_stay():
+    parent = create_nn_model(N_INPUTS, QUICK, SCALE, seed=1)
+    child, untouched = (create_nn_model(N_INPUTS, QUICK, SCALE, seed=9) for _ in range(2))
+    grow_network(parent, child, np.array([3, 2]), np.array([0, 2]))
+    assert_same_member(child, 0, parent, 3, rtol=0)
+    assert_same_member(child, 2, parent, 2, rtol=0)
+    for member in (1, 3):
+        assert_same_member(child, member, untouched, member, rtol=0)
+
+
+def test_inputs_and_bins_that_no_weight_uses_can_be_dropped():
+    bins = [(0, EDGES), (1, EDGES)]
+    parent = create_nn_model(N_INPUTS, QUICK, SCALE, bins, members=2, seed=1)
+    kernel = parent.get_layer("hidden_1").kernel
+    used = np.ones(kernel.shape[1], np.float32)
+    used[[0, 3, 4, 5]] = 0
+    kernel.assign(kernel * used[:, None])
+    child = create_nn_model(N_INPUTS, QUICK, SCALE, [(0, EDGES), (2, EDGES)], members=2)
+    grow_network(parent, child, np.arange(2), np.arange(2), dropped=(1, 3))
+    rows = np.c_[X[:, 1:], RNG(0).normal(size=N_ROWS) * 100]
+    np.testing.assert_allclose(model_predict(child, rows), model_predict(parent, X), rtol=1e-5)
+
+
+# --- choosing ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("n_rows", "batch_size", "epochs"),
+    [(100, 32, 80), (20_000, 256, 50), (200_000, 256, 5), (5_000_000, 1_024, 4)],
+)
+def test_sizes_follow_the_number_of_rows_unless_given(n_rows, batch_size, epochs):
+    recipe = model_utils.sized_recipe(n_rows)
+    assert (recipe.batch_size, recipe.epochs) == (batch_size, epochs)
+    given = model_utils.sized_recipe(n_rows, 7, 11)
+    assert (given.epochs, given.batch_size) == (7, 11)
+
+
+def test_noise_calls_for_strong_weight_decay_and_a_clean_line_for_weak():
+    inputs = RNG(0).normal(size=(150, 6)).astype(np.float32)
+    noisy, curves = choose_recipe(inputs, RNG(1).normal(size=150))
+    clean, _ = choose_recipe(inputs, inputs @ np.arange(1.0, 7))
+    assert noisy[0].weight_decay == 3
+    assert clean[0].weight_decay == 0.3
+    assert len(noisy) == model_utils.MEMBERS
+    assert len(curves["loss"]) == len(curves["val_mae"]) == noisy[0].epochs
+    assert noisy[0] in model_utils.candidates(model_utils.sized_recipe(150), 150)
+
+
+def test_steps_call_for_bins():
+    inputs = RNG(0).uniform(-1, 1, size=(400, 2)).astype(np.float32)
+    y = np.floor(inputs[:, 0] * 8) % 2
+    edges = tuple(np.linspace(-1, 1, 17).tolist())
+    recipes, _ = choose_recipe(inputs, y, [(0, edges), (1, edges)], base=Recipe(epochs=40))
+    assert recipes[0].bins
+
+
+@pytest.fixture
+def searched(monkeypatch):
+    """Record what every search trains on: mask of rows and members, arguments."""
+    calls = []
+    original = train_members
+
+    def spy(model, X, y, scale, recipes, **options):
+        calls.append(options["mask"])
+        return original(model, X, y, scale, recipes, **options)
+
+    monkeypatch.setattr(model_utils, "train_members", spy)
+    return calls
+
+
+def test_each_fold_of_a_search_holds_other_rows_back_from_all_its_candidates(searched):
+    recipes = [replace(QUICK, epochs=1, weight_decay=d) for d in (0.1, 1.0)]
+    model = create_nn_model(N_INPUTS, QUICK, SCALE, members=6)
+    errors, loss = model_utils.compare_recipes(model, X, Y, SCALE, recipes)
+    (mask,) = searched
+    assert mask.shape == (N_ROWS, 6)
+    assert (~mask).sum(axis=0).tolist() == [14] * 6
+    np.testing.assert_array_equal(mask[:, ::2], mask[:, 1::2])
+    assert (~mask[:, ::2]).sum(axis=1).max() == 1
+    assert errors.shape == (1, 2)
+    assert len(loss) == 1
+    z, held_back = (Y - SCALE.mean) / SCALE.scale, ~mask
+    error = np.abs(heads_of(model, X) - z[:, None])
+    by_hand = [np.mean([error[held_back[:, m], m].mean() for m in (k, k + 2, k + 4)]) for k in (0, 1)]
+    np.testing.assert_allclose(errors[0], by_hand, rtol=1e-4)
+
+
+def retraining(n_new):
+    """Choose how to go on from a parent where the last n_new of 120 rows are new."""
+    rows = RNG(0).normal(size=(120, N_INPUTS)).astype(np.float32)
+    y = rows @ [1.0, -2.0, 3.0]
+    parent = create_nn_model(N_INPUTS, QUICK, SCALE, seed=1)
+    recipe = replace(QUICK, weight_decay=0.7)
+    return model_utils.choose_retraining(
+        parent, rows, y, [], target_scale(y), recipe, QUICK, np.arange(120) >= 120 - n_new
+    )
+
+
+def test_half_of_the_members_go_on_from_the_parent_and_half_choose_anew():
+    recipes, curves = retraining(n_new=80)
+    half = model_utils.MEMBERS // 2
+    assert len(recipes) == 2 * half
+    assert len(set(recipes[:half])) == len(set(recipes[half:])) == 1
+    assert recipes[0].weight_decay / 0.7 == pytest.approx(1, rel=2.1)
+    assert recipes[-1] in model_utils.candidates(QUICK, 120)
+    assert len(curves["loss"]) == len(curves["val_mae"]) == QUICK.epochs
+
+
+def test_too_few_new_rows_to_choose_by_go_on_carefully():
+    recipes, _ = retraining(n_new=10)
+    assert recipes[0] == replace(QUICK, weight_decay=0.7, learning_rate=QUICK.learning_rate / 3)
+
+
+# --- scores --------------------------------------------------------------------------------------
 
 
 def test_scores_are_those_worked_out_by_hand():
@@ -579,40 +638,15 @@ def test_scores_are_those_worked_out_by_hand():
     assert scores == pytest.approx({"MSE": 10 / 3, "MAE": 4 / 3, "R²": 1 - 10 / 14})
 
 
-def test_network_reaches_97_percent_of_the_best_reachable_score_on_the_sample_file():
-    folder = Path(__file__).resolve().parents[1] / "data"
-    spec = importlib.util.spec_from_file_location("make_data", folder / "make_data.py")
-    make_data = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(make_data)
-    rows = pd.read_csv(folder / "df_old.csv")
-    train, test, _, y_test = model_utils.split(rows, rows["montant_pret"])
-    inputs, y, preprocessor = model_utils.preprocessing(train)
-    model = create_nn_model(inputs.shape[1], scale=target_scale(y), seed=42)
-    fit_with(model, inputs, y.to_numpy(), epochs=60)
-    reached = r2_score(y_test, model_predict(model, tabular.encode(test, preprocessor)))
-    best = r2_score(y_test, make_data.expected_amount(test))
-    assert reached >= 0.97 * best
-
-
 def test_network_is_about_as_good_as_a_linear_model_where_that_is_hard_to_beat():
     rows = load_diabetes(as_frame=True).frame
     train, test, y, y_test = model_utils.split(rows, rows["target"], test_size=0.5)
-    inputs, _, preprocessor = model_utils.preprocessing(train, target="target")
-    unseen = tabular.encode(test, preprocessor)
-    model = create_nn_model(10, scale=target_scale(y), seed=42)
-    fit_with(model, inputs, y.to_numpy(), epochs=60)
-    linear = LinearRegression().fit(inputs, y)
+    inputs, y, preprocessor = model_utils.preprocessing(train, target="target")
+    unseen, _, _ = model_utils.preprocessing(test, preprocessor=preprocessor)
+    recipes, _ = choose_recipe(inputs, y, preprocessor.bins)
+    scale = target_scale(y)
+    model = create_nn_model(inputs.shape[1], recipes[0], scale, preprocessor.bins)
+    train_members(model, inputs, y, scale, recipes)
     reached = r2_score(y_test, model_predict(model, unseen))
-    assert reached >= r2_score(y_test, linear.predict(unseen)) - 0.03
-
-
-def test_lowest_loss_is_read_off_the_parabola_through_three_strengths():
-    def parabola(strength):
-        return (np.log(strength) - np.log(2)) ** 2
-
-    losses = {strength: parabola(strength) for strength in (0.1, 1.0, 3.0, 10.0)}
-    assert model_utils.lowest(losses) == pytest.approx(2)
-    assert model_utils.lowest({0.1: 1.0, 1.0: 2.0, 10.0: 3.0}) == 0.1
-    assert model_utils.lowest({0.0: 2.0, 1.0: 1.0, 10.0: 3.0}) == 1.0
-    assert model_utils.lowest({1.0: 5.0, 2.0: 5.0, 4.0: 5.0}) in (1.0, 2.0)
-    assert model_utils.lowest({3.0: 5.0}) == 3.0
+    linear = LinearRegression().fit(inputs, y).predict(unseen)
+    assert reached >= r2_score(y_test, linear) - 0.03

@@ -104,8 +104,6 @@ class TrainingSettings(StoreSettings):
     seed: int = option(42, "of roles, weights and order", type=natural)
     test_size: float = option(0.2, "share of rows held out for good", type=share)
     buffer_rows: int = option(20_000, "rows of each role kept for replay; 0: none", type=natural)
-    group: str | None = option(None, "hold out whole groups of equal values", metavar="COLUMN")
-    time: str | None = option(None, "hold out the latest rows of each file", metavar="COLUMN")
     resume: bool = option(False, "continue the same command where it was interrupted")
 
 

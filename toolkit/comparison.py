@@ -18,10 +18,6 @@ from numpy.typing import ArrayLike
 from scipy import stats
 from sklearn.metrics import r2_score
 
-from toolkit.drift import bounds_share as bounds_share
-from toolkit.drift import drift as drift
-from toolkit.drift import drift_summary as drift_summary
-from toolkit.drift import suspicious as suspicious
 from toolkit.words import format_amount, format_interval, printable
 
 PARENT, RETRAINED = "parent", "retrained"  # the names that `evaluate` looks for
@@ -255,22 +251,21 @@ def lost_skill(
 ) -> list[str]:
     """Find a file whose target has nothing to do with its features; for `decide`'s findings.
 
-    `new` and `old` map models to predictions of held-out rows, as for `evaluate`: "parent",
-    "retrained" and the constants "mean" and "median" are looked at. `whole` is the target of the
-    whole new file with the parent's predictions, made before any training; by default the
-    held-out rows. Two findings, both asked for by what was there before, so that a target that
-    was never predictable raises neither:
+    `new` and `old` map "parent", "retrained", "mean" and "median" to predictions of held-out
+    rows. `whole` is the target of the whole new file with the parent's predictions, made before
+    any training (default: the held-out rows). Never found where the target was hard to predict:
 
-    - The parent's rank correlation (Spearman) with the target has vanished: with 99.5 %
-      confidence (Fisher's z, one-sided) it is below a quarter of that on old rows.
-    - The child is proven worse than both constants on new rows, although the parent errs at
-      most 0.8 times as much as the better of them on old rows.
+    - The parent's rank correlation with the target has vanished: with 99.5 % confidence
+      (Spearman, Fisher's z) it is below a quarter of that on old rows.
+    - The child is proven worse than the constants on new rows, although on old rows the parent
+      errs at most 0.8 times as much as the best of them.
     """
-    y, before = (np.asarray(part, float) for part in whole or (y_new, new[PARENT]))
+    y, before = whole or (y_new, new[PARENT])
+    n_rows, n_old = len(np.asarray(y)), len(np.asarray(y_old))
     was, now = _rank_correlation(y_old, old[PARENT]), _rank_correlation(y, before)
-    limit = math.tanh(math.atanh(now) + 2.576 * 1.03 / math.sqrt(max(1, len(y) - 3)))
+    limit = math.tanh(math.atanh(now) + 2.576 * 1.03 / math.sqrt(max(1, n_rows - 3)))
     findings = []
-    if len(y) >= SIZABLE_GROUP and len(np.asarray(y_old)) >= SIZABLE_GROUP and limit < was / 4:
+    if min(n_rows, n_old) >= SIZABLE_GROUP and limit < was / 4:
         findings.append(
             f"target: its rank correlation with the parent's predictions fell from {was:.2f} "
             f"to {now:.2f}, as if it were shuffled"

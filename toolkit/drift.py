@@ -147,7 +147,7 @@ def suspicious(
     month or between seasons: such files move means by up to 2.8 standard deviations and spreads
     up to 2.2 times, and a season, a year or a holiday may well be constant in one of them.
     """
-    checks = (_constant, _fahrenheit, _rescaled)
+    checks = (_constant, _rescaled, _fahrenheit)
     told, moves = [], [0.0]
     for name, kind in kinds.items():
         found = _emptied(reference[name], current[name])
@@ -211,7 +211,8 @@ def _fahrenheit(old: np.ndarray, new: np.ndarray) -> str:
     """Find degrees Fahrenheit among degrees Celsius, or the reverse, in a fifth of the rows.
 
     Such a row lies beyond 3 reference standard deviations as it stands, and within 2 once
-    converted. Only for columns that look like temperatures: roughly symmetric, in such a range.
+    converted; half of them beyond 4.5, or they may be the tail of a hot summer. Only for columns
+    that look like temperatures: roughly symmetric, in such a range.
     """
     mean, spread = old.mean(), old.std()
     if abs(np.median(old) - mean) > 0.3 * spread or len(np.unique(old)) <= 20:
@@ -220,8 +221,10 @@ def _fahrenheit(old: np.ndarray, new: np.ndarray) -> str:
         ("Fahrenheit", "Celsius", -60, 60, (new - 32) / 1.8),
         ("Celsius", "Fahrenheit", -76, 140, new * 1.8 + 32),
     ):
-        far = (np.abs(new - mean) > 3 * spread) & (np.abs(back - mean) < 2 * spread)
-        if coldest <= old.min() and old.max() <= hottest and far.mean() >= 0.2:
+        away = np.abs(new - mean) / spread
+        far = (away > 3) & (np.abs(back - mean) < 2 * spread)
+        in_range = coldest <= old.min() and old.max() <= hottest
+        if in_range and far.mean() >= 0.2 and np.median(away[far]) > 4.5:
             return f"{far.mean():.0%} of the rows look like degrees {unit}, not {before}"
     return ""
 
@@ -261,7 +264,7 @@ def _recoded(reference: pd.Series, current: pd.Series) -> str:
     new = current.dropna().astype(str)
     known = set(reference.dropna().astype(str))
     unknown = new[~new.isin(known)]
-    if len(new) < 5 or len(unknown) == 0:
+    if len(new) < 5 or len(unknown) == 0 or reference.count() < MIN_ROWS:
         return ""
     spellings = {text.strip().casefold() for text in known}
     respelt = unknown[[text.strip().casefold() in spellings for text in unknown]]

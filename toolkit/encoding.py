@@ -5,7 +5,7 @@ travels inside every model. Not here: how columns are recognised (`columns.py`),
 """
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,6 @@ MANY_LEVELS = 30  # of a column that is also encoded by the mean target of each 
 MAX_LEVELS = 200  # inputs of one column; the commonest categories get their own
 FOLDS = 5  # a training row never meets its own target in the mean of its category
 SMOOTHING = 10.0  # rows of the overall mean that each category's mean is mixed with
-OUTSIDE = 0.05  # share of rows beyond the known range from which a column is measured anew
 YEAR = 365.2425
 # Rows are scored by the block, large enough to be fast, small enough to stay in cache; the last one
 # is filled up to a multiple of LANE. Both are multiples of 64 and of 3: kernels take 4, 6, 8, 16 or
@@ -83,15 +82,24 @@ KINDS = {kind.__name__: kind for kind in (Number, Levels, MeanTarget)}
 
 @dataclass(frozen=True)
 class Preprocessor:
-    """Turn conformed rows into float32 inputs; made by `fit`, enlarged by `widen`."""
+    """Turn conformed rows into float32 inputs; made by `fit`, renewed by `widen`.
+
+    latest: place in `inputs` of the first one that was measured at the latest training.
+    """
 
     schema: Schema
-    inputs: tuple[Input, ...] = field(default=())
+    inputs: tuple[Input, ...] = ()
+    latest: int = 0
 
     @property
     def width(self) -> int:
         """Return the number of inputs of the network."""
         return sum(getattr(each, "width", 1) for each in self.inputs)
+
+    @property
+    def first_input(self) -> int:
+        """Return the number of the first network input that was measured at the latest training."""
+        return sum(getattr(each, "width", 1) for each in self.inputs[: self.latest])
 
     @property
     def bins(self) -> list[tuple[int, tuple[float, ...]]]:
@@ -101,6 +109,11 @@ class Preprocessor:
             for place, each in self._places()
             if isinstance(each, Number) and each.edges
         ]
+
+    @property
+    def bins_before_latest(self) -> int:
+        """Count the bins of the inputs that were measured before the latest training."""
+        return sum(len(edges) - 1 for place, edges in self.bins if place < self.first_input)
 
     def _places(self) -> Iterator[tuple[int, Input]]:
         start = 0
@@ -143,30 +156,30 @@ class Preprocessor:
         table, _ = conform(raw, self.schema, source=source, need_target=False)
         return self.transform(table)
 
-    def widen(self, rows: pd.DataFrame) -> tuple["Preprocessor", dict[str, list[str]]]:
-        """Add inputs for what `rows` (conformed training rows) hold and this one does not know.
+    def widen(
+        self, rows: pd.DataFrame, y: np.ndarray, folds: np.ndarray
+    ) -> tuple["Preprocessor", dict[str, list[str]]]:
+        """Keep the inputs measured at the latest training, and measure all columns anew beside.
 
-        New categories of at least RARE rows, or a twentieth of few rows; numbers that never varied
-        before, were never missing before, or now lie beyond the known range. All known inputs keep
-        their places and meaning: a network with zero weights for the new ones predicts as before.
-
-        Returns (preprocessor, {column: [new categories]}), the same object when nothing is new.
+        A network with zero weights for the new inputs predicts as before; new categories, ranges
+        and columns that did not vary before are among them. Arguments as of `fit`, old and new
+        training rows together. Returns (preprocessor, {column: [new categories]}).
         """
-        added: list[Input] = []
-        new: dict[str, list[str]] = {}
-        for name, kind in self.schema.kinds.items():
-            known = [each for each in self.inputs if each.column == name]
-            if kind != "categorical":
-                added += _new_numbers(rows[name], kind, known)
-            elif levels := _new_levels(rows[name], known):
-                added.append(Levels(name, tuple(levels), missing=_newly_missing(rows[name], known)))
-                new[name] = levels
-        return (replace(self, inputs=(*self.inputs, *added)) if added else self), new
+        kept = self.inputs[self.latest :]
+        fresh = Preprocessor.fit(rows, self.schema, y, folds).inputs
+        known = {each.column: each.levels for each in kept if isinstance(each, Levels)}
+        new = {
+            each.column: sorted(set(each.levels) - set(known.get(each.column, ())))
+            for each in fresh
+            if isinstance(each, Levels)
+        }
+        wider = Preprocessor(self.schema, (*kept, *fresh), latest=len(kept))
+        return wider, {name: levels for name, levels in new.items() if levels}
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain numbers, texts and lists, for JSON."""
         inputs = [{"kind": type(each).__name__, **asdict(each)} for each in self.inputs]
-        return {"schema": self.schema.to_dict(), "inputs": inputs}
+        return {"schema": self.schema.to_dict(), "inputs": inputs, "latest": self.latest}
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> "Preprocessor":
@@ -175,7 +188,7 @@ class Preprocessor:
         for each in content["inputs"]:
             values = {k: tuple(v) if k in ("levels", "edges") else v for k, v in each.items()}
             inputs.append(KINDS[values.pop("kind")](**values))
-        return cls(Schema.from_dict(content["schema"]), tuple(inputs))
+        return cls(Schema.from_dict(content["schema"]), tuple(inputs), content["latest"])
 
 
 # --- numbers -------------------------------------------------------------------------------------
@@ -263,22 +276,6 @@ def _standardised(values: pd.Series, number: Number) -> np.ndarray:
     return np.nan_to_num(inside + np.tanh(z - inside))
 
 
-def _new_numbers(values: pd.Series, kind: str, known: list[Any]) -> list[Number]:
-    found = []
-    ranges = {each.part: each for each in known}  # the latest of each part
-    for part, numbers in _parts(values, kind).items():
-        before, numbers = ranges.get(part), numbers[np.isfinite(numbers)]
-        if before and len(numbers):
-            z = (numbers - before.center) / before.scale
-            if np.mean((z < before.low) | (z > before.high)) <= OUTSIDE:
-                continue
-        if number := _measured(str(values.name), part, numbers):
-            found.append(number)
-    if values.isna().any() and "missing" not in ranges:
-        found.append(Number(str(values.name), "missing"))
-    return found
-
-
 # --- categories ----------------------------------------------------------------------------------
 
 
@@ -344,18 +341,6 @@ def _codes(values: pd.Series, levels: tuple[str, ...]) -> np.ndarray:
     text = pa.array(values, type=pa.string(), from_pandas=True)
     found = pc.index_in(text, pa.array(levels, type=pa.string()))
     return pc.fill_null(found, -1).to_numpy(zero_copy_only=False)
-
-
-def _new_levels(values: pd.Series, known: list[Any]) -> list[str]:
-    before = {level for each in known for level in each.levels if isinstance(each, Levels)}
-    counts = _counts(values)
-    enough = counts[counts >= min(RARE, max(2, len(values) // 20))]
-    return sorted(set(enough.index) - before)[:MAX_LEVELS]
-
-
-def _newly_missing(values: pd.Series, known: list[Any]) -> bool:
-    knows = any(each.missing for each in known if isinstance(each, Levels))
-    return bool(values.isna().any()) and not knows
 
 
 # --- prediction ----------------------------------------------------------------------------------

@@ -55,10 +55,12 @@ def read_again(
 def _read(
     settings: "TrainingSettings", find_schema: Callable, group: str, *, strict: bool
 ) -> tuple[pd.DataFrame, Schema, list[str]]:
-    data, schema, parts, notes, line = settings.data, None, [], [], 0
+    data, schema, notes, n_rows = settings.data, None, [], 0
+    parts: list[pd.DataFrame] = []
+    left_out: list[int] = []  # places in the whole table
     source = tables.open_table(data, settings.query)
     for block in source.blocks():
-        line = line or source.first_line
+        line = source.first_line + n_rows
         if schema is None:
             schema, notes = find_schema(block, line)
         if group and group not in block.columns:
@@ -66,15 +68,15 @@ def _read(
                 f"{data} has no column {group!r} of groups to hold out as a whole; its columns are "
                 f"{', '.join(map(str, block.columns))}"
             )
-        table, found = columns.conform(
-            block, schema, source=data, first_line=line, strict=strict
-        )
-        left_out = list(table.attrs.get("left_out", ()))
-        groups = block[group].drop(index=left_out).reset_index(drop=True) if group else None
+        table, found = columns.conform(block, schema, source=data, first_line=line, strict=strict)
+        gone = list(table.attrs.pop("left_out", ()))
+        groups = block[group].drop(index=gone).reset_index(drop=True) if group else None
         parts.append(roles.hashed(table, groups))
+        left_out += [n_rows + place for place in gone]
         notes += found
-        line += len(block)
+        n_rows += len(block)
     assert schema is not None
     together = parts[0] if len(parts) == 1 else pd.concat(parts, ignore_index=True)
+    together.attrs["left_out"] = tuple(left_out)  # the lines of the others follow from it
     notes += columns.warnings_about(together, schema, source.first_line)
     return together, schema, [*source.notes, *notes]

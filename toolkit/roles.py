@@ -114,8 +114,15 @@ def hashed(table: pd.DataFrame, groups: pd.Series | None = None) -> pd.DataFrame
     table = table.assign(**{HASH: row_hashes(table)})
     if groups is None:
         return table
-    texts = groups.astype(object).where(groups.notna(), "").map(str).to_numpy(object)
+    texts = groups.astype(object).where(groups.notna(), "").map(_written).to_numpy(object)
     return table.assign(**{GROUP: pd.util.hash_array(texts)})
+
+
+def _written(value: Any) -> str:
+    """Write a group as a CSV file does, whose integers may be floats in another file."""
+    if isinstance(value, (float, np.floating)) and float(value).is_integer():
+        value = int(value)
+    return str(value).strip()
 
 
 def smallest(table: pd.DataFrame, limit: int) -> pd.DataFrame:

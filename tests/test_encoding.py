@@ -1,0 +1,311 @@
+"""Claims about toolkit/encoding.py: what each input holds, how it grows, how it travels."""
+
+import json
+
+import keras
+import numpy as np
+import pandas as pd
+import pytest
+
+from toolkit import encoding
+from toolkit.columns import Column, Schema
+from toolkit.encoding import FOLDS, Levels, MeanTarget, Number, Preprocessor
+
+N = 400
+RNG = np.random.default_rng
+
+
+def schema_of(**kinds):
+    columns = [Column(name, kind, date_format="ISO8601") for name, kind in kinds.items()]
+    return Schema(Column("y", "numeric"), tuple(columns))
+
+
+def table_of(**columns):
+    return pd.DataFrame(columns).astype({name: "str" for name in columns if name[0] == "c"})
+
+
+def fit(table, y=None, folds=None):
+    """Fit on a table whose columns are named by what they hold: x… numbers, c… texts, d… dates."""
+    kinds = {"x": "numeric", "c": "categorical", "d": "date"}
+    y = np.arange(len(table), dtype=float) if y is None else np.asarray(y, float)
+    folds = np.arange(len(table)) % FOLDS if folds is None else folds
+    schema = schema_of(**{name: kinds[name[0]] for name in table})
+    return Preprocessor.fit(table, schema, y, folds)
+
+
+def only(preprocessor, kind):
+    return [each for each in preprocessor.inputs if isinstance(each, kind)]
+
+
+# --- numbers -------------------------------------------------------------------------------------
+
+
+def test_number_is_standardised_by_its_mean_and_standard_deviation():
+    table = table_of(x=[1.0, 3.0] * 100)
+    X = fit(table).transform(table_of(x=[1.0, 3.0, 2.0]))
+    assert X.dtype == np.float32
+    np.testing.assert_array_equal(X, [[-1], [1], [0]])
+
+
+def test_missing_number_is_the_mean_with_a_mark_beside_it():
+    table = table_of(x=[1.0, 3.0, np.nan] * 100)
+    np.testing.assert_array_equal(fit(table).transform(table[:3]), [[-1, 0], [1, 0], [0, 1]])
+
+
+def test_missing_number_where_none_was_missing_before_is_the_mean():
+    X = fit(table_of(x=[1.0, 3.0] * 100)).transform(table_of(x=[np.nan]))
+    np.testing.assert_array_equal(X, [[0]])
+
+
+@pytest.mark.parametrize(
+    "values", [{"x": [7.0] * 50}, {"x": [np.nan] * 50}, {"c": ["a"] * 50}, {"d": [3.0] * 50}]
+)
+def test_column_that_never_varies_gets_no_input(values):
+    assert fit(table_of(**values)).width == 0
+    assert fit(table_of(**values)).transform(table_of(**values)).shape == (50, 0)
+
+
+def test_beyond_the_known_range_a_number_saturates_smoothly_and_in_order():
+    values = RNG(0).normal(size=N)
+    preprocessor = fit(table_of(x=values))
+    (number,) = only(preprocessor, Number)
+    grid = np.linspace(-10, 10, 4_001)
+    z = preprocessor.transform(table_of(x=grid))[:, 0].astype(float)
+    steps = np.diff(z) / np.diff(grid) * number.scale
+    assert (steps >= 0).all()
+    assert steps.max() <= 1.001  # nowhere steeper than within the range
+    assert np.abs(np.diff(steps)).max() < 0.02  # and no kink
+    assert number.low - 1 <= z.min()
+    assert z.max() <= number.high + 1
+    inside = (grid > values.min()) & (grid < values.max())
+    np.testing.assert_allclose(z[inside], (grid[inside] - number.center) / number.scale, atol=1e-6)
+    far = preprocessor.transform(table_of(x=[-1e300, 1e300, 999_999_999.0]))[:, 0]
+    np.testing.assert_allclose(far, [number.low - 1, number.high + 1, number.high + 1], rtol=1e-6)
+
+
+def test_absurd_cell_does_not_squeeze_the_others():
+    values = RNG(0).normal(size=N)
+    clean = fit(table_of(x=values)).transform(table_of(x=values))[:, 0]
+    values[7] = 999_999_999
+    spoiled = fit(table_of(x=values)).transform(table_of(x=values))[:, 0]
+    others = np.arange(N) != 7
+    assert np.corrcoef(clean[others], spoiled[others])[0, 1] > 0.999
+    assert spoiled[others].std() > 0.8
+    assert spoiled[7] < 10
+
+
+def test_bins_hold_equally_many_rows_or_lie_at_each_of_few_values():
+    values = np.linspace(0, 1, 2_001)
+    preprocessor = fit(table_of(x=values))
+    ((place, edges),) = preprocessor.bins
+    z = preprocessor.transform(table_of(x=values))[:, place]
+    counts, _ = np.histogram(z, np.float32(edges))
+    assert len(counts) == encoding.BINS
+    assert np.ptp(counts) <= 2
+    assert len(fit(table_of(x=values[::10])).bins[0][1]) == encoding.FEW_ROWS_BINS + 1
+    few = fit(table_of(c=["a", "b"] * 100, x=[0.0, 1.0, 2.0, 9.0] * 50))
+    ((place, edges),) = few.bins
+    assert place == 2  # after the two categories
+    np.testing.assert_allclose(
+        edges, few.transform(table_of(c=["a"] * 4, x=[0.0, 1.0, 2.0, 9.0]))[:, 2], rtol=1e-6
+    )
+    assert fit(table_of(x=[0.0, 1.0] * 100)).bins == []  # two values need none
+
+
+# --- dates ---------------------------------------------------------------------------------------
+
+
+def test_parts_of_a_date_are_those_of_the_calendar():
+    times = pd.to_datetime(["1970-01-01 00:00", "2024-02-29 18:30", "1969-12-31 06:00"])
+    days = (times - pd.Timestamp("1970-01-01")) / pd.Timedelta(days=1)
+    parts = {name: encoding._date_part(days.to_numpy(), name) for name in encoding.DATE_PARTS}
+    np.testing.assert_array_equal(parts["elapsed"], np.floor(days))
+    np.testing.assert_array_equal(parts["year"], times.year)
+    np.testing.assert_array_equal(parts["month"], times.month)
+    np.testing.assert_array_equal(parts["weekday"], times.weekday)
+    np.testing.assert_allclose(parts["hour"], times.hour + times.minute / 60)
+    turn = 2 * np.pi * (times.dayofyear - 1) / encoding.YEAR
+    np.testing.assert_allclose(parts["sine"], np.sin(turn), atol=1e-12)
+    np.testing.assert_allclose(parts["cosine"], np.cos(turn), atol=1e-12)
+    for name in encoding.DATE_PARTS:
+        assert np.isnan(encoding._date_part(np.array([np.nan]), name)).all()
+
+
+def test_dates_get_inputs_for_the_parts_that_vary():
+    one_year = fit(table_of(d=np.arange(18_262.0, 18_262 + 366)))  # 2020
+    assert [each.part for each in one_year.inputs] == [
+        *("elapsed", "month", "weekday", "sine", "cosine")
+    ]
+    with_hours = fit(table_of(d=18_262 + np.arange(48) / 24))
+    assert "hour" in [each.part for each in with_hours.inputs]
+
+
+# --- categories ----------------------------------------------------------------------------------
+
+
+def test_categories_missing_and_rare_ones_get_an_input_each_and_unknown_ones_that_of_the_rare():
+    table = table_of(c=["b"] * 40 + ["a"] * 40 + ["r"] * 9 + ["s"] * 9 + [None] * 120)
+    preprocessor = fit(table)
+    assert only(preprocessor, Levels) == [Levels("c", ("a", "b"), other=True, missing=True)]
+    X = preprocessor.transform(table_of(c=["a", "b", "r", "s", "unknown", None]))
+    a, b, other, missing = np.eye(4)
+    np.testing.assert_array_equal(X, [a, b, other, other, other, missing])
+
+
+def test_unknown_and_missing_categories_are_zeros_where_training_had_neither():
+    X = fit(table_of(c=["a", "b"] * 50)).transform(table_of(c=["a", "unknown", None]))
+    np.testing.assert_array_equal(X, [[1, 0], [0, 0], [0, 0]])
+
+
+def test_few_rows_keep_categories_of_a_twentieth_of_them():
+    preprocessor = fit(table_of(c=["a"] * 36 + ["b"] * 2 + ["r", "s"]))
+    assert only(preprocessor, Levels) == [Levels("c", ("a", "b"), other=True)]
+
+
+def many_levels():
+    """Make 40 categories of 20 rows each, whose targets are apart by category."""
+    levels = np.repeat(np.arange(40), 20)
+    y = levels + RNG(0).normal(size=len(levels))
+    return table_of(c=[f"level {level}" for level in levels]), y, RNG(1).integers(0, FOLDS, len(y))
+
+
+def test_mean_target_of_many_categories_is_smoothed_towards_the_overall_mean():
+    table, y, folds = many_levels()
+    preprocessor = fit(table, y, folds)
+    assert len(only(preprocessor, MeanTarget)) == 1
+    z = (y - y.mean()) / y.std()
+    X = preprocessor.transform(table_of(c=["level 0", "level 39", "unknown", None]))
+    expected = [z[:20].sum() / (20 + encoding.SMOOTHING), z[-20:].sum() / (20 + encoding.SMOOTHING)]
+    np.testing.assert_allclose(X[:, -1], [*expected, 0, 0], rtol=1e-5)
+
+
+def test_target_of_a_row_never_enters_its_own_training_input():
+    table, y, folds = many_levels()
+    z = (y - y.mean()) / y.std()
+    inputs = fit(table, y, folds).transform(table, folds)[:, -1]
+    for row in range(0, len(y), 37):
+        others = (table["c"] == table["c"][row]) & (folds != folds[row])
+        expected = z[others].sum() / (others.sum() + encoding.SMOOTHING)
+        assert inputs[row] == pytest.approx(expected, rel=1e-4, abs=1e-6)
+    # Pure noise by category: the encoding of training rows must not foretell it.
+    noise = RNG(2).normal(size=len(y))
+    inputs = fit(table, noise, folds).transform(table, folds)[:, -1]
+    assert np.corrcoef(inputs, noise)[0, 1] < 0.05
+
+
+def test_few_categories_need_no_mean_target():
+    assert not only(fit(table_of(c=["a", "b", "d"] * 40)), MeanTarget)
+
+
+# --- growing -------------------------------------------------------------------------------------
+
+
+def everything(n=N, shift=0.0):
+    rng = RNG(3)
+    numbers = rng.normal(size=n) + shift
+    numbers[::9] = np.nan
+    return table_of(
+        x=numbers,
+        x_fixed=[5.0] * n,
+        c=[f"level {i}" for i in rng.integers(0, 35, n)],
+        c_short=rng.choice(["a", "b"], n),
+        d=18_000 + rng.uniform(0, 900, n),
+    )
+
+
+def changed(n=100):
+    """Make rows with a category, missing values, numbers and times that `everything` has not."""
+    table = everything(n, shift=50.0)
+    table["c_short"] = ["z"] * 30 + ["a"] * (n - 31) + [None]
+    table["x_fixed"] = np.arange(float(n))
+    table["d"] += 3_000
+    return table
+
+
+def widen(preprocessor, table):
+    return preprocessor.widen(table, np.arange(len(table)), np.arange(len(table)) % FOLDS)
+
+
+def test_known_inputs_keep_their_places_and_bits_and_all_columns_are_measured_anew_beside():
+    old, new = everything(), changed()
+    preprocessor, together = fit(old), pd.concat([old, new], ignore_index=True)
+    before = preprocessor.transform(old)
+    wider, categories = widen(preprocessor, together)
+    assert categories["c_short"] == ["z"]
+    assert wider.latest == len(preprocessor.inputs)
+    assert wider.first_input == preprocessor.width
+    assert wider.bins_before_latest == sum(len(edges) - 1 for _, edges in preprocessor.bins)
+    assert wider.transform(old)[:, : preprocessor.width].tobytes() == before.tobytes()
+    folds = np.arange(len(together)) % FOLDS
+    measured = fit(together, folds=folds)
+    assert wider.inputs[wider.latest :] == measured.inputs
+    added = [(each.column, getattr(each, "part", "")) for each in measured.inputs]
+    assert ("x_fixed", "value") in added  # it varies for the first time
+    assert Levels("c_short", ("a", "b", "z"), other=False, missing=True) in measured.inputs
+    z = wider.transform(new)[:, wider.first_input :][:, 0]
+    assert np.ptp(z) < 6
+    assert np.unique(z.round(3)).size > 50  # the new range is told apart, not cut off
+
+
+def test_second_widening_drops_the_inputs_before_the_latest():
+    once, _ = widen(fit(everything()), changed())
+    twice, categories = widen(once, changed())
+    assert twice.inputs[: twice.latest] == once.inputs[once.latest :]
+    assert twice.latest == len(once.inputs) - once.latest
+    assert categories == {}
+
+
+def test_rare_new_category_is_not_told_as_new_and_a_twentieth_of_few_rows_is():
+    preprocessor = fit(table_of(c=["a", "b"] * 50))
+    assert widen(preprocessor, table_of(c=["a"] * 391 + ["z"] * 9))[1] == {}
+    assert widen(preprocessor, table_of(c=["a"] * 390 + ["z"] * 10))[1] == {"c": ["z"]}
+    assert widen(preprocessor, table_of(c=["a"] * 38 + ["z"] * 2))[1] == {"c": ["z"]}
+
+
+def test_column_missing_for_the_first_time_gets_a_mark():
+    wider, _ = widen(fit(table_of(x=[1.0, 3.0] * 50)), table_of(x=[1.0, 3.0, np.nan] * 50))
+    X = wider.transform(table_of(x=[1.0, np.nan]))
+    np.testing.assert_array_equal(X, [[-1, -1, 0], [0, 0, 1]])
+
+
+# --- travelling ----------------------------------------------------------------------------------
+
+
+def test_preprocessor_comes_back_from_json_as_it_was():
+    old = everything()
+    preprocessor, _ = widen(fit(old), changed())
+    again = Preprocessor.from_dict(json.loads(json.dumps(preprocessor.to_dict())))
+    assert again == preprocessor
+    folds = np.arange(N) % FOLDS
+    assert again.transform(old, folds).tobytes() == preprocessor.transform(old, folds).tobytes()
+    assert again.bins == preprocessor.bins
+
+
+def test_raw_rows_are_encoded_like_conformed_ones_whatever_their_order_and_extra_columns():
+    preprocessor = fit(table_of(x=[1.0, 3.0] * 50, c=["a", "b"] * 50))
+    raw = pd.DataFrame({"extra": [1, 2], "c": ["b", ""], "x": ["3.0", ""]}, index=[7, 7])
+    np.testing.assert_array_equal(preprocessor.encode(raw), [[1, 0, 1], [0, 0, 0]])
+
+
+# --- prediction ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("width", [3, 50])
+def test_row_gets_the_same_bits_alone_as_among_a_hundred_thousand(width):
+    keras.utils.set_random_seed(0)
+    hidden = [keras.layers.Dense(64, "gelu"), keras.layers.Dense(32, "gelu")]
+    network = keras.Sequential([keras.Input((width,)), *hidden, keras.layers.Dense(1)])
+    X = RNG(0).normal(size=(100_000, width)).astype(np.float32)
+    together = encoding.predict(network, X)
+    assert together.shape == (100_000,)
+    assert together.dtype == np.float64
+    for start, n_rows in ((0, 1), (99_999, 1), (50_001, 1), (7, 193), (3, 6_145)):
+        some = encoding.predict(network, X[start : start + n_rows])
+        assert some.tobytes() == together[start : start + n_rows].tobytes(), (start, n_rows)
+    expected = np.asarray(network(X[:100]))[:, 0]
+    np.testing.assert_allclose(together[:100], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_no_rows_give_no_predictions():
+    network = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    assert encoding.predict(network, np.zeros((0, 2))).shape == (0,)

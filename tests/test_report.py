@@ -1,0 +1,249 @@
+"""Claims about report.py: what a report and a model card say, in which order, and what never."""
+
+import math
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from toolkit import comparison, drift, report
+from toolkit.words import escape_markdown, format_amount, format_interval
+
+RNG = np.random.default_rng
+ATTACK = "<script>alert(1)</script>|`x`[a](http://e.vil)\n# **head** ![i](j)"
+
+
+def evidence(**changes):
+    """Compare five models on 400 rows, everything measured."""
+    y = RNG(0).uniform(500, 40_000, 400)
+    errors = {"parent": 5000, "retrained": 3000, "control": 4500, "scratch": 3100}
+    models = {
+        name: y + RNG(seed).normal(0, error, 400)
+        for seed, (name, error) in enumerate(errors.items(), 1)
+    }
+    models |= {"mean": np.full(400, y.mean()), "median": np.full(400, np.median(y))}
+    held = {"new": comparison.evaluate(y, models), "old": comparison.evaluate(y, models)}
+    rows = pd.DataFrame({"size": y, "city": RNG(9).choice(["a", "b"], 400)})
+    kinds = {"size": "numeric", "city": "categorical"}
+    three = [models[name] for name in ("parent", "control", "retrained")]
+    full = report.Evidence(
+        unit="€",
+        prequential=5432.1,
+        prequential_rows=2000,
+        verdict=comparison.decide(held["new"], held["old"], unit="€"),
+        held_out=held,
+        attribution=comparison.attribution(y, *three, "€"),
+        leakage={"rows both trained on and held out": 0, "rows dropped": 12_345},
+        drift=drift.drift(rows, rows.assign(size=2 * y), kinds),
+        bounds=drift.bounds_share(y, y),
+        groups=comparison.groups(rows, ["city"], y, models["parent"], models["retrained"]),
+    )
+    return replace(full, **changes)
+
+
+def markdown(**changes):
+    return report.to_markdown(report.sections(evidence(**changes)))
+
+
+# --- report
+
+
+def test_report_opens_with_what_users_lived_with_then_the_verdict():
+    lines = markdown().splitlines()
+    assert lines[0] == "# Retraining: promoted"
+    assert lines[2] == (
+        "Before any training on them, the parent's MAE on the 2,000 new rows of the file "
+        "was 5,432 €."
+    )
+    assert lines[4] == f"Promoted: {evidence().verdict.reason}."
+    kept = comparison.Verdict("worse", False, "harm is proven")
+    text = markdown(verdict=kept, prequential=None)
+    assert text.startswith("# Retraining: kept champion\n\nKept champion: harm is proven.\n")
+
+
+def test_report_has_every_part_in_order_and_well_formed_tables():
+    text = markdown()
+    heads = [line[3:] for line in text.splitlines() if line.startswith("## ")]
+    assert heads == [
+        "Same rows, both models",
+        "Controls and baselines",
+        "Where the gain comes from",
+        "Leakage",
+        "Drift",
+        "Groups",
+        "Not proven",
+    ]
+    for block in text.split("\n\n"):
+        lines = block.strip().splitlines()
+        if lines[0].startswith("|"):
+            assert len({line.count("|") for line in lines}) == 1
+    assert "nan" not in text
+
+
+def test_report_carries_the_figures():
+    full, text = evidence(), markdown()
+    scores, change = full.held_out["new"].scores, full.held_out["new"].difference
+    mae = [format_amount(scores.loc[name, "MAE"]) for name in ("parent", "retrained")]
+    assert f"| new | 400 | {mae[0]} | {mae[1]} | {format_interval(change)} |" in text
+    for name in ("scratch", "control", "mean", "median"):
+        assert f"| old | {name} | {format_amount(scores.loc[name, 'MAE'])} |" in text
+    assert "come with the new data" in text
+    assert "| rows dropped | 12,345 |" in text
+    assert "| city | categorical |" in text
+    assert "| size | numeric |" in text
+    assert "Target: at its lowest" in text
+    assert comparison.largest_gap(full.groups, "€") in text
+    assert "Groups whose MAE rose by more than chance explains: none." in text
+
+
+def test_report_names_the_groups_that_got_worse():
+    groups = evidence().groups
+    groups["worse"] = groups["category"] == "b"
+    text = markdown(groups=groups)
+    line = next(line for line in text.splitlines() if line.startswith("Groups whose MAE rose"))
+    assert "city = b (" in line
+    assert "city = a" not in line
+    assert "one unchanged group in forty" in text
+
+
+def test_report_says_what_was_not_proven():
+    held = {"new": comparison.evaluate([1.0, 2.0], {"parent": [1, 1], "retrained": [1, 2]})}
+    missing = dict.fromkeys(("attribution", "leakage", "drift", "bounds", "groups"))
+    verdict = comparison.decide(held["new"], None)
+    gaps = markdown(held_out=held, caveats=["mine"], verdict=verdict, **missing)
+    text, gaps = gaps.split("## Not proven")
+    named = ("Forgetting", "cause of any gain", "Fairness", "new (2)", "A gain", "Other seeds")
+    for gap in (*named, "mine"):
+        assert f"{gap}" in gaps
+    assert "## Drift" not in text
+    full = markdown().split("## Not proven")[1]
+    for gap in ("Forgetting", "cause of any gain", "Fairness", "few held-out rows", "A gain"):
+        assert gap not in full
+
+
+def test_report_lets_no_markup_from_the_data_through():
+    rows = pd.DataFrame({ATTACK: [ATTACK, "b"] * 200})
+    y = RNG(0).uniform(500, 40_000, 400)
+    groups = comparison.groups(rows, [ATTACK], y, y + 1, y + 2 + 3000 * (rows[ATTACK] == "b"))
+    old = pd.DataFrame({ATTACK: ["a"] * 400})
+    text = markdown(
+        groups=groups,
+        drift=drift.drift(old, rows, {ATTACK: "categorical"}),
+        held_out={ATTACK: evidence().held_out["new"]},
+        leakage={ATTACK: 1},
+        verdict=comparison.Verdict("better", True, ATTACK),
+        caveats=[ATTACK],
+        unit=ATTACK,
+    )
+    assert text.count("alert") >= 10
+    assert "<script" not in text
+    for active in ("[a]", "`x`", "**head**", "![", "://e", "\n# **"):
+        assert active not in text.replace("\\://", "")
+    for table in (block for block in text.split("\n\n") if block.startswith("|")):
+        bars = {line.replace(r"\|", "").count("|") for line in table.strip().splitlines()}
+        assert len(bars) == 1
+
+
+def test_content_is_plain_and_only_the_rendering_escapes():
+    verdict = comparison.Verdict("better", True, "a*b")
+    content = report.sections(evidence(verdict=verdict))
+    assert "Promoted: a*b." in content[0][1]
+    assert r"a\*b" in report.to_markdown(content)
+
+
+# --- short lines
+
+
+def test_metrics_name_every_score_and_interval():
+    full = evidence()
+    found = report.metrics(full)
+    assert found["prequential/MAE"] == 5432.1
+    scores = full.held_out["new"].scores
+    assert found["MAE"] == found["new/MAE_retrained"] == scores.loc["retrained", "MAE"]
+    assert found["R2"] == scores.loc["retrained", "R²"]
+    assert found["old/MSE_median"] == scores.loc["median", "MSE"]
+    change = full.held_out["old"].difference
+    named = [found[f"old/MAE_difference{end}"] for end in ("", "_low", "_high")]
+    assert named == [change.estimate, change.low, change.high]
+    assert report.metrics(report.Evidence()) == {}
+
+
+def test_score_table_has_a_line_per_model_and_na_where_nothing_was_scored():
+    held = {
+        "new": comparison.evaluate([1.0, 3.0], {"parent": [1, 2], "control": [1, 3]}),
+        "old": comparison.evaluate([3.0], {"parent": [5]}),
+    }
+    header, lines = report.score_table(report.Evidence(held_out=held, unit="€"))
+    assert header == ["same held-out rows", "new MAE", "new R²", "old MAE", "old R²"]
+    assert lines == [
+        ["parent", "0.500 €", "0.500", "2.00 €", "n/a"],
+        ["control", "0 €", "1.000", "n/a", "n/a"],
+    ]
+
+
+def test_short_result_fits_the_name_of_a_run():
+    full = evidence()
+    new, old = (
+        format_amount(full.held_out[part].change.estimate, "€", signed=True)
+        for part in ("new", "old")
+    )
+    assert report.short_result(full, promoted=True) == f"promoted: MAE new {new}, old {old}"
+    broken = replace(full, verdict=comparison.Verdict("suspicious", False, "x"))
+    assert report.short_result(broken, promoted=False) == "kept: suspicious"
+    held = full.held_out["new"]
+    assert report.change("new", held, "€") == f"MAE on new rows {format_interval(held.change, '€')}"
+
+
+# --- model card
+
+
+def schema_of(target="amount", dropped=(), **kinds):
+    columns = [SimpleNamespace(name=name, kind=kind) for name, kind in kinds.items()]
+    return SimpleNamespace(target=SimpleNamespace(name=target), columns=columns, dropped=dropped)
+
+
+def test_card_has_its_result_first_and_all_sections_and_counts_rows():
+    schema = schema_of(size="numeric", city="categorical", since="date", dropped=("nom", "secret"))
+    step = {"generation": 1, "data": "/somewhere/new.csv", "rows": 400}
+    card = {"result": "MAE 3 €", "unit": "€", "lineage": [{**step, "trained_on": 320}]}
+    text = report.model_card(card, schema)
+    assert text.startswith("# Model card\n\n**MAE 3 €**\n")
+    places = [text.index(f"**{name}.**") for name in ("Purpose", "Data", "Groups", "Limits")]
+    assert places == sorted(places)
+    assert "predicts amount (€) of a row" in text
+    assert "numbers size; categories city; dates since; 2 more were left out." in text
+    assert "by category of city" in text
+    assert "| 1 | new.csv | 400 | 320 | ? |" in text
+    for hidden in ("nom", "secret", "somewhere"):
+        assert hidden not in text
+    assert "Do not decide about anyone with it" in text
+
+
+def test_model_that_nobody_scored_says_so():
+    text = report.model_card({}, schema_of(x="numeric"))
+    assert "not scored yet" in text
+    assert "no groups were compared" in text
+
+
+def test_text_from_the_data_stays_text_and_the_card_short():
+    kinds = {f"{ATTACK}{i}" + "x" * 500: "numeric" for i in range(500)}
+    kinds |= {f"{ATTACK}{i}" + "y" * 500: "categorical" for i in range(500)}
+    lineage = [{"generation": i, "data": ATTACK, "rows": 1} for i in range(50)]
+    card = {"result": ATTACK, "unit": ATTACK, "lineage": lineage}
+    text = report.model_card(card, schema_of(ATTACK, **kinds))
+    assert "<script" not in text
+    assert "](http://" not in text
+    assert text.count("\n# ") == 0
+    assert "and 488 more" in text
+    assert "| 49 |" in text
+    assert len(report.about(card, schema_of(ATTACK, **kinds))) <= 4_000
+    assert escape_markdown(ATTACK) in text
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, True, 3, None, "a|b"])
+def test_odd_cells_stay_in_their_column(value):
+    table = report.Table(["x"], [[value]])
+    lines = report.to_markdown([("t", [table])]).splitlines()
+    assert lines[-1].replace(r"\|", "").count("|") == 2
