@@ -5,6 +5,7 @@ python mlflow_monitoring.py --data my.csv --target price --drop id
 mlflow ui
 """
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +52,7 @@ def train(settings: Settings) -> int:
         from toolkit.checkpoint import Checkpoint
     terminal = cli.Terminal(settings.quiet, settings.json)
     unit = settings.unit or ("€" if settings.target == "montant_pret" else "")
+    build = cli.load_function(settings.network)
 
     # Read: every row brought to one form, and hashed.
     with terminal.progress(f"reading {settings.data}"):
@@ -81,7 +83,7 @@ def train(settings: Settings) -> int:
         with terminal.progress("training") as progress:
             X, y, preprocessor = model_utils.preprocessing(train_rows, schema=schema)
             network, facts, curves = fit(
-                settings, X, y_train, preprocessor.bins, checkpoint, progress.update
+                settings, X, y_train, preprocessor.bins, checkpoint, progress.update, build
             )
 
         # Score: on rows that nothing above has seen.
@@ -124,6 +126,7 @@ def fit(
     bins: list,
     checkpoint: "Checkpoint",
     tell: Any,
+    build: Callable | None = None,
 ) -> tuple:
     """Choose a recipe, create the network and train it on all training rows.
 
@@ -133,8 +136,8 @@ def fit(
 
     base = model_utils.sized_recipe(len(X), settings.epochs, settings.batch_size)
     base = replace(base, learning_rate=settings.learning_rate or base.learning_rate)
-    recipes, curves = [replace(base, bins=False)], {}
-    if not settings.network:
+    recipes, curves = [replace(base, bins=False)], dict[str, list[float]]()
+    if build is None:
         recipes, curves = checkpoint.search(
             model_utils.Recipe,
             lambda: model_utils.choose_recipe(
@@ -153,7 +156,7 @@ def fit(
         scale,
         bins,
         seed=settings.seed,
-        build=cli.load_function(settings.network),
+        build=build,
     )
     history = model_utils.train_members(
         network,

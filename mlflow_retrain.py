@@ -254,7 +254,7 @@ def continue_members(
     scale = model_utils.rescaled(model_utils.TargetScale(**parent.card["scale"]), y)
     base = model_utils.sized_recipe(len(X), settings.epochs, settings.batch_size)
     rate = settings.learning_rate or base.learning_rate
-    sizes = {"epochs": base.epochs, "batch_size": base.batch_size, "learning_rate": rate}
+    sizes: dict[str, Any] = {"epochs": base.epochs, "batch_size": base.batch_size, "learning_rate": rate}
     fresh = replace(base, **sizes, first_input=preprocessor.first_input)
     recipe = replace(model_utils.Recipe(**parent.card["recipe"]), **sizes, first_input=0)
     seed = settings.seed + rows.parent_generation + 1  # fresh members differ from the parent's

@@ -79,9 +79,9 @@ def preprocessing(
         df, _ = conform(df, schema, need_target=has_target)
     if preprocessor is None and roles.HASH not in df.columns:
         df = roles.hashed(df)
-    y = df[schema.target.name].to_numpy(np.float64) if has_target else None
+    y: Any = df[schema.target.name].to_numpy(np.float64) if has_target else None
     # A training row must not meet its own target in the mean target of its category.
-    folds = roles.folds(df) if roles.HASH in df.columns else None
+    folds: Any = roles.folds(df) if roles.HASH in df.columns else None
     if preprocessor is None:
         preprocessor = Preprocessor.fit(df, schema, y, folds)
     return preprocessor.transform(df, folds), y, preprocessor
@@ -327,28 +327,27 @@ class BlockTrainer(keras.Model):
     shuffle: bool = True
 
     def train_step(self, data: tuple) -> dict:
-        n_rows, size = data[0].shape[0], self.batch_size
-        whole, rest = divmod(n_rows, size)
+        known = data[0].shape[0]  # None where blocks differ: XLA compiles anew for each size
+        n_rows = known or tf.shape(data[0])[0]
+        size = min(self.batch_size, known) if known else tf.minimum(self.batch_size, n_rows)
+        whole, rest = n_rows // size, n_rows % size
         if self.shuffle:
-            block = self.optimizer.iterations // (whole + bool(rest))
-            seed = [self.seed, tf.cast(block, tf.int32)]
-            order = tf.argsort(tf.random.stateless_uniform([n_rows], seed))
+            block = tf.cast(self.optimizer.iterations, tf.int32) // (whole + tf.minimum(rest, 1))
+            order = tf.argsort(tf.random.stateless_uniform([n_rows], [self.seed, block]))
             data = tuple(tf.gather(values, order) for values in data)
 
-        def batch(start: Any, n: int) -> None:
+        def batch(start: Any, n: Any) -> Any:
             parts = [
                 tf.slice(values, [start, *[0] * (len(values.shape) - 1)], [n, *values.shape[1:]])
                 for values in data
             ]
             super(BlockTrainer, self).train_step(tuple(parts))
+            return start + n
 
-        def whole_batch(i: Any) -> tuple:
-            batch(i * size, size)
-            return (i + 1,)
-
-        if whole:
-            tf.while_loop(lambda i: i < whole, whole_batch, (tf.constant(0),))
-        if rest:
+        tf.while_loop(lambda start: start < whole * size, lambda start: batch(start, size), (0,))
+        if not known:
+            tf.cond(rest > 0, lambda: batch(whole * size, rest), lambda: n_rows)
+        elif rest:
             batch(whole * size, rest)
         return self.get_metrics_result()
 
@@ -418,7 +417,8 @@ class MemberAdamW(keras.optimizers.Adam):
     """
 
     def __init__(self, rates: ArrayLike, decays: ArrayLike, frozen: dict | None = None) -> None:
-        super().__init__(1.0)
+        # Gradients are of the mean loss over members: epsilon shrinks as they do.
+        super().__init__(1.0, epsilon=1e-7 / np.size(rates))
         self.rates = keras.Variable(np.asarray(rates, np.float32), trainable=False)
         self.decays = keras.Variable(np.asarray(decays, np.float32), trainable=False)
         self.frozen = frozen or {}

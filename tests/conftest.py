@@ -20,6 +20,7 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
+from types import SimpleNamespace
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # Two processes test at once, and so small are the trainings that threads only wait for each other.
@@ -224,6 +225,22 @@ def no_figures(monkeypatch):
     from toolkit import tracking
 
     monkeypatch.setattr(tracking, "log_figures", lambda figures: None)
+
+
+def not_trained(model, X, y, callbacks=(), **_):
+    """Stand in for `train_model`: leave the model as it is, which saves its compilation."""
+    for callback in callbacks:
+        callback.set_model(model)
+        callback.on_train_end()
+    return model, SimpleNamespace(history={"loss": [1.0]})
+
+
+@pytest.fixture
+def no_training(monkeypatch, no_figures):
+    """Train nothing, in a test that makes no claim about what was learnt: saves seconds a run."""
+    import model_utils
+
+    monkeypatch.setattr(model_utils, "train_model", not_trained)
 
 
 @pytest.fixture(scope="session")

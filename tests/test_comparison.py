@@ -308,8 +308,12 @@ def test_suspicious_file_is_never_promoted_without_a_person(promote):
         verdict = comparison.decide(new, None, promote=promote, findings=findings)
         assert (verdict.kind, verdict.promoted) == ("suspicious", False)
         assert verdict.reason == "suspicious: hum: empty; sky: upper -cased"
+
+
+@pytest.mark.parametrize("promote", ["auto", "proven", "always", "never"])
+def test_single_new_row_is_too_few_to_promote_unless_asked_for(promote):
     single = comparison.decide(held((-3, -math.inf, math.inf), rows=1), None, promote=promote)
-    assert (single.kind, single.promoted) == ("suspicious", False)
+    assert (single.kind, single.promoted) == ("no_worse", promote == "always")
     assert "1 new row held out, too few to judge" in single.reason
 
 

@@ -31,6 +31,7 @@ from .errors import UserError
 from .roles import Roles
 
 logging.getLogger("mlflow.pyfunc").setLevel(logging.WARNING)  # no word on every validated example
+logging.getLogger("tensorflow").setLevel(logging.ERROR)  # nor on every network that is compiled
 HERE = Path(__file__).parent
 PACKAGES = ("mlflow", "tensorflow", "keras", "pandas", "pyarrow", "numpy")
 TRAVELLING = ("__init__.py", "errors.py", "columns.py", "encoding.py")
@@ -344,11 +345,11 @@ def newest_buffer(
     Refused versions count, so that small files add up; suspicious ones do not. Without a newer
     one the parent's own buffer is the newest.
     """
-    line = parent.card.get("lineage", [])
-    found = client.search_model_versions(f"name = '{name}'", order_by=["version_number DESC"])
-    for version in found if line else []:
+    line, quoted = parent.card.get("lineage", []), name.replace("'", "''")
+    found = client.search_model_versions(f"name = '{quoted}'", order_by=["version_number DESC"])
+    for each in found if line else []:
         with contextlib.suppress(UserError, MlflowException), tempfile.TemporaryDirectory() as to:
-            folder = _download(f"models:/{name}/{version.version}", to) / "artifacts"
+            folder = _download(f"models:/{name}/{each.version}", to) / "artifacts"
             card = json.loads((folder / PARTS["card"]).read_text("utf-8"))["card"]
             same_line = card["lineage"][: len(line)] == line
             if same_line and card.get("verdict_kind") != "suspicious":

@@ -197,10 +197,10 @@ def decide(
     *worse*: the interval on new rows lies wholly above zero, or that on old rows wholly above
     `max_forgetting` (a share) of the parent's MAE there. *better*: not worse, and the interval
     on new rows lies wholly below zero. *no_worse*: all between, promoted too, since fresh rows
-    pay on the next file. *suspicious*: any of `findings`, or fewer than two new rows, which show
-    nothing; never promoted here. *nothing_new*: neither new rows (`new` is None) nor findings.
-    `promote` is "auto", "proven" (better alone), "always" or "never"; the last two change what
-    happens, not what was found. Raises ValueError for another word.
+    pay on the next file; of fewer than two new rows, which show nothing, it is not promoted.
+    *suspicious*: any of `findings`; never promoted here. *nothing_new*: neither new rows (`new` is
+    None) nor findings. `promote` is "auto", "proven" (better alone), "always" or "never"; the last
+    two change what happens, not what was found. Raises ValueError for another word.
     """
     if promote not in ("auto", "proven", "always", "never"):
         raise ValueError(f"promote: expected auto, proven, always or never, got {promote!r}")
@@ -209,8 +209,8 @@ def decide(
     if new is None:
         return Verdict("nothing_new", False, "nothing new in this file")
     if new.rows < 2:
-        few = f"suspicious: {new.rows} new row held out, too few to judge, at least 2 are needed"
-        return Verdict("suspicious", False, few)
+        few = f"no worse: {new.rows} new row held out, too few to judge, at least 2 are needed"
+        return Verdict("no_worse", promote == "always", few)
     kind, found = _weigh(new, old, max_forgetting, unit)
     promoted = {
         "auto": kind != "worse",

@@ -186,7 +186,9 @@ class Preprocessor:
         """Build a preprocessor from what `to_dict` returned, also after a way through JSON."""
         inputs = []
         for each in content["inputs"]:
-            values = {k: tuple(v) if k in ("levels", "edges") else v for k, v in each.items()}
+            values: dict[str, Any] = {
+                k: tuple(v) if k in ("levels", "edges") else v for k, v in each.items()
+            }
             inputs.append(KINDS[values.pop("kind")](**values))
         return cls(Schema.from_dict(content["schema"]), tuple(inputs), content["latest"])
 
@@ -305,14 +307,12 @@ def _fit_mean_target(
     known = codes >= 0
     cells = codes[known] * FOLDS + folds[known]
     size = len(levels) * FOLDS
-    sums = np.bincount(cells, z[known], size).reshape(-1, FOLDS)
-    counts = np.bincount(cells, minlength=size).reshape(-1, FOLDS)
-    return MeanTarget(str(values.name), levels, sums.tolist(), counts.astype(float).tolist())
+    sums: Any = np.bincount(cells, z[known], size).reshape(-1, FOLDS)
+    counts: Any = np.bincount(cells, np.ones(len(cells)), size).reshape(-1, FOLDS)
+    return MeanTarget(str(values.name), levels, sums.tolist(), counts.tolist())
 
 
-def _mean_target(
-    values: pd.Series, encoding: MeanTarget, folds: np.ndarray | None
-) -> np.ndarray:
+def _mean_target(values: pd.Series, encoding: MeanTarget, folds: np.ndarray | None) -> np.ndarray:
     codes = _codes(values, encoding.levels)
     known = np.flatnonzero(codes >= 0)
     sums, counts = np.array(encoding.sums), np.array(encoding.counts)

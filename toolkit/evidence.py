@@ -76,7 +76,12 @@ def weigh(
     findings, new = list(evidence.findings), predictions["new"]
     if "old" in y:
         findings += comparison.lost_skill(
-            y["new"], new, y["old"], predictions["old"], whole=(rows.file[target], whole)
+            y["new"],
+            new,
+            y["old"],
+            predictions["old"],
+            whole=(rows.file[target], whole),
+            groups=labels["new"],
         )
     attribution = None
     if "control" in new:

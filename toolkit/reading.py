@@ -4,7 +4,7 @@ Belongs here: what both trainings do to rows before any of them has a role.
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 KINDS = ("drop", "keep", "numeric", "categorical", "date", "na")
 
 
-def read_first(settings: "TrainingSettings") -> tuple[pd.DataFrame, Schema, list[str]]:
+def read_first(settings: Any) -> tuple[pd.DataFrame, Schema, list[str]]:
     """Read the rows of a first training, and find out what their columns are.
 
     Returns (table of `roles.py`, schema, notes for the user).
