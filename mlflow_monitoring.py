@@ -91,11 +91,16 @@ def train(settings: Settings) -> int:
         metrics = scores(y_train, y_test, prediction)
 
         # Log and register.
-        lineage = {"generation": 0, "run_id": run_id, "data": settings.data, **roles.counts(table)}
+        lineage = {
+            "generation": 0,
+            "run_id": run_id,
+            "data": cli.without_password(settings.data),
+            **roles.counts(table),
+        }
         card = {
             "run_id": run_id,
             "unit": unit,
-            "settings": {key: str(value) for key, value in vars(settings).items()},
+            "settings": {key: cli.without_password(v) for key, v in vars(settings).items()},
             "result": in_words(metrics, unit),
             "lineage": [lineage],
             **facts,
@@ -114,6 +119,7 @@ def train(settings: Settings) -> int:
         checkpoint.remove()
     say(terminal, settings, metrics, unit)
     flags = [] if settings.data == DATA else ["--data", "NEW_ROWS.csv"]
+    flags += cli.same_place(settings)
     steps = [cli.command("python", "mlflow_retrain.py", "--model-uri", uri, *flags)]
     summary.conclude(terminal, settings, run.info, uri, version, verdict, steps, metrics=metrics)
     return 0

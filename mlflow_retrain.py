@@ -113,7 +113,11 @@ def retrain(settings: Settings) -> int:
 
         # Log, register, promote as the verdict allows.
         kept = roles.remember(buffer, table, settings.buffer_rows)
-        lineage = {"generation": last + 1, "run_id": run_id, "data": settings.data}
+        lineage = {
+            "generation": last + 1,
+            "run_id": run_id,
+            "data": cli.without_password(settings.data),
+        }
         lineage |= roles.counts(table)
         trained = artifact.TrainedModel(
             child.network,
@@ -124,7 +128,7 @@ def retrain(settings: Settings) -> int:
                 **child.facts,
                 "run_id": run_id,
                 "unit": found.unit,
-                "settings": {key: str(value) for key, value in vars(settings).items()},
+                "settings": {key: cli.without_password(v) for key, v in vars(settings).items()},
                 "result": found.verdict.reason,
                 "verdict_kind": found.verdict.kind,
                 "parent_model_uri": parent.uri,
@@ -254,7 +258,11 @@ def continue_members(
     scale = model_utils.rescaled(model_utils.TargetScale(**parent.card["scale"]), y)
     base = model_utils.sized_recipe(len(X), settings.epochs, settings.batch_size)
     rate = settings.learning_rate or base.learning_rate
-    sizes: dict[str, Any] = {"epochs": base.epochs, "batch_size": base.batch_size, "learning_rate": rate}
+    sizes: dict[str, Any] = {
+        "epochs": base.epochs,
+        "batch_size": base.batch_size,
+        "learning_rate": rate,
+    }
     fresh = replace(base, **sizes, first_input=preprocessor.first_input)
     recipe = replace(model_utils.Recipe(**parent.card["recipe"]), **sizes, first_input=0)
     seed = settings.seed + rows.parent_generation + 1  # fresh members differ from the parent's
@@ -276,15 +284,17 @@ def continue_members(
     )
     network = model_utils.create_nn_model(X.shape[1], recipe, scale, preprocessor.bins, seed=seed)
     latest = model_utils.latest_members(parent.network)
-    places = np.arange(model_utils.MEMBERS // 2)
+    places = np.flatnonzero([recipe.first_input == 0 for recipe in recipes])
     model_utils.grow_network(parent.network, network, latest[: len(places)], places, dropped)
     callbacks = checkpoint.callbacks("training", tell)
     history = model_utils.train_members(
         network, X, y, scale, recipes, callbacks=callbacks, seed=seed
     )
     curves = {**curves, "final_loss": history.history.get("loss", [])}
-    facts = {"recipe": asdict(recipes[-1]), "scale": asdict(scale)}
-    return Child(network, preprocessor, facts | {"new_categories": new_categories}, curves)
+    latest_recipe = recipes[len(places)]  # the best of the fresh members
+    facts = {"recipe": asdict(latest_recipe), "scale": asdict(scale)}
+    facts |= {"new_categories": new_categories, "continued_members": len(places)}
+    return Child(network, preprocessor, facts, curves)
 
 
 def continue_foreign(
@@ -336,9 +346,7 @@ def train_control(
     X, y, preprocessor = model_utils.preprocessing(old, preprocessor=parent.preprocessor)
     scale = model_utils.TargetScale(**parent.card["scale"])
     epochs = max(1, round(child.facts["recipe"]["epochs"] * len(rows.train) / len(old)))
-    recipe = replace(
-        recipe, epochs=epochs, learning_rate=recipe.learning_rate / 3, first_input=0
-    )
+    recipe = replace(recipe, epochs=epochs, learning_rate=recipe.learning_rate / 3, first_input=0)
     network = model_utils.create_nn_model(
         X.shape[1], recipe, scale, preprocessor.bins, members=members
     )

@@ -1,7 +1,7 @@
 """The machine learning: preprocessing, split, network, training, prediction, scores.
 
 Belongs here: what turns checked rows into a trained network and its scores, and what retraining
-does to a network. Not here: MLflow, files, printing, command lines, global seeds (callers own them).
+does to a network. Not here: MLflow, files, printing, command lines, seeds of the process.
 
     X, y, preprocessor = preprocessing(train_rows)
     recipes, curves = choose_recipe(X, y, preprocessor.bins)
@@ -49,6 +49,7 @@ SEARCH_ROWS = 20_000  # rows enough to tell the candidates apart; more would onl
 FEW_ROWS = 3_000  # below it luck with validation rows is large: every candidate is tried on 3 folds
 VALIDATION = 0.2  # share of the rows of a search that each candidate does not train on
 FOLDS = 3
+MANY_VALIDATION, MUCH_BETTER = 100, 0.97
 MIN_VALIDATION = 20  # rows; with fewer there is nothing to choose by
 
 # --- data --------------------------------------------------------------------------------------
@@ -187,12 +188,11 @@ def create_nn_model(
 ) -> keras.Model:
     """Create and compile a network.
 
-    With `input_dim` alone: Dense 64, Dense 32, Dense 1, as simple as can be. With a recipe and the
-    target's scale: `members` such networks side by side, piecewise-linear bins beside the inputs
-    (Gorishniy et al. 2022), gelu (Hendrycks & Gimpel 2016), their mean brought to target units and
-    kept within its bounds. bins lists (number of an input, edges of its bins), none by default.
-    `build(input_dim)` makes a network of one's own instead of the members: (n, input_dim) to (n, 1)
-    in standard deviations of the target.
+    With `input_dim` alone Dense 64, Dense 32, Dense 1. With a recipe and the target's scale
+    `members` such networks side by side, on piecewise-linear bins beside the inputs (Gorishniy et
+    al. 2022), with gelu (Hendrycks & Gimpel 2016); the mean of their outputs, in target units,
+    stays within its bounds. bins lists (number of an input, edges of its bins). `build(input_dim)`
+    makes a network of one's own instead: (n, input_dim) to (n, 1) in standard deviations.
 
     Raises ValueError when `input_dim` is not a positive integer.
     """
@@ -207,13 +207,8 @@ def create_nn_model(
     if build:
         outputs = layers.Reshape((1, 1), name="members")(build(input_dim)(inputs))
     else:
-        outputs = _members(_binned(inputs, bins), members)
-    outputs = layers.GlobalAveragePooling1D()(outputs)
-    for layer in _target_layers(scale):
-        outputs = layer(outputs)
-    model = keras.Model(inputs, outputs)
-    if not build:
-        _initialise(model, seed)
+        outputs = _members(_binned(inputs, bins), members, seed)
+    model = keras.Model(inputs, _in_target_units(layers.GlobalAveragePooling1D()(outputs), scale))
     model.compile(
         keras.optimizers.AdamW(recipe.learning_rate, weight_decay=recipe.weight_decay),
         loss=keras.losses.Huber(recipe.delta * scale.scale),
@@ -222,14 +217,22 @@ def create_nn_model(
     return model
 
 
-def _members(x: Any, members: int) -> Any:
-    equation = "bi,kio->bko"  # b rows, k members, i inputs, o outputs
-    for number, width in enumerate(HIDDEN, 1):
-        x = layers.EinsumDense(
-            equation, (members, width), bias_axes="ko", activation="gelu", name=f"hidden_{number}"
-        )(x)
-        equation = "bki,kio->bko"
-    return layers.EinsumDense(equation, (members, 1), bias_axes="ko", name="members")(x)
+def _members(x: Any, members: int, seed: int) -> Any:
+    """Apply as many networks; each starts as one of its own would (Glorot & Bengio 2010)."""
+    rng, equation = np.random.default_rng(seed), "bi,kio->bko"  # rows b, members k, inputs i
+    for number, width in enumerate([*HIDDEN, 1], 1):
+        is_last = number > len(HIDDEN)
+        layer = layers.EinsumDense(
+            equation,
+            (members, width),
+            bias_axes="ko",
+            activation=None if is_last else "gelu",
+            name="members" if is_last else f"hidden_{number}",
+        )
+        x, equation = layer(x), "bki,kio->bko"
+        bound = math.sqrt(6 / sum(layer.kernel.shape[1:]))
+        layer.kernel.assign(rng.uniform(-bound, bound, layer.kernel.shape))
+    return x
 
 
 def _binned(inputs: Any, bins: Sequence[tuple[int, Sequence[float]]]) -> Any:
@@ -250,25 +253,20 @@ def _binned(inputs: Any, bins: Sequence[tuple[int, Sequence[float]]]) -> Any:
     return layers.Concatenate(name="binned")([inputs, parts])
 
 
-def _target_layers(scale: TargetScale) -> list[keras.Layer]:
-    """Build the fixed layers that scale and clip the output; `ReLU` clips at zero and a maximum."""
-    return [
-        layers.Rescaling(scale.scale, scale.mean - scale.low),
-        layers.ReLU(max_value=scale.high - scale.low),
-        layers.Rescaling(1.0, scale.low, name="target_units"),
-    ]
+def _in_target_units(outputs: Any, scale: TargetScale) -> Any:
+    """Scale and clip outputs; `ReLU` clips at zero and a maximum."""
+    outputs = layers.Rescaling(scale.scale, scale.mean - scale.low)(outputs)
+    outputs = layers.ReLU(max_value=scale.high - scale.low)(outputs)
+    return layers.Rescaling(1.0, scale.low, name="target_units")(outputs)
+
+
+def _heads(model: keras.Model) -> keras.Model:
+    """Return the part of a network that gives the outputs of its members, each for itself."""
+    return keras.Model(model.inputs, model.get_layer("members").output)
 
 
 def _trained_layers(model: keras.Model) -> list[layers.EinsumDense]:
     return [layer for layer in model.layers if isinstance(layer, layers.EinsumDense)]
-
-
-def _initialise(model: keras.Model, seed: int) -> None:
-    """Draw the weights of each member as of a network of its own (Glorot & Bengio 2010)."""
-    rng = np.random.default_rng(seed)
-    for layer in _trained_layers(model):
-        bound = math.sqrt(6 / sum(layer.kernel.shape[1:]))
-        layer.kernel.assign(rng.uniform(-bound, bound, layer.kernel.shape))
 
 
 def grow_network(
@@ -307,8 +305,8 @@ def latest_members(parent: keras.Model) -> np.ndarray:
 
 def member_count(model: keras.Model) -> int:
     """Return how many members of `create_nn_model` a network has; 0 for any other network."""
-    hidden = _trained_layers(model)
-    return int(hidden[0].kernel.shape[0]) if [h.name for h in hidden][-1:] == ["members"] else 0
+    last = _trained_layers(model)[-1:]
+    return int(last[0].kernel.shape[0]) if last and last[0].name == "members" else 0
 
 
 # --- training ----------------------------------------------------------------------------------
@@ -367,13 +365,11 @@ def train_model(
     shuffle: bool = True,
     seed: int = 0,
 ) -> tuple[keras.Model, keras.callbacks.History]:
-    """Train a compiled Keras model, each block of rows as one compiled program.
+    """Train a compiled Keras model with the updates of `model.fit`, many in one program.
 
-    The updates are those of `model.fit` on the same order, the last short minibatch included.
-
-    X is of shape (n_rows, n_inputs), y of shape (n_rows,) or what the loss takes, `sample_weight`
-    of shape (n_rows,). Lists of as many arrays are blocks of rows, which may lie on disk
-    (`numpy.memmap`): each epoch goes through all of them. `seed` fixes the order of the rows.
+    X is of shape (n_rows, n_inputs), y and `sample_weight` of shape (n_rows,) or what the loss
+    takes. Lists of as many arrays are blocks of rows, which may lie on disk (`numpy.memmap`): each
+    epoch goes through all of them. `seed` fixes the order of the rows.
 
     Returns (model, history), the same model and its `keras.callbacks.History`.
     """
@@ -477,24 +473,21 @@ def train_members(
 ) -> keras.callbacks.History:
     """Train the members of a network of `create_nn_model` side by side, each by its own recipe.
 
-    X of shape (n_rows, n_inputs), y of shape (n_rows,) in target units, or lists of blocks of them.
-    mask: bool of shape (n_rows, n_members), False where a member does not train on a row. Epochs
-    and batch size are those of the first recipe.
-
-    Raises FloatingPointError when the loss is not finite.
+    X, y as of `train_model`. mask: bool of shape (n_rows, n_members), the rows a member trains on.
+    Epochs and batch size are of the first recipe. FloatingPointError for a loss that is not finite.
     """
-    heads = keras.Model(model.inputs, model.get_layer("members").output)
+    heads = _heads(model)
     optimizer = MemberAdamW(
         [recipe.learning_rate for recipe in recipes],
         [recipe.weight_decay for recipe in recipes],
         _unused_weights(model, recipes) if member_count(model) else {},
     )
     heads.compile(optimizer, loss=MemberHuber([recipe.delta for recipe in recipes]))
+    mask = np.ones((1, len(recipes)), bool) if mask is None else mask
 
     def targets(values: ArrayLike) -> np.ndarray:
-        z = ((np.asarray(values) - scale.mean) / scale.scale).astype(np.float32)
-        wide = np.repeat(z[:, None], len(recipes), axis=1)
-        return wide if mask is None else np.where(mask, wide, np.float32(np.nan))
+        z = (np.asarray(values)[:, None] - scale.mean) / scale.scale
+        return np.where(mask, z, np.nan).astype(np.float32)
 
     first = recipes[0]
     _, history = train_model(
@@ -537,7 +530,7 @@ class _ValidationErrors(keras.callbacks.Callback):
 
     def __init__(self, model: keras.Model, X: np.ndarray, z: np.ndarray, used: np.ndarray) -> None:
         super().__init__()
-        self.heads = keras.Model(model.inputs, model.get_layer("members").output)
+        self.heads = _heads(model)
         rows = used.any(axis=1)
         self.X, self.z, self.used = tf.constant(X[rows]), z[rows, None], used[rows]
         self.errors: list[np.ndarray] = []
@@ -579,9 +572,8 @@ def compare_recipes(
 ) -> tuple[np.ndarray, list[float]]:
     """Train one member per recipe (and fold) on most rows; return its validation errors by epoch.
 
-    model has len(recipes) members, or a whole multiple: as many folds, fold by fold. Each fold
-    holds back a share of the rows; of these, `valid`, bool of shape (n_rows, n_recipes), says
-    which ones validate a recipe (default: all).
+    The members of `model` are the recipes, fold by fold. Each fold holds back a share of the rows;
+    `valid`, bool of shape (n_rows, n_recipes), says which of these validate a recipe (all).
     Returns (errors of shape (n_epochs, n_recipes) in standard deviations, loss per epoch).
     """
     n, folds = len(recipes), member_count(model) // len(recipes)
@@ -592,16 +584,8 @@ def compare_recipes(
         mask[order[fold * size : (fold + 1) * size], fold * n : (fold + 1) * n] = False
     used = ~mask if valid is None else ~mask & np.tile(valid, folds)
     watch = _ValidationErrors(model, X, (y - scale.mean) / scale.scale, used)
-    history = train_members(
-        model,
-        X,
-        y,
-        scale,
-        [*recipes] * folds,
-        mask=mask,
-        callbacks=[*callbacks, watch],
-        seed=seed,
-    )
+    tried, callbacks = [*recipes] * folds, [*callbacks, watch]
+    history = train_members(model, X, y, scale, tried, mask=mask, callbacks=callbacks, seed=seed)
     errors = np.stack(watch.errors).reshape(len(watch.errors), folds, n)
     return np.nanmean(errors, axis=1), history.history.get("loss", [])
 
@@ -620,31 +604,31 @@ def choose_recipe(
     All candidates train side by side, in one program, on at most SEARCH_ROWS of the rows; few rows
     are split in three ways. X of shape (n_rows, n_inputs), y of shape (n_rows,).
 
-    Returns (the recipe of each member, {"loss": …, "val_mae": …} per epoch of the best candidate),
-    the error in standard deviations of the target.
+    Returns (the recipe of each member, the best first: a mean of the best candidates errs less than
+    the best one; {"loss": …, "val_mae": …} per epoch of that one, in standard deviations).
     """
     base, scale = base or sized_recipe(len(X)), target_scale(y)
-    rows, tried = _some_rows(len(X), seed), candidates(base, len(X))
-    folds = FOLDS if len(X) < FEW_ROWS else 1
-    model = create_nn_model(X.shape[1], base, scale, bins, members=folds * len(tried), seed=seed)
-    _start_alike(model, 0)
+    tried = candidates(base, len(X))
+    model, rows = _search_network(X, base, scale, bins, len(tried), seed)
     errors, loss = compare_recipes(
         model, X[rows], y[rows], scale, tried, callbacks=callbacks, seed=seed
     )
-    best = int(np.nanargmin(errors[-1]))
-    return [tried[best]] * MEMBERS, {"loss": loss, "val_mae": errors[:, best].tolist()}
+    best = np.argsort(errors[-1])[:MEMBERS]
+    return [tried[i] for i in best], {"loss": loss, "val_mae": errors[:, best[0]].tolist()}
 
 
-def _some_rows(n_rows: int, seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).permutation(n_rows)[:SEARCH_ROWS]
+def _search_network(
+    X: np.ndarray, base: Recipe, scale: TargetScale, bins: Sequence, n_tried: int, seed: int
+) -> tuple[keras.Model, np.ndarray]:
+    """Create members for all candidates in all folds, and choose the rows that they see.
 
-
-def _start_alike(model: keras.Model, first: int) -> None:
-    """Give all members from `first` on the same weights, so that only their recipes differ."""
+    The members start alike, so that only their recipes differ. Returns (model, row numbers).
+    """
+    members = n_tried * (FOLDS if len(X) < FEW_ROWS else 1)
+    model = create_nn_model(X.shape[1], base, scale, bins, members=members, seed=seed)
     for layer in _trained_layers(model):
-        kernel = layer.kernel.numpy()
-        kernel[first:] = kernel[first]
-        layer.kernel.assign(kernel)
+        layer.kernel.assign(np.repeat(layer.kernel.numpy()[:1], members, axis=0))
+    return model, np.random.default_rng(seed).permutation(len(X))[:SEARCH_ROWS]
 
 
 # --- retraining ----------------------------------------------------------------------------------
@@ -664,48 +648,51 @@ def choose_retraining(
     callbacks: Sequence[keras.callbacks.Callback] = (),
     seed: int = 0,
 ) -> tuple[list[Recipe], dict[str, list[float]]]:
-    """Choose how half of the members continue the parent and how the others start afresh.
+    """Choose how half of the members go on from the parent and how the others start afresh.
 
-    recipe: the parent's, around which the continued members try rates and weight decays. base: of
-    the fresh ones, which choose anew among all candidates. is_new: bool of shape (n_rows,), rows
-    that the parent never trained on; only these validate continued members. dropped: as of
-    `grow_network`.
+    All start afresh where many validation rows say that it is much better. recipe: the parent's.
+    base: of the fresh ones. is_new: bool of shape (n_rows,), rows that the parent never trained on;
+    these alone validate going on and, where they are many, starting afresh too.
     Returns (the recipe of each member, curves of the best candidate) as `choose_recipe` does.
     """
-    half, rows = MEMBERS // 2, _some_rows(len(X), seed)
-    factors = itertools.product((1, 1 / 3), (1, 1 / 3, 3))
-    going_on = [
+    going_on = _going_on(recipe)
+    n, tried = len(going_on), [*going_on, *candidates(base, len(X))]
+    model, rows = _search_network(X, base, scale, bins, len(tried), seed)
+    members = member_count(model)
+    continued = np.flatnonzero(np.arange(members) % len(tried) < n)
+    sources = np.resize(latest_members(parent), len(continued))
+    grow_network(parent, model, sources, continued, dropped)
+    n_valid = is_new[rows].sum() * VALIDATION * members / len(tried)
+    valid = np.ones((len(rows), len(tried)), bool)
+    valid[:, : n if n_valid < MANY_VALIDATION else None] = is_new[rows, None]
+    errors, loss = compare_recipes(
+        model, X[rows], y[rows], scale, tried, valid, callbacks=callbacks, seed=seed
+    )
+    last = np.where(np.isfinite(errors[-1]), errors[-1], np.inf)
+    # With few rows to choose by, the slower rate is the safer.
+    first = 3 if n_valid < MIN_VALIDATION else int(np.argmin(last[:n]))
+    best = n + np.argsort(last[n:])[:MEMBERS]
+    chosen = [tried[i] for i in best]
+    if n_valid < MANY_VALIDATION or last[best[0]] >= MUCH_BETTER * last[first]:
+        chosen = [tried[first]] * (MEMBERS // 2) + chosen[: MEMBERS // 2]
+    return chosen, {"loss": loss, "val_mae": errors[:, best[0]].tolist()}
+
+
+def _going_on(recipe: Recipe) -> list[Recipe]:
+    """List the recipes by which a parent's members may go on."""
+    return [
         replace(
             recipe,
             learning_rate=recipe.learning_rate * slower,
             weight_decay=recipe.weight_decay * stronger,
         )
-        for slower, stronger in factors
+        for slower, stronger in itertools.product((1, 1 / 3), (1, 1 / 3, 3))
     ]
-    tried = [*going_on, *candidates(base, len(X))]
-    n, folds = len(going_on), FOLDS if len(X) < FEW_ROWS else 1
-    model = create_nn_model(X.shape[1], base, scale, bins, members=folds * len(tried), seed=seed)
-    _start_alike(model, 0)
-    continued = np.flatnonzero(np.arange(folds * len(tried)) % len(tried) < n)
-    sources = np.resize(latest_members(parent), len(continued))
-    grow_network(parent, model, sources, continued, dropped)
-    valid = np.ones((len(rows), len(tried)), bool)
-    valid[:, :n] = is_new[rows, None]
-    errors, loss = compare_recipes(
-        model, X[rows], y[rows], scale, tried, valid, callbacks=callbacks, seed=seed
-    )
-    last = np.where(np.isfinite(errors[-1]), errors[-1], np.inf)
-    few = is_new.sum() * VALIDATION * folds < MIN_VALIDATION
-    first = 3 if few else int(np.argmin(last[:n]))  # with few rows the slower rate is the safer
-    second = n + int(np.argmin(last[n:]))
-    curves = {"loss": loss, "val_mae": errors[:, second].tolist()}
-    return [tried[first]] * half + [tried[second]] * half, curves
 
 
 def member_predictions(model: keras.Model, X: np.ndarray, members: slice) -> np.ndarray:
     """Predict with some members only, in target units; float64 of shape (n_rows,)."""
-    heads = keras.Model(model.inputs, model.get_layer("members").output)
-    outputs = keras.ops.mean(heads.output[:, members], axis=1)
+    outputs = keras.ops.mean(_heads(model).output[:, members], axis=1)
     for layer in model.layers[-3:]:
         outputs = layer(outputs)
     return model_predict(keras.Model(model.inputs, outputs), X)

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import gc
 import importlib
 import io
 import json
@@ -94,6 +95,12 @@ def call(script: str, folder: Path, *flags: object) -> dict[str, Any]:
         raise RuntimeError(f"{script} {' '.join(map(str, flags))}: {complaints.getvalue().strip()}")
     importlib.import_module("keras").backend.clear_session()
     return json.loads(said.getvalue())
+
+
+def free() -> None:
+    """Let go of what earlier calls left; each of them froze it for the garbage collector."""
+    gc.unfreeze()
+    gc.collect()
 
 
 def score(uri: str, file: Path, folder: Path) -> np.ndarray:

@@ -278,7 +278,8 @@ def report(found: Sequence[Score]) -> str:
 def _cell(of: pd.DataFrame, learner: str) -> str:
     if learner not in of.index:
         return ""
-    return f"{of.loc[learner, 'mae']:,.4g} / {of.loc[learner, 'r2']:.3f}"
+    mae, r2 = of.loc[learner, ["mae", "r2"]]
+    return f"{mae:,.0f} / {r2:.3f}" if mae >= 1_000 else f"{mae:.4g} / {r2:.3f}"
 
 
 def _seconds(means: pd.DataFrame, learners: list[str]) -> str:
@@ -292,6 +293,7 @@ def run(tables: Sequence[Table], seeds: Sequence[int], use_neural: bool) -> list
     found: list[Score] = []
     for table in tables:
         for seed in seeds:
+            common.free()
             try:
                 for score in scores(table, seed, use_neural):
                     found.append(score)

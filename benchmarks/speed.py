@@ -60,6 +60,7 @@ def epoch_seconds(fit: Callable, epochs: int) -> float:
 
 def epoch(repetitions: int, folder: Path) -> Iterator[Row]:
     """Time one epoch of many rows, once everything is compiled."""
+    common.start()
     from sklearn.neural_network import MLPRegressor
 
     from model_utils import create_nn_model, train_model

@@ -136,6 +136,7 @@ def play(stream: Stream, folder: Path, forgetful: bool = False) -> Iterator[Step
     player = Player(stream, folder, forgetful)
     for number in range(1, len(stream.files) - 1):
         yield player.step(number)
+        common.free()
 
 
 # --- public streams ------------------------------------------------------------------------------

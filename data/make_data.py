@@ -85,7 +85,7 @@ WEIGHTS: dict[str, dict[str, tuple[float, ...]]] = {
         "smoker": (20, 80),
         "nationalité_francaise": (80, 20),
     },
-    "new": {column: (1,) * len(effects) for column, effects in EFFECTS.items()}
+    "new": {column: (1.0,) * len(effects) for column, effects in EFFECTS.items()}
     | {"nationalité_francaise": (59, 41)},
 }
 # Beginnings and endings of 400 surnames and 216 first names.

@@ -3,11 +3,12 @@
     python forked.py PROJECT JOBS.json
 
 A job is {"folder", "experiment", "steps"}; its steps run one after the other, two jobs at a time. A
-step is {"script", "flags"} and optionally "copies" (that many at once), "signal" and "at" (the
-moment at which the child sends it to itself: a share of all moments of that script, or a count) and
-"lost" (SQLite can no longer write once the model is to be logged). A moment is a file about to be
-written, renamed or removed, or a commit to the database. Each copy leaves STEP.COPY.json, .out and
-.err in its folder; `done` says that the job has ended.
+step is {"script", "flags"} and optionally "copies" (that many at once), "signal" with "at" (the
+moment at which the child sends it to itself, as a share of all moments of that script) or "after"
+(the training and the number of the epoch after which it does), "lost" (SQLite can no longer write
+once the model is to be logged) and "trains" (otherwise training is left out: it has no moments). A
+moment is a file about to be written, renamed or removed, or a commit to the database. Each copy
+leaves STEP.COPY.json, .out and .err in its folder; `done` says that the job has ended.
 """
 
 import contextlib
@@ -20,15 +21,11 @@ import traceback
 from pathlib import Path
 
 sys.path.insert(0, sys.argv[1])
-import mlflow.keras
-import mlflow.pyfunc
-import mlflow.sklearn  # noqa: F401
-import skops.io  # noqa: F401
 import sqlalchemy
+from conftest import not_trained
 
-import model_store
-import retraining  # noqa: F401
-import tracking
+import model_utils
+from toolkit import artifact, checkpoint, evidence, promotion, tracking  # noqa: F401
 
 CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "shutil.copyfile"}
 moments = {}  # script: how many a complete run has
@@ -62,12 +59,16 @@ def work(job: dict, number: int, copy: int) -> None:
         os.dup2(os.open(f"{name}.{end}", os.O_WRONLY | os.O_CREAT), descriptor)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     tracking.log_figures = lambda figures: None
+    checkpoint.SECONDS = -1  # a state is saved after every epoch
+    if not step.get("trains"):
+        model_utils.train_model = not_trained
     if step.get("lost"):
-        original = model_store.log_model
-        model_store.log_model = lambda *a, **o: (os.mkdir("mlflow.db-journal"), original(*a, **o))
+        original = artifact.log_model
+        artifact.log_model = lambda *a, **o: (os.mkdir("mlflow.db-journal"), original(*a, **o))
     sys.argv = [f"{step['script']}.py", *step["flags"]]
-    at = step.get("at", 0)
-    at = round(at * moments[step["script"]]) if isinstance(at, float) else at
+    if step.get("after"):
+        die_after(*step["after"], step["signal"])
+    at = round(step["at"] * moments[step["script"]]) if "at" in step else 0
     counted, code = Moments(at, step.get("signal", 0)), 1
     try:
         code = importlib.import_module(step["script"]).main(step["flags"])
@@ -79,6 +80,18 @@ def work(job: dict, number: int, copy: int) -> None:
         Path(f"{name}.count").write_text(str(counted.count))
         Path(f"{name}.modules").write_text("\n".join(sys.modules))
         os._exit(code)
+
+
+def die_after(training: str, epoch: int, signum: int) -> None:
+    """Send this process a signal at the end of an epoch."""
+    watched = checkpoint._Watch.on_epoch_end
+
+    def last(self: checkpoint._Watch, number: int, logs: dict | None = None) -> None:
+        watched(self, number, logs)
+        if (self.name, number) == (training, epoch):
+            os.kill(os.getpid(), signum)
+
+    checkpoint._Watch.on_epoch_end = last
 
 
 def start(job: dict, number: int) -> list[int]:

@@ -14,23 +14,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
-import model_store
-import model_utils
-import tracking
+from toolkit import artifact, registry, tracking
 
 pytestmark = pytest.mark.long
 HERE = Path(__file__).resolve().parent
 TRAIN, RETRAIN = "mlflow_monitoring", "mlflow_retrain"
-SHARES = [0.05, 0.15, 0.25, 0.35, 0.45, 0.6, 0.75, 0.88, 0.96, 0.985]  # of all moments of a run
+SHARES = [0.05, 0.2, 0.4, 0.65, 0.85, 0.97]  # of all moments of a run
 KILLS = [(script, at) for script in (TRAIN, RETRAIN) for at in SHARES]
 SIGNALS = [
     (script, at, number)
-    for number, script, at in [
-        (signal.SIGINT, TRAIN, 0.35),
-        (signal.SIGTERM, RETRAIN, 0.4),
-        (signal.SIGINT, RETRAIN, 0.75),
-        (signal.SIGTERM, TRAIN, 0.9),
-    ]
+    for number, script, at in [(signal.SIGINT, TRAIN, 0.35), (signal.SIGTERM, RETRAIN, 0.75)]
 ]
 MANY = 8
 
@@ -75,10 +68,9 @@ def jobs(tmp_path_factory, trained, files, empty_store, launch):
         return type(trained)(folder)
 
     made = Jobs(make)
-    short = ["--epochs", "2"]
     old, new = (["--data", str(files / f"{name}.csv")] for name in ("old", "new"))
-    train = {"script": TRAIN, "flags": [*old, *short, "--seed", "7"]}
-    retrain = {"script": RETRAIN, "flags": [*new, *short, "--no-controls", "--promote", "always"]}
+    train = {"script": TRAIN, "flags": [*old, "--seed", "7"]}
+    retrain = {"script": RETRAIN, "flags": [*new, "--no-controls", "--promote", "always"]}
     steps = {TRAIN: train, RETRAIN: retrain}
     first = [made.job(script, step) for script, step in steps.items()]
     rest = []
@@ -87,9 +79,8 @@ def jobs(tmp_path_factory, trained, files, empty_store, launch):
         rest.append(made.job((script, at), step, fresh=script == TRAIN and i % 2 == 0))
     for script, at, number in SIGNALS:
         rest.append(made.job((script, at, number), steps[script] | {"at": at, "signal": number}))
-    long = {"script": TRAIN, "flags": [*old, "--epochs", "20", "--checkpoint-seconds", "1e-9"]}
-    # Two moments an epoch, six trainings of 20: number 262 is in the midst of the last one.
-    killed = long | {"at": 262, "signal": signal.SIGKILL}
+    long = {"script": TRAIN, "flags": [*old, "--epochs", "20"], "trains": True}
+    killed = long | {"after": ["training", 11], "signal": signal.SIGKILL}
     rest.append(
         made.job("resume", killed, long | {"flags": [*long["flags"], "--resume"]}, fresh=True)
     )
@@ -98,10 +89,7 @@ def jobs(tmp_path_factory, trained, files, empty_store, launch):
         rest.append(made.job((script, "lost"), step | {"lost": True}, later))
     many = [made.job("first runs", train | {"copies": MANY}, fresh=True)]
     (made.places["first runs"].folder / "mlflow.db").unlink()
-    auto = ["--promote", "auto", "--max-forgetting", "0.99"]
-    many += [
-        made.job("retrainings", retrain | {"flags": [*retrain["flags"], *auto], "copies": MANY})
-    ]
+    many += [made.job("retrainings", retrain | {"copies": MANY})]
     file = tmp_path_factory.mktemp("jobs") / "jobs.json"
     file.write_text(json.dumps([first, rest, many[:1], many[1:]]))
     made.process = launch(HERE / "forked.py", HERE.parent, file, XLA_FLAGS=os.environ["XLA_FLAGS"])
@@ -113,17 +101,23 @@ def sweep(place):
     return tracking.connect(place.store, place.experiment)
 
 
+def alike(one, other):
+    """Tell whether two networks have the same weights, bit for bit."""
+    pairs = zip(one.network.get_weights(), other.network.get_weights(), strict=True)
+    return all(np.array_equal(a, b) for a, b in pairs)
+
+
 def check_files(place):
     """Find no half-written file under its final name, in the store or in models/."""
     models = place.folder / "models"
     if (models / "preprocessor.pkl").exists():
-        assert model_store.load_preprocessor(models / "preprocessor.pkl", "any") is not None
+        assert artifact.load_preprocessor(models / "preprocessor.pkl", "any") is not None
     for folder in ("mlflow_model", "retrained_mlflow_model"):
         if (models / folder).exists():
-            assert place.load(str(models / folder)).card["files"]
+            assert place.load(str(models / folder)).card["lineage"]
     for version in place.client.search_model_versions("name='loan-amount'"):
         if str(place.folder) in str(place.artifact(version.source)):  # not the one all begin with
-            assert place.load(version.source).card["files"]
+            assert place.load(version.source).card["lineage"]
 
 
 def test_complete_runs_have_dozens_of_moments_to_be_killed_at(jobs):
@@ -133,7 +127,7 @@ def test_complete_runs_have_dozens_of_moments_to_be_killed_at(jobs):
         assert outcome(place)[0] == 0, outcome(place)
         counts[script] = int((place.folder / "0.0.count").read_text())
     print(f"faults: moments of a run {counts}")
-    assert min(counts.values()) > 100
+    assert min(counts.values()) > 60
 
 
 @pytest.mark.parametrize(("script", "at"), KILLS)
@@ -144,7 +138,7 @@ def test_killed_process_leaves_the_old_champion_or_a_complete_new_one(jobs, file
     assert place.runs("RUNNING") == []
     assert {run.info.status for run in place.runs()} <= {"FINISHED", "KILLED"}
     check_files(place)
-    champion = model_store.champion_version(client, "loan-amount")
+    champion = registry.champion_version(client, "loan-amount")
     if champion is None:
         assert not client.search_model_versions("name='loan-amount'") or script == TRAIN
         assert not [run for run in place.runs() if run.info.status == "FINISHED"]
@@ -164,9 +158,9 @@ def test_kills_reach_every_part_of_a_run(jobs):
         statuses += [run.info.status for run in place.runs()][:1]
         champions.append(place.champion())
     print(f"faults: {len(KILLS)} kills; runs {statuses.count('KILLED')} swept")
-    assert statuses.count("KILLED") >= 8
+    assert statuses.count("KILLED") >= 6
     assert {"1", "2"} <= set(champions)  # before and after the promotion
-    assert len(KILLS) == 20
+    assert len(KILLS) == 12
 
 
 @pytest.mark.parametrize(("script", "at", "number"), SIGNALS)
@@ -187,15 +181,10 @@ def test_killed_training_resumed_ends_with_the_bits_of_an_uninterrupted_one(jobs
     assert outcome(place, 1)[0] == 0, outcome(place, 1)
     (run,) = place.runs()
     assert run.info.status == "FINISHED"
-    one, other = (p.load(u) for p, u in ((place, "models:/loan-amount/1"), (trained, trained.uri)))
-    pairs = zip(*(model_utils.model_state(m.network) for m in (one, other)), strict=True)
-    assert all(np.array_equal(a, b) for a, b in pairs)
-    assert run.data.metrics == trained.run.data.metrics
-    curves = [
-        [p.value for p in each.client.get_metric_history(each.run.info.run_id, "epoch/final_loss")]
-        for each in (place, trained)
-    ]
-    assert curves[0] == curves[1]
+    champion = place.load("models:/loan-amount/1")
+    assert alike(champion, trained.load(trained.uri))
+    for key in ("MAE", "MSE", "R2", "epoch/loss", "epoch/val_mae", "epoch/final_loss"):
+        assert run.data.metrics[key] == trained.run.data.metrics[key]
 
 
 @pytest.mark.parametrize("script", [TRAIN, RETRAIN])
@@ -211,8 +200,7 @@ def test_store_lost_after_the_training_leaves_the_model_and_the_command_that_log
     kept = place.load(str(place.folder / "models" / name))
     assert outcome(place, 1)[0] == 0, outcome(place, 1)
     logged = place.load("models:/loan-amount/2")
-    pairs = zip(*(model_utils.model_state(m.network) for m in (kept, logged)), strict=True)
-    assert all(np.array_equal(a, b) for a, b in pairs)
+    assert alike(kept, logged)
     assert [run.info.status for run in place.runs()] == ["FINISHED", "FINISHED"]
 
 
@@ -223,7 +211,7 @@ def test_many_first_runs_at_once_in_an_empty_folder_all_finish(jobs):
     assert [run.info.status for run in place.runs()] == ["FINISHED"] * MANY
     versions = place.client.search_model_versions("name='loan-amount'")
     assert {str(v.version) for v in versions} == {str(i + 1) for i in range(MANY)}
-    assert len(model_store.history(place.client, "loan-amount")) == 1
+    assert len(registry.history(place.client, "loan-amount")) == 1
     check_files(place)
     print(f"faults: {MANY} first runs at once")
 
@@ -237,7 +225,7 @@ def test_many_retrainings_at_once_promote_one_and_explain_every_refusal(jobs):
     verdicts = [run.data.tags["verdict"] for run in runs if "verdict" in run.data.tags]
     assert sorted(verdicts) == ["kept champion"] * (MANY - 1) + ["promoted"]
     lines = [line for _, _, out in ends for line in out.splitlines()]
-    refused = [line for line in lines if line.startswith("kept champion: the ")]
+    refused = [line for line in lines if line.startswith("kept champion, the ")]
     assert len(refused) == MANY - 1
     assert all("champion" in line[15:] for line in refused)
     assert place.champion("previous") == "1"

@@ -1,73 +1,167 @@
-"""Claims about mlflow_score.py: what a file of predictions holds, and that it is whole."""
+"""Claims about scoring: a row is worth the same in a file, in Python and over HTTP.
 
-import contextlib
+The servers and commands are started as a newcomer starts them: as the README writes them, in a
+folder with an environment in `.venv` that nobody has activated.
+"""
+
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import Place, not_trained
 
-import mlflow_score
-import streaming
-import tabular
+from toolkit import tables
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text("utf-8")
+ENVIRONMENT = Path(sys.executable).parents[1]
+PLAIN_PATH = "/usr/local/bin:/usr/bin:/bin"  # without the environment of the tests
+SHELL = "import os, sys; os.execv('/bin/sh', ['sh', '-c', sys.argv[1]])"
+SERVE = re.search(r"^(PATH=.*)?\S+/mlflow models serve .*$", README, re.M)[0]
+PREDICT = ".venv/bin/mlflow models predict -m models:/loan-amount@champion --env-manager local"
 
 
-@pytest.fixture
-def score(trained, tmp_path, monkeypatch):
-    """Give the function that runs the script in an empty folder on the store of `trained`."""
+@pytest.fixture(scope="module")
+def rows():
+    """Make rows as people write them: French dates, amounts with spaces and a sign, codes, gaps."""
+    rng = np.random.default_rng(9)
+    income = rng.uniform(800, 9_000, 200)
+    rows = pd.DataFrame(
+        {
+            "since": pd.date_range("2019-01-15", periods=200, freq="5D").strftime("%d/%m/%Y"),
+            "income": [f"{value:,.2f} €".replace(",", " ").replace(".", ",") for value in income],
+            "code": rng.choice(["01", "2A", "75"], 200),
+            "share": [f"{value} %" for value in rng.integers(1, 99, 200)],
+            "amount": (income * 2 + rng.normal(0, 90, 200)).round(2),
+        }
+    )
+    rows.loc[::9, "code"] = None
+    return rows
 
-    def run(*flags):
-        monkeypatch.setattr(streaming, "CHUNK", 64)
-        store = ["--tracking-uri", trained.store, "--experiment", trained.experiment]
-        with contextlib.chdir(tmp_path):
-            return mlflow_score.main([str(flag) for flag in (*flags, *store)])
 
-    return run
+@pytest.fixture(scope="module")
+def place(rows, empty_store, tmp_path_factory):
+    """Train on these rows in a folder that looks like a clone of the project."""
+    place = Place(tmp_path_factory.mktemp("scored"))
+    (place.folder / "mlflow.db").write_bytes(empty_store.read_bytes())
+    (place.folder / ".venv").symlink_to(ENVIRONMENT)
+    rows.to_csv(place.folder / "rows.csv", index=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("model_utils.train_model", not_trained)  # random weights are as good
+        patch.setattr("toolkit.tracking.log_figures", lambda figures: None)
+        assert place.train("--data", "rows.csv", "--target", "amount") == 0, place.err
+    kinds = place.load("models:/loan-amount@champion").preprocessor.schema.kinds
+    assert kinds == {
+        "since": "date",
+        "income": "numeric",
+        "code": "categorical",
+        "share": "numeric",
+    }
+    place.sent = rows.drop(columns="amount").tail(60).reset_index(drop=True)
+    place.sent.to_csv(place.folder / "sent.csv", index=False)
+    return place
+
+
+@pytest.fixture(scope="module")
+def expected(place):
+    return place.predict("models:/loan-amount@champion", place.sent)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def started(place, launch):
+    """Start the README's server, and MLflow's command for files, with the PATH untouched."""
+    assert SERVE.endswith("--port 5001")
+    options = {"folder": place.folder, "PATH": PLAIN_PATH}
+    return {
+        "server": launch("-c", SHELL, SERVE.replace("5001", "{port}"), **options),
+        "predict": launch("-c", SHELL, f"{PREDICT} -i sent.csv -t csv", **options),
+    }
+
+
+def test_environment_is_not_on_the_path_that_these_tests_use():
+    assert shutil.which("uvicorn", path=PLAIN_PATH) is None, "uvicorn is installed for everybody"
+
+
+# --- files
 
 
 @pytest.mark.parametrize("suffix", ["csv", "parquet"])
-def test_predictions_are_those_of_the_served_model_in_the_order_of_the_rows(
-    score, trained, files, tmp_path, suffix
+def test_file_of_predictions_holds_those_of_pyfunc_in_the_order_of_the_rows(
+    place, expected, suffix, monkeypatch
 ):
-    rows = pd.read_csv(files / "new.csv")
-    rows.loc[::7, ["age", "region"]] = np.nan  # and the target may be absent
-    rows = rows.drop(columns="montant_pret").astype({"age": float})
-    data, output = tmp_path / f"rows.{suffix}", tmp_path / f"out.{suffix}"
-    rows.to_csv(data, index=False) if suffix == "csv" else rows.to_parquet(data)
-    assert score("--data", data, "--output", output) == 0
+    monkeypatch.setattr(tables, "BLOCK_ROWS", 25)
+    data, output = f"sent.{suffix}", place.folder / f"out.{suffix}"
+    if suffix == "parquet":
+        place.sent.to_parquet(place.folder / data)
+    before = {file.name for file in place.folder.iterdir()}
+    assert place.score("--data", data, "--output", output.name, "--json") == 0, place.err
     found = pd.read_csv(output) if suffix == "csv" else pd.read_parquet(output)
     assert list(found) == ["prediction"]
-    expected = trained.predict(trained.uri, tabular.read_rows(data)[0])
     np.testing.assert_array_equal(found["prediction"], expected)
-    assert {file.name for file in tmp_path.iterdir()} == {data.name, output.name, "models"}
-    assert list((tmp_path / "models").iterdir()) == []
+    assert {file.name for file in place.folder.iterdir()} == before | {output.name}
+    assert json.loads(place.out) == {
+        "rows": 60,
+        "model_uri": "models:/loan-amount@champion",
+        "output": output.name,
+    }
+    assert len(place.runs()) == 1  # scoring logs nothing
 
 
-def test_error_in_a_late_chunk_leaves_the_old_predictions_as_they_were(
-    score, files, tmp_path, capsys
-):
-    (tmp_path / "predictions.csv").write_text("old")
-    rows = pd.read_csv(files / "new.csv").astype({"taille": object})
-    rows.loc[300, "taille"] = "grand"
-    rows.to_csv(tmp_path / "bad.csv", index=False)
-    assert score("--data", tmp_path / "bad.csv") == 2
-    assert capsys.readouterr().err.startswith("error: column 'taille' of ")
-    assert (tmp_path / "predictions.csv").read_text() == "old"
-    assert list(tmp_path.glob(".*")) == []
+def test_error_in_a_late_block_leaves_the_old_predictions_as_they_were(place, monkeypatch):
+    monkeypatch.setattr(tables, "BLOCK_ROWS", 10)
+    file = place.folder / "predictions.csv"
+    file.write_text("old")
+    bad = place.sent.copy()
+    bad.loc[55, "income"] = "much"
+    parts = place.folder / "parts"
+    parts.mkdir()
+    bad[:30].to_csv(parts / "a.csv", index=False)
+    bad[30:].to_csv(parts / "b.csv", index=False)
+    assert place.score("--data", "parts") == 2
+    assert place.err.startswith("error: column 'income' of parts holds 'much' in line")
+    assert place.err.count("\n") == 1
+    assert file.read_text() == "old"
+    assert list(place.folder.glob(".*.part")) == []
 
 
-@pytest.mark.parametrize(
-    ("flags", "words"),
-    [
-        (["--output", "out.txt"], "'out.txt' was passed; expected a file ending in .csv or .par"),
-        (["--output", "none/out.csv"], "in an existing folder"),
-        (["--data", "none.csv"], "no file at none.csv"),
-        (["--model-uri", "models:/none/1"], "no model at models:/none/1"),
-    ],
-)
-def test_wrong_flags_are_one_line_and_exit_code_2(score, files, flags, words, capsys):
-    flags = flags if "--data" in flags else [*flags, "--data", files / "new.csv"]
-    with contextlib.suppress(SystemExit):
-        assert score(*flags) == 2
-    error = capsys.readouterr().err
-    assert words in error
-    assert error.count("\n") == 1
+# --- commands and servers
+
+
+def test_models_predict_scores_a_file(started, expected):
+    process = started["predict"]
+    assert process.wait() == 0, process.err
+    answer = json.loads(process.out[process.out.index('{"predictions') :])
+    assert answer["predictions"] == expected.tolist()
+
+
+def body(rows, form):
+    if form.startswith("csv"):
+        return rows.to_csv(index=False, sep=form[-1]), "text/csv"
+    content = json.loads(rows.to_json(orient=form.removeprefix("dataframe_")))
+    content.pop("index", None) if form == "dataframe_split" else None
+    return json.dumps({form: content}), "application/json"
+
+
+@pytest.mark.parametrize("form", ["dataframe_split", "dataframe_records", "csv ,"])
+def test_server_gives_every_row_the_same_prediction(started, place, expected, form):
+    server = started["server"].ready("/ping")
+    status, answer = server.post("/invocations", *body(place.sent, form))
+    assert status == 200, answer
+    assert json.loads(answer)["predictions"] == expected.tolist()
+
+
+def test_server_takes_semicolons_where_cells_have_no_commas(started, place):
+    server = started["server"].ready("/ping")
+    whole = place.sent.assign(income=place.sent["income"].str.replace(",..", "", regex=True))
+    status, answer = server.post("/invocations", *body(whole, "csv ;"))
+    assert status == 200, answer
+    expected = place.predict("models:/loan-amount@champion", whole)
+    assert json.loads(answer)["predictions"] == expected.tolist()
+    status, answer = server.post("/invocations", *body(place.sent, "csv ;"))
+    assert status == 400, answer
+    assert "expected commas between columns: send such a CSV" in json.loads(answer)["message"]

@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 from sklearn.datasets import load_diabetes
 from sklearn.linear_model import LinearRegression
-from sklearn.metrics import r2_score
+from sklearn.metrics import mean_absolute_error
 
 import model_utils
 from model_utils import (
@@ -155,7 +155,7 @@ def test_target_scale_is_worked_out_by_hand():
     floor, between, cap = [10.0] * 5, [12.0, 14.0, 16.0, 18.0], [20.0] * 5
     y = floor + between + cap
     assert target_scale(y) == TargetScale(15, np.std(y), 10, 20)
-    assert target_scale(floor + [14.0, 20.0]).high == 21
+    assert target_scale([*floor, 14.0, 20.0]).high == 21
     assert target_scale([-4.0, 16.0, *cap]).low == -6.4
     assert target_scale([1.0, 11.0]).low == 0  # what is never negative stays so
     assert target_scale([-1.0, 9.0]).low == -2
@@ -187,7 +187,7 @@ def test_network_without_inputs_is_refused(input_dim):
 
 
 def part_of(model, name):
-    return keras.Model(model.inputs, model.get_layer(name).output)
+    return keras.Model(model.input, model.get_layer(name).output)
 
 
 def heads_of(model, inputs):
@@ -488,7 +488,7 @@ def test_rates_fall_along_half_a_cosine():
 
 def test_members_train_on_blocks_as_train_model_does():
     models = [create_nn_model(N_INPUTS, QUICK, SCALE, members=2) for _ in range(2)]
-    recipes = [QUICK] * 2
+    recipes = [replace(QUICK, epochs=1)] * 2
     train_members(models[0], [X], [Y], SCALE, recipes)
     train_members(models[1], X, Y, SCALE, recipes)
     np.testing.assert_array_equal(weights_of(models[0]), weights_of(models[1]))
@@ -553,23 +553,23 @@ def test_sizes_follow_the_number_of_rows_unless_given(n_rows, batch_size, epochs
     assert (given.epochs, given.batch_size) == (7, 11)
 
 
-def test_noise_calls_for_strong_weight_decay_and_a_clean_line_for_weak():
+def test_noise_calls_for_strong_weight_decay():
     inputs = RNG(0).normal(size=(150, 6)).astype(np.float32)
-    noisy, curves = choose_recipe(inputs, RNG(1).normal(size=150))
-    clean, _ = choose_recipe(inputs, inputs @ np.arange(1.0, 7))
-    assert noisy[0].weight_decay == 3
-    assert clean[0].weight_decay == 0.3
-    assert len(noisy) == model_utils.MEMBERS
-    assert len(curves["loss"]) == len(curves["val_mae"]) == noisy[0].epochs
-    assert noisy[0] in model_utils.candidates(model_utils.sized_recipe(150), 150)
+    base = Recipe(epochs=40)
+    recipes, curves = choose_recipe(inputs, RNG(1).normal(size=150), base=base)
+    assert recipes[0].weight_decay == 3
+    assert recipes == [recipes[0]] * model_utils.MEMBERS
+    assert recipes[0] in model_utils.candidates(base, 150)
+    assert len(curves["loss"]) == len(curves["val_mae"]) == 40
 
 
-def test_steps_call_for_bins():
-    inputs = RNG(0).uniform(-1, 1, size=(400, 2)).astype(np.float32)
-    y = np.floor(inputs[:, 0] * 8) % 2
+def test_steps_call_for_bins_and_weak_weight_decay():
+    inputs = RNG(0).uniform(-1, 1, size=(800, 2)).astype(np.float32)
+    y = np.floor(inputs[:, 0] * 4) % 2 + inputs[:, 1]
     edges = tuple(np.linspace(-1, 1, 17).tolist())
     recipes, _ = choose_recipe(inputs, y, [(0, edges), (1, edges)], base=Recipe(epochs=40))
     assert recipes[0].bins
+    assert recipes[0].weight_decay == 0.3
 
 
 @pytest.fixture
@@ -599,7 +599,8 @@ def test_each_fold_of_a_search_holds_other_rows_back_from_all_its_candidates(sea
     assert len(loss) == 1
     z, held_back = (Y - SCALE.mean) / SCALE.scale, ~mask
     error = np.abs(heads_of(model, X) - z[:, None])
-    by_hand = [np.mean([error[held_back[:, m], m].mean() for m in (k, k + 2, k + 4)]) for k in (0, 1)]
+    by_fold = [error[held_back[:, member], member].mean() for member in range(6)]
+    by_hand = [np.mean(by_fold[::2]), np.mean(by_fold[1::2])]
     np.testing.assert_allclose(errors[0], by_hand, rtol=1e-4)
 
 
@@ -647,6 +648,6 @@ def test_network_is_about_as_good_as_a_linear_model_where_that_is_hard_to_beat()
     scale = target_scale(y)
     model = create_nn_model(inputs.shape[1], recipes[0], scale, preprocessor.bins)
     train_members(model, inputs, y, scale, recipes)
-    reached = r2_score(y_test, model_predict(model, unseen))
     linear = LinearRegression().fit(inputs, y).predict(unseen)
-    assert reached >= r2_score(y_test, linear) - 0.03
+    found = mean_absolute_error(y_test, model_predict(model, unseen))
+    assert found <= 1.08 * mean_absolute_error(y_test, linear)

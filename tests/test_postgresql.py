@@ -66,7 +66,7 @@ def places(launch, database, files, tmp_path_factory) -> list[Place]:
     server = launch(*serve.split(), *stores, MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false")
     server.ready("/health")
     places = [Place(tmp_path_factory.mktemp(f"client_{i}"), server.url) for i in (0, 1)]
-    flags = ["--tracking-uri", server.url, "--experiment", "loans", "--epochs", 10]
+    flags = ["--tracking-uri", server.url, "--experiment", "loans", "--epochs", 2]
     both(launch, places, "mlflow_monitoring.py", *flags, "--data", files / "old.csv")
     retrain = ["--data", files / "new.csv", "--no-controls", "--promote", "always"]
     both(launch, places, "mlflow_retrain.py", *flags, *retrain)

@@ -1,5 +1,6 @@
 """Claims about toolkit/reading.py: blocks of a source become one table, as if read at once."""
 
+import itertools
 from types import SimpleNamespace
 
 import numpy as np
@@ -47,7 +48,7 @@ def source(monkeypatch):
 
 def blocks_of(rows, *cuts):
     edges = [0, *cuts, len(rows)]
-    return [rows[a:b].reset_index(drop=True) for a, b in zip(edges, edges[1:], strict=False)]
+    return [rows[a:b].reset_index(drop=True) for a, b in itertools.pairwise(edges)]
 
 
 def test_file_becomes_a_conformed_table_with_the_hashes_of_its_rows(tmp_path):
@@ -75,9 +76,7 @@ def test_same_rows_from_parquet_have_the_same_hashes(tmp_path):
     table, schema, _ = reading.read_first(settings_for(tmp_path / "rows.csv"))
     typed = rows.astype({"income": float, "y": float, "customer": int})
     typed.assign(day=pd.to_datetime(rows["day"])).to_parquet(tmp_path / "rows.parquet")
-    again, _ = reading.read_again(
-        settings_for(tmp_path / "rows.parquet"), schema, "", strict=True
-    )
+    again, _ = reading.read_again(settings_for(tmp_path / "rows.parquet"), schema, "", strict=True)
     assert (again[roles.HASH] == table[roles.HASH]).all()
 
 

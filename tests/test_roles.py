@@ -256,7 +256,7 @@ def test_row_that_is_both_trained_on_and_held_out_would_be_counted():
     old, new = assigned(60, 0, 0), assigned(40, 1, 1)
     forged = pd.concat([new, old[old[ROLE] == TRAIN].head(2).assign(**{ROLE: HELD_OUT})])
     held_out = {"new": forged[forged[ROLE] == HELD_OUT]}
-    rows = roles.RetrainingRows(new, old[old[ROLE] == TRAIN], held_out, 0, 0)
+    rows = roles.RetrainingRows(new, old[old[ROLE] == TRAIN], held_out, 0, 0, old)
     assert rows.counts["rows both trained on and held out"] == 2
 
 

@@ -281,6 +281,11 @@ def leave(exit_code: int) -> NoReturn:
     sys.exit(exit_code)
 
 
+def without_password(text: object) -> str:
+    """Write a setting so that it can be logged: a URL's password becomes ***."""
+    return re.sub(r"(://[^/@\s]*?:)[^@\s]+@", r"\1***@", str(text))
+
+
 def same_place(settings: StoreSettings) -> list[str]:
     """Name store, experiment and registered model for a command to paste, where not the usual."""
     usual = {"tracking_uri": STORE, "experiment": NAME, "model_name": NAME}

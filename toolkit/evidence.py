@@ -39,7 +39,7 @@ def look(
         f"on them, is {format_amount(error, unit)}"
     )
     evidence = Evidence(unit=unit, prequential=error, prequential_rows=len(y))
-    reference = rows.train[~rows.new]
+    reference = rows.remembered
     lines = ["drift: unknown, the parent remembers no training row"]
     if len(reference):
         evidence = replace(

@@ -27,12 +27,11 @@ MIN_TRAIN, MIN_HELD_OUT = 10, 2
 def row_hashes(table: pd.DataFrame) -> np.ndarray:
     """Hash the features and target of conformed rows, uint64 of shape (n_rows,).
 
-    Equal rows hash alike in every file, order and block (`pandas.util.hash_pandas_object`).
+    Equal rows hash alike in every file, order and block, 0.0 like -0.0
+    (`pandas.util.hash_pandas_object`).
     """
-    own = [name for name in table.columns if name not in OWN]
-    numbers = table[own].select_dtypes("number").columns
-    positive = table[own].assign(**{name: table[name] + 0.0 for name in numbers})  # -0.0 is 0.0
-    return pd.util.hash_pandas_object(positive, index=False).to_numpy(np.uint64)
+    own = table[[name for name in table.columns if name not in OWN]]
+    return pd.util.hash_pandas_object(own, index=False).to_numpy(np.uint64)
 
 
 def scrambled(hashes: np.ndarray, salt: int) -> np.ndarray:
@@ -184,7 +183,8 @@ class RetrainingRows:
 
     file: the rows of the file that no version of the line has seen. train: remembered training rows
     of the parent, then the new ones, those of versions that were refused included. held_out: "new"
-    and, where the parent remembers any, "old".
+    and, where the parent remembers any, "old". remembered: all training rows of the parent that its
+    line remembers, replayed or not.
     """
 
     file: pd.DataFrame
@@ -192,6 +192,7 @@ class RetrainingRows:
     held_out: dict[str, pd.DataFrame]
     parent_generation: int
     seen_before: int
+    remembered: pd.DataFrame
 
     @property
     def new(self) -> np.ndarray:
@@ -228,14 +229,14 @@ def gather(
     old = buffer[buffer[GENERATION] <= parent_generation] if len(buffer) else buffer
     new = pd.concat([each for each in (refused, fresh) if len(each)] or [fresh], ignore_index=True)
     remembered = part(old, TRAIN)
-    if replay is not None and len(remembered):
-        remembered = smallest(remembered, replay)
-    trained = [each for each in (remembered, part(new, TRAIN)) if len(each)] or [new.head(0)]
+    replayed = remembered if replay is None else smallest(remembered, replay)
+    trained = [each for each in (replayed, part(new, TRAIN)) if len(each)] or [new.head(0)]
     held_out = {"new": part(new, HELD_OUT).reset_index(drop=True)}
     if len(part(old, HELD_OUT)):
         held_out["old"] = part(old, HELD_OUT).reset_index(drop=True)
     together = pd.concat(trained, ignore_index=True)
-    return RetrainingRows(fresh, together, held_out, parent_generation, len(table) - len(fresh))
+    seen_before = len(table) - len(fresh)
+    return RetrainingRows(fresh, together, held_out, parent_generation, seen_before, remembered)
 
 
 def blocks_of_rows(table: pd.DataFrame, role: Roles, blocks: int = 30) -> np.ndarray | None:

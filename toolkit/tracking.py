@@ -224,7 +224,7 @@ def log_settings(
 ) -> None:
     """Log all settings of a run, and what else was decided, as parameters in one request."""
     values = {**dataclasses.asdict(settings), **more}
-    chosen = {key: str(value)[:LONGEST_PARAM] for key, value in values.items()}
+    chosen = {key: cli.without_password(v)[:LONGEST_PARAM] for key, v in values.items()}
     client.log_batch(run_id, params=[Param(k, v) for k, v in chosen.items() if k not in NOT_LOGGED])
 
 
@@ -256,7 +256,9 @@ def log_rows(
     `table` holds features and target only. `sha256` is given where it is a sample of the dataset.
     """
     sha256 = sha256 or content_hash(table)
-    dataset = from_pandas(table, name=Path(name).name, targets=target, digest=sha256[:32])
+    dataset = from_pandas(
+        table, name=Path(cli.without_password(name)).name, targets=target, digest=sha256[:32]
+    )
     for patience in (0.1, 0.3, 1.0, 0):
         try:
             mlflow.log_input(dataset, context=context, tags={"sha256": sha256})
