@@ -81,7 +81,7 @@ def train(settings: Settings) -> int:
 
         # Preprocess: measured on training rows alone. Train: as validation rows among them advise.
         with terminal.progress("training") as progress:
-            X, y, preprocessor = model_utils.preprocessing(train_rows, schema=schema)
+            X, _, preprocessor = model_utils.preprocessing(train_rows, schema=schema)
             network, facts, curves = fit(
                 settings, X, y_train, preprocessor.bins, checkpoint, progress.update, build
             )

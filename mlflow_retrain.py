@@ -95,7 +95,7 @@ def retrain(settings: Settings) -> int:
             findings=list(found.findings),
         )
         return 0
-    roles.check_enough(len(rows.train), len(rows.held_out["new"]), settings.data)
+    roles.check_enough_new(rows, settings.data)
 
     tags = {"phase": "retraining", "parent_model_uri": parent.uri, "parent_run_id": parent.run_id}
     sha256 = tracking.content_hash(table)
@@ -292,7 +292,7 @@ def continue_members(
     )
     curves = {**curves, "final_loss": history.history.get("loss", [])}
     latest_recipe = recipes[len(places)]  # the best of the fresh members
-    facts = {"recipe": asdict(latest_recipe), "scale": asdict(scale)}
+    facts: dict[str, Any] = {"recipe": asdict(latest_recipe), "scale": asdict(scale)}
     facts |= {"new_categories": new_categories, "continued_members": len(places)}
     return Child(network, preprocessor, facts, curves)
 

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from toolkit.artifact import TrainedModel
     from toolkit.tables import Table
 
+OUTPUT = Path("predictions.csv")
+
 
 @dataclass
 class Settings(cli.StoreSettings):
@@ -23,7 +25,7 @@ class Settings(cli.StoreSettings):
     data: str = option("data/df_new.csv", "file, folder, glob or URL of rows", metavar="FILE")
     query: str | None = option(None, "SQL query, where --data is a database", metavar="SQL")
     model_uri: str | None = option(None, "model, any MLflow URI (the champion)", metavar="URI")
-    output: Path = option(Path("predictions.csv"), "written, .csv or .parquet", metavar="FILE")
+    output: Path = option(OUTPUT, "written, .csv or .parquet", metavar="FILE")  # noqa: RUF009
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -38,8 +38,9 @@ from numpy.typing import ArrayLike
 from sklearn.metrics import mean_absolute_error, mean_squared_error, r2_score
 
 from toolkit import encoding, roles
-from toolkit.columns import Schema, conform, infer_schema
+from toolkit.columns import Schema, conform
 from toolkit.encoding import Preprocessor
+from toolkit.kinds import infer_schema
 
 TARGET = "montant_pret"
 HIDDEN = (64, 32)
@@ -424,7 +425,8 @@ class MemberAdamW(keras.optimizers.Adam):
         shape = (-1, *[1] * (len(variable.shape) - 1))
         rate = learning_rate * tf.reshape(self.rates.value, shape)
         rate *= self.frozen.get(tuple(variable.shape), 1.0)
-        if len(variable.shape) > 1 and variable.name != "bias":
+        is_bias = variable.name.split(":")[0].endswith("bias")  # TensorFlow says "hidden_1/bias:0"
+        if len(variable.shape) > 1 and not is_bias:
             self.assign_sub(variable, variable * rate * tf.reshape(self.decays.value, shape))
         super().update_step(gradient, variable, rate)
 
@@ -490,14 +492,10 @@ def train_members(
         return np.where(mask, z, np.nan).astype(np.float32)
 
     first = recipes[0]
+    z = [targets(block) for block in y] if isinstance(y, list) else targets(y)
+    callbacks = [CosineRates(optimizer, first.epochs), *callbacks]
     _, history = train_model(
-        heads,
-        X,
-        [targets(block) for block in y] if isinstance(y, list) else targets(y),
-        epochs=first.epochs,
-        batch_size=first.batch_size,
-        callbacks=[CosineRates(optimizer, first.epochs), *callbacks],
-        seed=seed,
+        heads, X, z, None, None, first.epochs, first.batch_size, callbacks=callbacks, seed=seed
     )
     losses = history.history.get("loss", [])
     if losses and not np.isfinite(losses[-1]):
@@ -538,11 +536,18 @@ class _ValidationErrors(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         predicted = self.heads.predict_on_batch(self.X)[..., 0]
         error = np.where(self.used, np.abs(predicted - self.z), np.nan)
-        self.errors.append(np.nanmean(error, axis=0))
+        self.errors.append(_known_mean(error, axis=0))
 
     def on_train_end(self, logs: dict | None = None) -> None:
         if not self.errors:  # a training that was continued after its last epoch
             self.on_epoch_end(0)
+
+
+def _known_mean(values: np.ndarray, axis: int) -> np.ndarray:
+    """Average along an axis what is not NaN; NaN where nothing is, without a warning."""
+    known = ~np.isnan(values)
+    total, counts = np.where(known, values, 0.0).sum(axis=axis), known.sum(axis=axis)
+    return np.where(counts > 0, total / np.maximum(counts, 1), np.nan)
 
 
 def candidates(base: Recipe, n_rows: int) -> list[Recipe]:
@@ -587,7 +592,7 @@ def compare_recipes(
     tried, callbacks = [*recipes] * folds, [*callbacks, watch]
     history = train_members(model, X, y, scale, tried, mask=mask, callbacks=callbacks, seed=seed)
     errors = np.stack(watch.errors).reshape(len(watch.errors), folds, n)
-    return np.nanmean(errors, axis=1), history.history.get("loss", [])
+    return _known_mean(errors, axis=1), history.history.get("loss", [])
 
 
 def choose_recipe(
@@ -648,29 +653,27 @@ def choose_retraining(
     callbacks: Sequence[keras.callbacks.Callback] = (),
     seed: int = 0,
 ) -> tuple[list[Recipe], dict[str, list[float]]]:
-    """Choose how half of the members go on from the parent and how the others start afresh.
+    """Choose how half of the members go on from the parent and the others start afresh, or all do.
 
-    All start afresh where many validation rows say that it is much better. recipe: the parent's.
-    base: of the fresh ones. is_new: bool of shape (n_rows,), rows that the parent never trained on;
-    these alone validate going on and, where they are many, starting afresh too.
+    recipe, base: of the parent, of the fresh ones. is_new: bool of shape (n_rows,), rows the parent
+    never saw: these alone validate going on and, where they are many, starting afresh.
     Returns (the recipe of each member, curves of the best candidate) as `choose_recipe` does.
     """
-    going_on = _going_on(recipe)
-    n, tried = len(going_on), [*going_on, *candidates(base, len(X))]
+    tried = _going_on(recipe)
+    n = len(tried)
+    tried += candidates(base, len(X))
     model, rows = _search_network(X, base, scale, bins, len(tried), seed)
-    members = member_count(model)
-    continued = np.flatnonzero(np.arange(members) % len(tried) < n)
+    continued = np.flatnonzero(np.arange(member_count(model)) % len(tried) < n)
     sources = np.resize(latest_members(parent), len(continued))
     grow_network(parent, model, sources, continued, dropped)
-    n_valid = is_new[rows].sum() * VALIDATION * members / len(tried)
+    n_valid = is_new[rows].sum() * VALIDATION * len(continued) / n
     valid = np.ones((len(rows), len(tried)), bool)
     valid[:, : n if n_valid < MANY_VALIDATION else None] = is_new[rows, None]
     errors, loss = compare_recipes(
         model, X[rows], y[rows], scale, tried, valid, callbacks=callbacks, seed=seed
     )
     last = np.where(np.isfinite(errors[-1]), errors[-1], np.inf)
-    # With few rows to choose by, the slower rate is the safer.
-    first = 3 if n_valid < MIN_VALIDATION else int(np.argmin(last[:n]))
+    first = 3 if n_valid < MIN_VALIDATION else int(np.argmin(last[:n]))  # slower is the safer
     best = n + np.argsort(last[n:])[:MEMBERS]
     chosen = [tried[i] for i in best]
     if n_valid < MANY_VALIDATION or last[best[0]] >= MUCH_BETTER * last[first]:

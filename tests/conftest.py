@@ -285,10 +285,10 @@ def tiny(tiny_rows):
     """Make a complete model of a network that was trained for one epoch; do not change it."""
     import keras
 
-    from toolkit import artifact, columns, encoding, roles
+    from toolkit import artifact, columns, encoding, kinds, roles
 
     keras.utils.set_random_seed(0)
-    schema, _ = columns.infer_schema(tiny_rows, "y")
+    schema, _ = kinds.infer_schema(tiny_rows, "y")
     table = roles.hashed(columns.conform(tiny_rows, schema, source="rows")[0])
     held_out = roles.Roles.choose(table, 0.2, seed=7)
     y = table["y"].to_numpy()

@@ -71,7 +71,7 @@ cli.parse(Settings, ["--help"], "script.py", "Do it.")
     assert process.wait() == 0, process.err
     assert process.out.startswith("[]\nusage: script.py")
     flags = "--data --epochs --batch-size --learning-rate --seed --test-size --experiment"
-    flags += " --model-name --tracking-uri --models-dir --quiet --json --group --time --na"
+    flags += " --model-name --tracking-uri --models-dir --quiet --json --na"
     assert all(flag in process.out for flag in flags.split())
     assert "rows (new.csv)" in process.out
     assert "of roles, weights and order (42)" in process.out
@@ -469,3 +469,16 @@ def test_start_is_shown_on_the_terminal_that_libraries_are_kept_from(monkeypatch
     drawn = on_terminal(monkeypatch, work)
     assert ("starting" in drawn) is not quiet
     assert "noise" not in drawn
+
+
+@pytest.mark.parametrize(
+    ("text", "logged"),
+    [
+        ("postgresql://ann:s3cret@host/db", "postgresql://ann:***@host/db"),
+        ("mysql://ann:p@ss@host/db", "mysql://ann:***@host/db"),
+        ("data/df_old.csv", "data/df_old.csv"),
+        (3, "3"),
+    ],
+)
+def test_password_of_a_url_is_not_logged(text, logged):
+    assert cli.without_password(text) == logged

@@ -7,8 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from toolkit.columns import Column, Schema, check_target, conform, infer_schema, warnings_about
+from toolkit.columns import Column, Schema, check_target, conform, warnings_about
 from toolkit.errors import UserError
+from toolkit.kinds import infer_schema
 
 N = 200
 RNG = np.random.default_rng(0)

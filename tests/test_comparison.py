@@ -369,6 +369,10 @@ def test_shuffled_target_is_found_and_a_weaker_or_never_strong_relation_is_not()
     assert skill(0.0, n=25) == []  # so few rows prove nothing
 
 
+def test_parent_that_was_never_right_has_no_skill_to_lose():
+    assert skill(-0.7, old_relation=-0.15) == []
+
+
 def test_whole_file_of_the_parents_predictions_counts_in_place_of_few_held_out_rows():
     y, y_old = targets(1000), targets(400, 1)
     few, parent = {"parent": y[:25], "retrained": y[:25]}, RNG(3).permutation(y)

@@ -340,6 +340,7 @@ def test_full_disk_while_the_model_is_kept_leaves_the_checkpoint_to_log_from(
     assert (place.run.info.run_id, place.run.info.status) == (run_id, "FINISHED")
 
 
+@pytest.mark.filterwarnings("error::RuntimeWarning")  # it would stand beside the one line
 def test_training_that_diverges_is_one_line_and_exit_code_2(fresh_place, files):
     flags = ["--learning-rate", "1e20", "--epochs", 2]
     assert fresh_place.train("--data", files / "old.csv", *flags) == 2

@@ -319,3 +319,12 @@ def test_rows_that_belong_together_share_a_label():
     assert np.unique(labels).tolist() == list(range(10))
     assert (np.diff(labels) >= 0).all()
     assert (labels[::2] == labels[1::2]).all()
+
+
+def test_retraining_needs_two_new_held_out_rows_and_the_advice_is_to_wait():
+    table = assigned(60, generation=1)
+    few = table[table[roles.ROLE] == roles.TRAIN]
+    rows = roles.gather(few, pd.DataFrame(), parent_generation=0)
+    with pytest.raises(UserError, match=r"brings \d+ new rows, 0 of which are held out; .* wait"):
+        roles.check_enough_new(rows, "few.csv")
+    roles.check_enough_new(roles.gather(table, pd.DataFrame(), parent_generation=0), "ok.csv")

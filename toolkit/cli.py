@@ -283,7 +283,7 @@ def leave(exit_code: int) -> NoReturn:
 
 def without_password(text: object) -> str:
     """Write a setting so that it can be logged: a URL's password becomes ***."""
-    return re.sub(r"(://[^/@\s]*?:)[^@\s]+@", r"\1***@", str(text))
+    return re.sub(r"(://[^/@\s:]*:)[^/\s]+@", r"\1***@", str(text))
 
 
 def same_place(settings: StoreSettings) -> list[str]:

@@ -23,6 +23,7 @@ from toolkit.words import format_amount, format_interval, printable
 PARENT, RETRAINED = "parent", "retrained"  # the names that `evaluate` looks for
 MISSING, OTHER = "(missing)", "(other)"
 SIZABLE_GROUP = 20  # rows; the mean of fewer says little about a group
+WAS_RELATED = 0.2  # rank correlation of predictions and targets, below which none is missed
 Kind = Literal["better", "no_worse", "worse", "suspicious", "nothing_new"]
 
 
@@ -265,7 +266,7 @@ def lost_skill(
     was, now = _rank_correlation(y_old, old[PARENT]), _rank_correlation(y, before)
     limit = math.tanh(math.atanh(now) + 2.576 * 1.03 / math.sqrt(max(1, n_rows - 3)))
     findings = []
-    if min(n_rows, n_old) >= SIZABLE_GROUP and limit < was / 4:
+    if min(n_rows, n_old) >= SIZABLE_GROUP and limit < was / 4 and was > WAS_RELATED:
         findings.append(
             f"target: its rank correlation with the parent's predictions fell from {was:.2f} "
             f"to {now:.2f}, as if it were shuffled"

@@ -11,6 +11,7 @@ import pandas as pd
 from . import columns, roles, tables
 from .columns import Schema
 from .errors import UserError
+from .kinds import infer_schema
 
 if TYPE_CHECKING:
     from .cli import TrainingSettings
@@ -28,7 +29,7 @@ def read_first(settings: Any) -> tuple[pd.DataFrame, Schema, list[str]]:
     target, data = settings.target, settings.data
 
     def find_schema(rows: pd.DataFrame, line: int) -> tuple[Schema, list[str]]:
-        return columns.infer_schema(rows, target, first_line=line, source=data, **said)
+        return infer_schema(rows, target, first_line=line, source=data, **said)
 
     table, schema, notes = _read(settings, find_schema, settings.group or "", strict=False)
     time = settings.time

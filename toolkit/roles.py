@@ -250,3 +250,14 @@ def blocks_of_rows(table: pd.DataFrame, role: Roles, blocks: int = 30) -> np.nda
         order = table[role.time].rank(method="dense", na_option="bottom").to_numpy()
         return np.floor(order / (order.max() + 1) * blocks)
     return table[HASH].to_numpy() if table[HASH].duplicated().any() else None
+
+
+def check_enough_new(rows: RetrainingRows, source: str) -> None:
+    """Raise UserError where too few new rows are held out to judge a retraining by."""
+    held_out = len(rows.held_out["new"])
+    if held_out < MIN_HELD_OUT or len(rows.train) < MIN_TRAIN:
+        raise UserError(
+            f"{source} brings {len(rows.file):,} new rows, {held_out} of which are held out; "
+            f"expected at least {MIN_HELD_OUT} to judge by: wait for more rows, and pass all of "
+            "them in one file or folder"
+        )

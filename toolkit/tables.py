@@ -2,21 +2,20 @@
 
 Belongs here: how tables are stored. What the values mean is in `columns.py`. Text of a CSV file
 stays as it is written; what a typed format calls text becomes a pandas category, so that
-`columns.py` can tell a text that is meant from one that nobody gave a type.
+`kinds.py` can tell a text that is meant from one that nobody gave a type.
 """
 
 import codecs
 import csv
 import glob
-import io
 import os
 import re
 import shutil
 import tempfile
-import urllib.error
 import urllib.request
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -25,25 +24,27 @@ from urllib.parse import unquote, urlsplit
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.csv as pc_csv
+import pyarrow.csv as pc
 import pyarrow.dataset as ds
-import pyarrow.parquet as pq
-from pandas.api.types import union_categoricals
 
+from .columns import Column, as_text, named, parse_numbers
 from .errors import UserError, one_line
 
 BLOCK_ROWS = 500_000
-HEAD_BYTES = 65_536
-DETECT_BYTES = 2**26  # of a text file: its encoding is judged by these
-TYPED = {".parquet": "parquet", ".pq": "parquet", ".feather": "feather", ".arrow": "feather"}
-JSON, EXCEL, PACKED = (".jsonl", ".ndjson", ".json"), (".xlsx", ".xlsm"), (".gz", ".bz2", ".zip")
-SUFFIXES = (".csv", ".tsv", *TYPED, *JSON, *EXCEL, *PACKED)
+HEAD_BYTES = 2**20  # of a text file: its separator and header are found in these
+DETECT_BYTES = 2**26  # and its encoding in these
+MAGIC = {b"PAR1": "parquet", b"ARRO": "feather"}  # the first bytes of a file
+JSON, PACKED = (".jsonl", ".ndjson", ".json"), (".gz", ".bz2", ".zip")
+SUFFIXES = (".csv", ".tsv", ".parquet", ".pq", ".feather", ".arrow", ".xlsx", *JSON, *PACKED)
+EXPECTED = "expected CSV, Parquet, JSON lines, Feather or Excel"
 DATABASES = re.compile(r"(postgres|mysql|mariadb|sqlite|oracle|mssql|duckdb|snowflake|bigquery)")
-UNNAMED = re.compile(r"|Unnamed: \d+(_level_\d+)?|__index_level_\d+__")
+DRIVERS = {"psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}
+UNNAMED = r"|Unnamed: \d+|__index_level_\d+__"
 TOTAL = re.compile(r"(grand |sous-)?(totale?|totaux|sum|somme|summe|gesamt)( g[ée]n[ée]rale?)?\W*")
 # Of the encodings without a mark of their own, those that spreadsheets and old programs write.
 ENCODINGS = ["cp1252", "cp1250", "cp1251", "mac_roman", "shift_jis", "gb18030"]
 Blocks = Iterator[pd.DataFrame]
+Reader = Callable[[], Blocks]
 
 
 @dataclass
@@ -56,7 +57,7 @@ class Table:
     """
 
     source: str
-    readers: list[Callable[[], Blocks]] = field(repr=False)
+    readers: list[Reader] = field(repr=False)
     notes: list[str] = field(default_factory=list)
     first_line: int = 1
     keep: Any = field(default=None, repr=False)  # a temporary folder that must outlive the readers
@@ -66,68 +67,87 @@ class Table:
 
         Raises UserError for files that cannot be read, differ in their columns, or have no rows.
         """
-        columns: list[str] | None = None
-        last: pd.DataFrame | None = None
-        for reader in self.readers:
-            for block in reader():
-                rows = self._plain(block)
-                if columns is not None and sorted(rows.columns) != sorted(columns):
-                    raise _other_columns(self.source, list(rows.columns), columns)
-                columns = columns or list(rows.columns)
-                if last is not None and len(last):
-                    yield last
-                last = rows[columns]
-        last = None if last is None else self._without_total(last)
-        if last is None or last.empty:
+        waiting: list[pd.DataFrame] = []
+        columns: list[str] = []
+        for part in (self._plain(part) for reader in self.readers for part in reader()):
+            columns = columns or list(part)
+            if sorted(part) != sorted(columns):
+                raise UserError(
+                    f"a file of {self.source} has the columns {list(part)}, but those before it "
+                    f"have {columns}; give files with the same columns"
+                )
+            if sum(map(len, waiting)) >= BLOCK_ROWS:
+                yield _together(waiting)
+                waiting = []
+            waiting += [part[columns]] if len(part) else []
+        last = self._without_total(_together(waiting)) if waiting else pd.DataFrame()
+        if last.empty:
             raise UserError(f"{self.source} holds no rows; expected a header and rows below it")
         yield last
 
     def read(self) -> pd.DataFrame:
         """Read all rows into one DataFrame, with a RangeIndex."""
-        blocks = list(self.blocks())
-        if len(blocks) == 1:
-            return blocks[0]
-        columns = {}
-        for name in blocks[0].columns:
-            parts = [block[name] for block in blocks]
-            if all(isinstance(part.dtype, pd.CategoricalDtype) for part in parts):
-                columns[name] = pd.Series(union_categoricals(parts))
-            else:
-                columns[name] = pd.concat(parts, ignore_index=True)
-        rows = pd.DataFrame(columns)
-        rows.attrs = blocks[0].attrs
-        return rows
+        return _together(list(self.blocks()))
 
     def note(self, text: str) -> None:
         """Add a note, unless it is there already."""
-        if text not in self.notes:
-            self.notes.append(text)
+        self.notes += [] if text in self.notes else [text]
 
     def _plain(self, rows: pd.DataFrame) -> pd.DataFrame:
-        """Give the rows a plain index and names of text; leave columns without a name out."""
-        names = [str(name).strip() for name in rows.columns]
-        unnamed = [bool(UNNAMED.fullmatch(name)) for name in names]
-        if any(unnamed):
+        unnamed = rows.columns.astype(str).str.strip().str.fullmatch(UNNAMED)
+        if unnamed.any():
             self.note("a column without a name (an index of rows) is left out")
-        kept = [name for name, without in zip(names, unnamed, strict=True) if not without]
-        _check_once(kept, self.source)
-        rows = rows.loc[:, [not without for without in unnamed]].reset_index(drop=True)
-        rows.columns = pd.Index(kept, dtype=object)
-        return rows
+        return named(rows.loc[:, ~unnamed], self.source).rename(columns=str.strip)
 
     def _without_total(self, rows: pd.DataFrame) -> pd.DataFrame:
-        """Leave out empty rows and a row of totals at the end."""
-        n_rows = len(rows)
-        while n_rows and rows.iloc[n_rows - 1].isna().all():
-            n_rows -= 1
-        if n_rows < len(rows):
-            self.note(f"{len(rows) - n_rows} empty rows at the end are left out")
-        rows = rows.iloc[:n_rows]
+        full = rows.notna().any(axis=1).to_numpy().nonzero()[0]
+        empty = len(rows) - (full[-1] + 1 if len(full) else 0)
+        if empty:
+            self.note(f"{empty} empty rows at the end are left out")
+            rows = rows.iloc[:-empty]
         label = _total_label(rows.tail(10_000))
         if label:
             self.note(f"the last row is a total ({label!r}) and is left out")
-            rows = rows.iloc[:-1]
-        return rows
+        return rows.iloc[:-1] if label else rows
+
+
+def _together(parts: list[pd.DataFrame]) -> pd.DataFrame:
+    """Join blocks; what is a category in the first stays one, whatever its levels."""
+    if len(parts) == 1:
+        return parts[0]
+    rows = pd.concat(parts, ignore_index=True)
+    return rows.astype(dict.fromkeys(parts[0].select_dtypes("category"), "category"))
+
+
+def _total_label(rows: pd.DataFrame) -> str:
+    """Return the word that marks the last row as a total of those above it, or ""."""
+    for name, cell in rows.iloc[-1].items() if len(rows) > 2 else ():
+        if isinstance(cell, str) and TOTAL.fullmatch(cell.strip().casefold()):
+            others = rows.drop(columns=name)
+            numbers = others.apply(lambda c: parse_numbers(as_text(c), Column("", "numeric"))[0])
+            above = numbers.iloc[-1] > numbers.iloc[:-1].max()
+            emptied = others.iloc[-1].isna() & (others.notna().mean() > 0.5)
+            once = (rows[name] == cell).sum() == 1
+            return cell.strip() if once and (above | emptied).any() else ""
+    return ""
+
+
+@contextmanager
+def _reading(failed: str, advice: str) -> Iterator[None]:
+    """Turn whatever a library raises while it reads into one line that says what to do."""
+    try:
+        yield
+    except UserError:
+        raise
+    except ImportError as error:
+        package = DRIVERS.get(error.name or "", error.name or "pyarrow")
+        raise UserError(f"{failed}: it needs a package: pip install {package}") from error
+    except Exception as error:  # each library has classes of its own
+        reason = re.sub(r" \[SQL:.*|//[^@/\s]*@", "", one_line(error))[:150]
+        raise UserError(f"{failed} ({reason}); {advice}") from error
+
+
+# --- where tables are ---------------------------------------------------------------------------
 
 
 def open_table(source: str | Path, query: str | None = None) -> Table:
@@ -140,196 +160,121 @@ def open_table(source: str | Path, query: str | None = None) -> Table:
     source = str(source)
     scheme = source.split("://")[0] if "://" in source else ""
     shown = re.sub(r"//[^@/]*@", "//", source).split("?")[0] if scheme else source
+    table = Table(shown, [])
     if query is not None or DATABASES.match(scheme):
-        return _open_sql(source, shown, query)
-    keep = None
+        return _open_sql(source, query, table)
     if scheme == "file":
         source = urllib.request.url2pathname(urlsplit(source).path)
     elif scheme:
-        keep = tempfile.TemporaryDirectory(prefix="table-")
-        source = _download(source, shown, Path(keep.name))
-    if _is_delta(Path(source)):
-        return _open_delta(source, shown, keep)
-    table = Table(shown, [], keep=keep)
-    for number, (file, keys) in enumerate(_data_files(source, shown)):
+        table.keep = tempfile.TemporaryDirectory(prefix="table-")
+        source = _download(source, shown, Path(table.keep.name))
+    if os.path.isdir(os.path.join(source, "_delta_log")):
+        return _open_delta(source, table)
+    for number, file in enumerate(_files(source, shown)):
         reader, line = _open_file(file, table)
-        table.readers.append(partial(_with_keys, reader, keys))
+        table.readers.append(partial(_with_keys, reader, file, Path(source)))
         table.first_line = table.first_line if number else line
     return table
 
 
-def _with_keys(reader: Callable[[], Blocks], keys: dict[str, str | None]) -> Blocks:
-    for block in reader():
-        attrs = block.attrs
-        rows = block.assign(**{k: pd.Categorical([v] * len(block)) for k, v in keys.items()})
-        rows.attrs = attrs
-        yield rows
-
-
-def _check_once(names: list[str], shown: str) -> None:
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise UserError(f"{shown} has two columns named {twice!r}; rename or remove one")
-
-
-def _other_columns(source: str, names: list[str], before: list[str]) -> UserError:
-    return UserError(
-        f"a file of {source} has the columns {names}, but those before it have {before}; give "
-        "files with the same columns"
-    )
-
-
-def _total_label(rows: pd.DataFrame) -> str:
-    """Return the word that marks the last row as a total of those above it, or ""."""
-    if len(rows) < 3:
-        return ""
-    last, before = rows.iloc[-1], rows.iloc[:-1]
-    texts = {name: str(value).strip() for name, value in last.items() if isinstance(value, str)}
-    found = [name for name, text in texts.items() if TOTAL.fullmatch(text.casefold())]
-    if not found or (before[found[0]].astype(str).str.strip() == texts[found[0]]).any():
-        return ""
-    numbers = before.apply(lambda column: pd.to_numeric(column.astype(object), errors="coerce"))
-    high = numbers.max()
-    above = pd.to_numeric(last.astype(object), errors="coerce") > high
-    empty = last.isna() & (before.isna().mean() < 0.5)
-    unread = high.isna().sum() == len(high) - 1  # numbers that only `columns.py` can read
-    return texts[found[0]] if above.any() or empty.any() or unread else ""
-
-
-# --- where tables are --------------------------------------------------------------------------
-
-
-def _data_files(source: str, shown: str) -> list[tuple[Path, dict[str, str | None]]]:
-    """List the files behind a path, each with the keys of the folders `key=value` it lies in."""
-    path = Path(source)
-    try:
-        if path.is_file():
-            found = [path]
-        elif path.is_dir():
-            found = [file for file in sorted(path.rglob("*")) if _belongs(file, path)]
-        else:
-            found = [Path(name) for name in sorted(glob.glob(source)) if Path(name).is_file()]
-    except (OSError, ValueError):  # a name too long for a file, say
-        found = []
+def _files(source: str, shown: str) -> list[Path]:
+    what = "there is no such file"
+    names = [source] if os.path.isfile(source) else sorted(glob.glob(source))
+    if os.path.isdir(source):
+        what = "the folder holds no table"
+        names = [str(file) for file in sorted(Path(source).rglob("*")) if _belongs(file, source)]
+    found = [Path(name) for name in names if os.path.isfile(name)]
     if not found:
-        what = "the folder holds no table" if os.path.isdir(path) else "there is no such file"
+        raise UserError(f"cannot read {shown}: {what}; {EXPECTED}: check the path")
+    if any((file.parent / "_delta_log").is_dir() for file in found):
         raise UserError(
-            f"cannot read {shown}: {what}; expected CSV, Parquet, JSON lines, Feather or Excel: "
-            "check the path"
+            f"{shown} is a part of a Delta table, where some files are no longer valid; give the "
+            "folder instead"
         )
-    for file in found:
-        if _is_delta(file.parent):
-            raise UserError(
-                f"{shown} is a part of the Delta table {file.parent}, where some files are no "
-                "longer valid; give the folder instead"
-            )
-    return [(file, _keys(file, path)) for file in found]
+    return found
 
 
-def _belongs(file: Path, folder: Path) -> bool:
+def _belongs(file: Path, folder: str) -> bool:
     *folders, name = file.relative_to(folder).parts
-    hidden = name.startswith((".", "_"))
-    inside = all("=" in part for part in folders)
-    return inside and not hidden and file.is_file() and file.suffix.lower() in SUFFIXES
+    hidden = name.startswith((".", "_")) or not all("=" in part for part in folders)
+    return not hidden and file.suffix.lower() in SUFFIXES
 
 
-def _keys(file: Path, top: Path) -> dict[str, str | None]:
+def _with_keys(reader: Reader, file: Path, top: Path) -> Blocks:
+    """Add the keys of the folders `key=value` that a file lies in as columns."""
     inside = file.relative_to(top) if top in file.parents else file
-    pairs = [part.split("=", 1) for part in inside.parts[:-1] if "=" in part]
-    empty = "__HIVE_DEFAULT_PARTITION__"
-    return {key: None if value == empty else unquote(value) for key, value in pairs}
+    keys = [part.split("=", 1) for part in inside.parts[:-1] if "=" in part]
+    for block in reader():
+        for key, value in keys:
+            level = None if value == "__HIVE_DEFAULT_PARTITION__" else unquote(value)
+            block[key] = pd.Categorical([level] * len(block))
+        yield block
 
 
 def _download(url: str, shown: str, folder: Path) -> str:
     """Copy what a URL names into a folder: the path of the copy."""
     target = folder / (Path(unquote(urlsplit(url).path)).name or "table")
-    try:
+    with _reading(f"cannot read {shown}", "check the address and the access rights"):
         if url.startswith(("http://", "https://")):
             with urllib.request.urlopen(url, timeout=60) as answer, target.open("wb") as copy:
                 shutil.copyfileobj(answer, copy)
-            return str(target)
-        from pyarrow import fs
+        else:
+            from pyarrow import fs
 
-        if url.startswith("gs://") and "?" not in url:
-            url += "?retry_limit_seconds=20"  # it would try for a quarter of an hour
-        place, path = fs.FileSystem.from_uri(url)
-        if place.get_file_info(path).type == fs.FileType.NotFound:
-            raise FileNotFoundError("there is nothing")
-        fs.copy_files(path, str(target), source_filesystem=place)
-    except ImportError as error:
-        package = {"gs": "gcsfs", "abfs": "adlfs", "s3": "s3fs"}.get(url.split(":")[0], "fsspec")
-        raise UserError(f"{shown} needs a package: pip install {package}") from error
-    except (OSError, ValueError, pa.ArrowException, urllib.error.URLError) as error:
-        raise UserError(
-            f"cannot read {shown} ({one_line(error)}); check the address and the access rights"
-        ) from error
+            if url.startswith("gs://") and "?" not in url:
+                url += "?retry_limit_seconds=20"  # it would try for a quarter of an hour
+            fs.copy_files(url, str(target))
     return str(target)
 
 
-def _is_delta(folder: Path) -> bool:
-    return os.path.isdir(folder / "_delta_log")  # False for a name too long for a file
-
-
-def _open_delta(folder: str, shown: str, keep: Any) -> Table:
-    try:
+def _open_delta(folder: str, table: Table) -> Table:
+    with _reading(f"cannot read the Delta table {table.source}", "check its log"):
         from deltalake import DeltaTable
-    except ImportError as error:
-        raise UserError(
-            f"{shown} is a Delta table, which needs a package: pip install deltalake"
-        ) from error
-    try:
+
         delta = DeltaTable(folder)
-        dataset = delta.to_pyarrow_dataset()
-    except Exception as error:  # its exceptions have no common base that is public
-        raise UserError(f"cannot read the Delta table {shown} ({one_line(error)})") from error
-    notes = [f"version {delta.version()} of the Delta table {shown} was read"]
-    return Table(shown, [lambda: _typed_blocks(dataset)], notes, keep=keep)
+        table.readers.append(partial(_typed_blocks, delta.to_pyarrow_dataset()))
+    table.note(f"version {delta.version()} of the Delta table {table.source} was read")
+    return table
 
 
-def _open_sql(url: str, shown: str, query: str | None) -> Table:
+def _open_sql(url: str, query: str | None, table: Table) -> Table:
     """Read the rows of one query; they are kept, as a second reading might find others."""
     if query is None or "://" not in url:
         raise UserError(
-            f"{shown} and a query belong together; expected a database such as "
+            f"{table.source} and a query belong together; expected a database such as "
             "postgresql://host/name with --query 'SELECT …'"
         )
-    try:
+    with _reading(f"the query on {table.source} failed", "check it"):
         import sqlalchemy
 
         with sqlalchemy.create_engine(url).connect() as connection:
             blocks = list(pd.read_sql_query(query, connection, chunksize=BLOCK_ROWS))
-    except ImportError as error:
-        package = {"psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}
-        name = package.get(error.name or "", error.name)
-        raise UserError(f"{shown} needs a package: pip install {name}") from error
-    except Exception as error:  # drivers raise classes of their own, SQLAlchemy others
-        reason = one_line(error).split(" [SQL:")[0].replace(url, shown)
-        raise UserError(f"the query on {shown} failed ({reason}); check it") from error
-    typed = [
-        block.astype(dict.fromkeys(block.select_dtypes("str"), "category")) for block in blocks
-    ]
-    return Table(shown, [lambda: iter(typed)])
+    texts = dict.fromkeys(blocks[0].select_dtypes("str"), "category")
+    table.readers.append(lambda: (block.astype(texts) for block in blocks))
+    return table
 
 
 # --- how tables are written ---------------------------------------------------------------------
 
 
-def _open_file(file: Path, table: Table) -> tuple[Callable[[], Blocks], int]:
+def _open_file(file: Path, table: Table) -> tuple[Reader, int]:
     """Choose the reader of a file by its name or first bytes: (reader, line of the first row)."""
-    head, suffix = _head(file), file.suffix.lower()
-    kind = "parquet" if head[:4] == b"PAR1" else TYPED.get(suffix)
-    kind = "feather" if head[:6] == b"ARROW1" else kind
-    if kind:
-        return lambda: _typed_file(file, kind), 1
-    if suffix in EXCEL:
-        return _open_excel(file, table)
-    head = _head(file, packed=True)
-    if not head.removeprefix(codecs.BOM_UTF8).strip():
+    suffixes = "".join(file.suffixes[-2:]).lower()
+    with _reading(f"cannot read {file}", "copy it again"):
+        with file.open("rb") as start:
+            kind = MAGIC.get(start.read(4))
+        if kind or suffixes.endswith((".parquet", ".pq", ".feather", ".arrow")):
+            return partial(_typed_file, file, kind or "parquet"), 1
+        if suffixes.endswith(".xlsx"):
+            return _open_excel(file, table)
+        with _stream(file) as stream:
+            sample = stream.read(DETECT_BYTES)
+    start = sample[:HEAD_BYTES].removeprefix(codecs.BOM_UTF8).lstrip()
+    if not start:
         raise UserError(f"{file} is empty; expected a header line and rows")
-    name = file.name.lower().removesuffix(suffix if suffix in PACKED else "")
-    if name.endswith(JSON) or (head.lstrip()[:1] in b"[{" and b'":' in head):
-        return lambda: _json_blocks(file), 1
-    return _open_csv(file, table)
+    if any(suffix in suffixes for suffix in JSON) or (start[:1] in b"[{" and b'":' in start):
+        return partial(_json_blocks, file, start[:1] == b"["), 1
+    return _open_csv(file, sample, table)
 
 
 def _stream(file: Path) -> Any:
@@ -343,168 +288,112 @@ def _stream(file: Path) -> Any:
     return archive.open(names[0])
 
 
-def _head(file: Path, *, packed: bool = False, size: int = HEAD_BYTES) -> bytes:
-    try:
-        with _stream(file) if packed else file.open("rb") as stream:
-            return stream.read(size)
-    except (OSError, EOFError, zipfile.BadZipFile, pa.ArrowException) as error:
-        raise UserError(f"cannot read {file} ({one_line(error)}); copy it again") from error
-
-
 def _typed_file(file: Path, form: str) -> Blocks:
-    try:
-        if form == "parquet":
-            _check_once(pq.read_schema(file).names, str(file))
+    with _reading(f"{file} is not a complete {form.title()} file", "write or copy it again"):
         yield from _typed_blocks(ds.dataset(file, format=form))
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(
-            f"{file} is not a complete {form.title()} file ({one_line(error)[:90]}); "
-            "write or copy it again"
-        ) from error
 
 
 def _typed_blocks(dataset: Any) -> Blocks:
     """Read typed rows; text as categories, decimals as floats; the index pandas kept is plain."""
-    for table in _in_blocks(dataset.to_batches(batch_size=BLOCK_ROWS // 4), dataset.schema):
-        for number, part in enumerate(table.schema):
-            column = table.column(number)
-            if pa.types.is_string(part.type) or pa.types.is_large_string(part.type):
-                column = column.dictionary_encode()
-            elif pa.types.is_decimal(part.type):
-                column = column.cast(pa.float64())
-            table = table.set_column(number, part.name, column)
-        yield table.to_pandas(ignore_metadata=True, date_as_object=False)
+    decimals = [part.name for part in dataset.schema if pa.types.is_decimal(part.type)]
+    options = {"ignore_metadata": True, "date_as_object": False, "strings_to_categorical": True}
+    for batch in dataset.to_batches(batch_size=BLOCK_ROWS // 4):
+        rows = pa.Table.from_batches([batch], dataset.schema).to_pandas(**options)
+        yield rows.astype(dict.fromkeys(decimals, "float64"))
 
 
-def _in_blocks(batches: Any, schema: pa.Schema) -> Iterator[pa.Table]:
-    """Join small batches to tables of about `BLOCK_ROWS` rows; at least one, maybe empty."""
-    waiting, n_rows, first = [], 0, True
-    for batch in batches:
-        waiting.append(batch)
-        n_rows += len(batch)
-        if n_rows >= BLOCK_ROWS:
-            yield pa.Table.from_batches(waiting, schema)
-            waiting, n_rows, first = [], 0, False
-    if waiting or first:
-        yield pa.Table.from_batches(waiting, schema)
-
-
-def _json_blocks(file: Path) -> Blocks:
+def _json_blocks(file: Path, is_array: bool) -> Blocks:
     """Read one object per line, or one array of objects; text is left as it is written."""
-    try:
-        with _stream(file) as stream:
-            lines = not stream.read(HEAD_BYTES).lstrip().startswith(b"[")
-        with _stream(file) as stream:
-            if lines:
-                yield from pd.read_json(stream, lines=True, chunksize=BLOCK_ROWS, dtype=False)
-            else:
-                yield pd.read_json(stream, dtype=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise UserError(
-            f"{file} is no table in JSON ({one_line(error)}); expected one object per line, such "
-            'as {"age": 41, "zone": "nord"}'
-        ) from error
+    advice = 'expected one object per line, such as {"age": 41, "zone": "nord"}'
+    with _reading(f"{file} is no table in JSON", advice), _stream(file) as stream:
+        if is_array:
+            yield pd.read_json(stream, dtype=False)
+        else:
+            yield from pd.read_json(stream, lines=True, chunksize=BLOCK_ROWS, dtype=False)
 
 
-def _open_excel(file: Path, table: Table) -> tuple[Callable[[], Blocks], int]:
-    try:
-        sheets = pd.read_excel(file, sheet_name=None, header=None, engine="openpyxl")
-    except ImportError as error:
-        raise UserError(f"{file} is an Excel file: pip install openpyxl") from error
-    except Exception as error:  # openpyxl and zipfile raise whatever a broken file makes them
-        raise UserError(f"{file} is no readable Excel file ({one_line(error)})") from error
-    full = [name for name, rows in sheets.items() if len(rows)]
-    if not full:
-        raise UserError(f"{file} is empty; expected a header line and rows")
-    if len(full) > 1:
-        table.note(f"{file.name} has {len(full)} sheets; only the first, {full[0]!r}, was read")
-    rows = sheets[full[0]]
-    texts = rows.head(100).astype(object).where(rows.head(100).notna(), "")
-    header = _header_line([[str(v) for v in line] for line in texts.to_numpy()], str(file))
-    if header:
-        table.note(f"{file.name}: what stands above the header in line {header + 1} is left out")
-    names = ["" if pd.isna(name) else name for name in rows.iloc[header]]
-    body = rows.iloc[header + 1 :].infer_objects().set_axis(names, axis=1)
+def _open_excel(file: Path, table: Table) -> tuple[Reader, int]:
+    import openpyxl  # noqa: F401 - pandas would not name the package that is missing
+
+    sheets = pd.read_excel(file, sheet_name=None, header=None)
+    name, rows = next((each for each in sheets.items() if len(each[1])), ("", pd.DataFrame()))
+    if len(sheets) > 1:
+        table.note(f"{file.name} has {len(sheets)} sheets; only {name!r} was read")
+    texts = rows.astype(object).fillna("").astype(str)
+    header = _header_line(texts.head(100).to_numpy().tolist(), file, table)
+    body = rows.iloc[header + 1 :].infer_objects().set_axis(texts.iloc[header], axis=1)
     return lambda: iter([body]), header + 2
 
 
-# --- CSV ---------------------------------------------------------------------------------------
+# --- CSV ----------------------------------------------------------------------------------------
 
 
-def _open_csv(file: Path, table: Table) -> tuple[Callable[[], Blocks], int]:
+def _open_csv(file: Path, sample: bytes, table: Table) -> tuple[Reader, int]:
     """Recognise encoding, separator and header of a text file."""
-    encoding = _encoding(file, table)
-    text = _head(file, packed=True).decode(encoding, errors="ignore").removeprefix("\ufeff")
+    encoding = _encoding(file, sample, table)
+    text = sample[:HEAD_BYTES].decode(encoding, errors="ignore").removeprefix("\ufeff")
     lines = re.split(r"\r\n|\n|\r", text)
-    lines = lines[:-1] if len(text) > HEAD_BYTES // 5 and len(lines) > 2 else lines
+    lines = lines[:-1] if len(sample) > HEAD_BYTES and len(lines) > 2 else lines
     marked = re.fullmatch(r'"?sep=(.)"?[,;\t]*', lines[0])
-    start = 1 if marked else 0
-    separator = marked[1] if marked else _separator(lines)
-    while not lines[start].strip():
-        start += 1
-    parsed = [next(csv.reader([line], delimiter=separator), []) for line in lines[start:200]]
-    start += _header_line(parsed, str(file))
-    reader = csv.reader((line + "\n" for line in lines[start:]), delimiter=separator)
-    names = next(reader)
-    end = start + reader.line_num
-    if marked or separator != ",":
+    separator = marked[1] if marked else max(",;\t|", key=partial(_evenness, lines))
+    lines[0] = "" if marked else lines[0]
+    start = _header_line([_cells(separator, line) for line in lines[:200]], file, table)
+    if separator != ",":
         table.note(f"{file.name} was read with {separator!r} between columns")
-    if any(line.strip() for line in lines[bool(marked) : start]):
-        table.note(f"{file.name}: what stands above the header in line {start + 1} is left out")
-    options = {"skip_rows": end, "column_names": names, "encoding": encoding}
-    return lambda: _csv_blocks(file, separator, options), end + 1
+    reader = csv.reader((line + "\n" for line in lines[start:]), delimiter=separator)
+    names = next(reader)  # they may be empty or stand twice
+    skip = start + reader.line_num
+    numbers = [str(number) for number in range(len(names))]
+    options = pc.ReadOptions(
+        skip_rows=skip, column_names=numbers, encoding=encoding, block_size=2**24
+    )
+    return partial(_csv_blocks, file, separator, names, options), skip + 1
 
 
-def _separator(lines: list[str]) -> str:
-    """Find the mark that cuts most lines, from the header on, into equally many fields."""
-
-    def score(mark: str) -> tuple[int, int, int]:
-        widths = [len(next(csv.reader([line], delimiter=mark), [])) for line in lines[:200]]
-        usual = max(set(widths), key=widths.count)
-        wide = [number for number, width in enumerate(widths) if width == usual]
-        return (len(wide) if usual > 1 else 0), -wide[0], usual
-
-    return max(",;\t|", key=score)
+def _cells(separator: str, line: str) -> list[str]:
+    return next(csv.reader([line], delimiter=separator), [])
 
 
-def _header_line(lines: list[list[str]], shown: str) -> int:
-    """Return the number of title and comment lines above the header.
+def _evenness(lines: list[str], separator: str) -> tuple[int, int, int]:
+    """Rate a separator: it should cut most lines, from the header on, into equally many fields."""
+    widths = [len(_cells(separator, line)) for line in lines[:200]]
+    usual = max(set(widths), key=widths.count)
+    return (widths.count(usual) if usual > 1 else 0), -widths.index(usual), usual
 
-    Raises UserError where the header and the rows below it have different widths.
+
+def _header_line(lines: list[list[str]], file: Path, table: Table) -> int:
+    """Return the place of the header, below titles, comments and empty lines.
+
+    Raises UserError where there is none, or it has another width than the rows below it.
     """
     widths = [len(line) for line in lines if line]
-    usual = max(set(widths), key=widths.count)
-    filled = [sum(bool(cell.strip()) for cell in line) for line in lines]
+    usual = max(widths, key=widths.count, default=0)
     for number, line in enumerate(lines):
-        titled = filled[number] <= (usual - 1) / 2 and filled[number] < max(filled)
-        if len(line) == usual and not (titled and line[0].strip()):
-            break
-        comment = not line or line[0].lstrip().startswith("#")
-        if not comment and filled[number] > max(1, usual / 2):
+        filled = [cell for cell in line if cell.strip()]
+        is_full = len(line) == usual
+        most = (usual - 1) / 2 if is_full else max(1, usual / 2)
+        if len(filled) <= most or (not is_full and line[0].startswith("#")):
+            continue
+        if not is_full:
             raise UserError(
-                f"{shown} is not a regular table (line {number + 1} has {len(line)} fields, most "
+                f"{file} is not a regular table (line {number + 1} has {len(line)} fields, most "
                 f"lines have {usual}); give every line as many fields as the header"
             )
-    names = [cell for cell in lines[number] if cell.strip()]
-    if number and any(re.fullmatch(r"[-+]?[\d.,]+", name) for name in names):
-        raise UserError(
-            f"{shown} has no header in line {number + 1}, below a line of another width; expected "
-            "a header with the names of all columns"
-        )
-    return number
+        if number and any(re.fullmatch(r"[-+]?[\d.,]+", cell) for cell in filled):
+            break
+        if any(map(any, lines[:number])):
+            table.note(f"{file.name}: what is above the header in line {number + 1} is left out")
+        return number
+    raise UserError(f"{file} has no header; expected a header line with names, and rows below it")
 
 
-def _encoding(file: Path, table: Table) -> str:
+def _encoding(file: Path, sample: bytes, table: Table) -> str:
     """Find the encoding of a text file: by its mark, as UTF-8, or by what its bytes look like."""
-    sample = _head(file, packed=True, size=DETECT_BYTES)
     if sample.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         table.note(f"{file.name} was read as UTF-16")
         return "utf-16"
     if b"\0" in sample[:HEAD_BYTES]:
-        raise UserError(
-            f"{file} is a binary file; expected CSV, Parquet, JSON lines, Feather or Excel "
-            "(from a spreadsheet: 'Save as', 'CSV UTF-8')"
-        )
+        raise UserError(f"{file} is a binary file; {EXPECTED}: save it as one of these")
     try:
         codecs.getincrementaldecoder("utf-8")().decode(sample)
         return "utf-8"
@@ -519,43 +408,30 @@ def _encoding(file: Path, table: Table) -> str:
     return best
 
 
-def _csv_blocks(file: Path, separator: str, options: dict[str, Any]) -> Blocks:
-    names = options["column_names"]
-    numbered = [f"{number}" for number in range(len(names))]  # unnamed columns may be several
-    read = pc_csv.ReadOptions(**options | {"column_names": numbered}, block_size=2**24)
-    parse = pc_csv.ParseOptions(delimiter=separator, newlines_in_values=True)
-    convert = pc_csv.ConvertOptions(
-        column_types=dict.fromkeys(numbered, pa.string()),
-        null_values=[""],
-        strings_can_be_null=True,
-    )
-    try:
-        with _stream(file) as stream, pc_csv.open_csv(stream, read, parse, convert) as batches:
-            for block in _in_blocks(batches, batches.schema):
-                rows = block.to_pandas()
-                rows.columns = pd.Index(names, dtype=object)
-                rows.attrs = {"separator": separator}
-                if len(rows) and str(rows.iloc[-1, -1]).endswith("\n"):
-                    raise pa.ArrowInvalid("a field opens with a quote that is never closed")
-                yield rows
-    except (pa.ArrowException, OSError, EOFError, UnicodeDecodeError) as error:
-        if "Empty CSV file" in str(error):
-            return
-        raise UserError(
-            f"{file} is not a regular table ({_irregular(file, separator, options) or error}); "
-            "give every line as many fields as the header"
-        ) from error
+def _csv_blocks(file: Path, separator: str, names: list[str], options: pc.ReadOptions) -> Blocks:
+    texts = dict.fromkeys(options.column_names, pa.string())
+    convert = pc.ConvertOptions(column_types=texts, null_values=[""], strings_can_be_null=True)
+    parse = pc.ParseOptions(delimiter=separator, newlines_in_values=True)
+    advice = "give every line as many fields as the header"
+    with _reading(f"{file} is not a regular table", advice), _stream(file) as stream:
+        try:
+            for batch in pc.open_csv(stream, options, parse, convert):
+                block = batch.to_pandas().set_axis(names, axis=1)
+                block.attrs = {"separator": separator}
+                if len(block) and str(block.iloc[-1, -1]).endswith("\n"):
+                    raise ValueError("a field opens with a quote that is never closed")
+                yield block
+        except pa.ArrowInvalid as error:
+            if "Empty CSV file" not in str(error):
+                raise ValueError(_irregular(file, options, parse) or one_line(error)) from error
 
 
-def _irregular(file: Path, separator: str, options: dict[str, Any]) -> str:
+def _irregular(file: Path, options: pc.ReadOptions, parse: pc.ParseOptions) -> str:
     """Name the first line that has another number of fields than the header."""
-    width, skipped = len(options["column_names"]), options["skip_rows"]
+    options.use_threads = False  # only then pyarrow knows the line
+    said = r".*Row #(\d+): Expected (\d+) columns, got (\d+):.*"
     try:
-        with _stream(file) as stream:
-            text = io.TextIOWrapper(stream, options["encoding"], newline="")
-            for number, fields in enumerate(csv.reader(text, delimiter=separator), 1):
-                if fields and number > skipped and len(fields) != width:
-                    return f"line {number} has {len(fields)} fields, not {width}"
-    except (OSError, EOFError, ValueError, csv.Error) as error:
-        return one_line(error)
+        pc.read_csv(_stream(file), options, parse)
+    except pa.ArrowInvalid as error:
+        return re.sub(said, r"line \1 has \3 fields, not \2", one_line(error))
     return ""
