@@ -7,6 +7,7 @@ mlflow ui
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from toolkit import cli
@@ -14,10 +15,13 @@ from toolkit.cli import option
 
 if TYPE_CHECKING:
     import numpy as np
+    import pandas as pd
     from mlflow import MlflowClient
 
     from toolkit.artifact import TrainedModel
     from toolkit.checkpoint import Checkpoint
+    from toolkit.columns import Schema
+    from toolkit.roles import Roles
 
 MODEL_NAME, DATA = "mlflow_model", "data/df_old.csv"
 
@@ -48,10 +52,8 @@ def train(settings: Settings) -> int:
     """Do the work of `main`, phase by phase."""
     with cli.quiet_start("starting", settings.quiet):
         import model_utils
-        from toolkit import artifact, reading, report, roles, summary, tracking
-        from toolkit.checkpoint import Checkpoint
+        from toolkit import reading, roles
     terminal = cli.Terminal(settings.quiet, settings.json)
-    unit = settings.unit or ("€" if settings.target == "montant_pret" else "")
     build = cli.load_function(settings.network)
 
     # Read: every row brought to one form, and hashed.
@@ -68,61 +70,121 @@ def train(settings: Settings) -> int:
     )
     roles.check_enough(len(y_train), len(y_test), settings.data)
 
-    client, experiment_id = tracking.connect(settings.tracking_uri, settings.experiment)
-    sha256 = tracking.content_hash(table)
-    checkpoint = Checkpoint(settings, __file__, sha256)
-    tags = {"phase": "training", "data_sha256": sha256}
+    return track(settings, terminal, build, schema, role, table, train_rows, test_rows)
+
+
+def track(
+    settings: Settings,
+    terminal: cli.Terminal,
+    build: Any,
+    schema: "Schema",
+    role: "Roles",
+    table: "pd.DataFrame",
+    train_rows: "pd.DataFrame",
+    test_rows: "pd.DataFrame",
+) -> int:
+    """Preprocess, train, score, log and register in one MLflow run."""
+    import model_utils
+    from toolkit import tracking
+    from toolkit.checkpoint import Checkpoint
+
+    y_train, y_test = (rows[settings.target].to_numpy() for rows in (train_rows, test_rows))
+    client, experiment = tracking.connect(settings.tracking_uri, settings.experiment)
+    tags = {"phase": "training", "data_sha256": tracking.content_hash(table)}
+    checkpoint = Checkpoint(settings, __file__, tags["data_sha256"])
     name = f"train {settings.model_name}"
-    with tracking.tracked_run(experiment_id, name, tags, checkpoint.run_id) as run:
+    with tracking.tracked_run(experiment, name, tags, checkpoint.run_id) as run:
         run_id = checkpoint.once("run_id", lambda: run.info.run_id)
-        tracking.log_settings(client, run_id, settings, **roles.counts(table))
-        for context, rows in (("training", train_rows), ("held-out", test_rows)):
-            tracking.log_rows(roles.own_columns(rows), settings.target, settings.data, context)
+        log_inputs(client, run_id, settings, train_rows, test_rows)
 
         # Preprocess: measured on training rows alone. Train: as validation rows among them advise.
         with terminal.progress("training") as progress:
             X, _, preprocessor = model_utils.preprocessing(train_rows, schema=schema)
             network, facts, curves = fit(
-                settings, X, y_train, preprocessor.bins, checkpoint, progress.update, build
+                settings, X, y_train, preprocessor.bins, checkpoint, progress.tell, build
             )
 
         # Score: on rows that nothing above has seen.
         prediction = model_utils.model_predict(network, preprocessor.transform(test_rows))
         metrics = scores(y_train, y_test, prediction)
-
-        # Log and register.
-        lineage = {
-            "generation": 0,
-            "run_id": run_id,
-            "data": cli.without_password(settings.data),
-            **roles.counts(table),
-        }
-        card = {
-            "run_id": run_id,
-            "unit": unit,
-            "settings": {key: cli.without_password(v) for key, v in vars(settings).items()},
-            "result": in_words(metrics, unit),
-            "lineage": [lineage],
-            **facts,
-        }
-        buffer = roles.remember(table.head(0), table, settings.buffer_rows)
-        trained = artifact.TrainedModel(network, preprocessor, role, buffer, card)
-        trained.model_card = report.model_card(card, schema)
-        artifact.save_preprocessor(preprocessor, settings.models_dir / "preprocessor.pkl")
-        folder = settings.models_dir / MODEL_NAME
-        with tracking.kept_if_logging_fails(lambda: artifact.save_folder(trained, folder)):
-            artifact.save_folder(trained, folder)
-            log_results(client, run_id, metrics, curves, trained, test_rows, prediction)
-            uri = artifact.log_model(trained, MODEL_NAME, step=len(curves["final_loss"]))
-            with cli.uninterrupted():  # registered, promoted and told, or nothing of it
-                version, verdict = publish(client, run_id, settings, uri, trained)
+        trained = make_model(settings, run_id, network, preprocessor, role, table, metrics, facts)
+        results = (metrics, curves, test_rows, prediction)
+        uri, version, verdict = keep(settings, client, run_id, trained, *results)
         checkpoint.remove()
-    say(terminal, settings, metrics, unit)
-    flags = [] if settings.data == DATA else ["--data", "NEW_ROWS.csv"]
-    flags += cli.same_place(settings)
-    steps = [cli.command("python", "mlflow_retrain.py", "--model-uri", uri, *flags)]
-    summary.conclude(terminal, settings, run.info, uri, version, verdict, steps, metrics=metrics)
+    say_all(settings, terminal, run.info, uri, version, verdict, metrics)
     return 0
+
+
+def log_inputs(
+    client: "MlflowClient",
+    run_id: str,
+    settings: Settings,
+    train_rows: "pd.DataFrame",
+    test_rows: "pd.DataFrame",
+) -> None:
+    """Log the settings and both datasets, before training starts."""
+    from toolkit import roles, tracking
+
+    counts = {"trained_on": len(train_rows), "held_out": len(test_rows)}
+    tracking.log_settings(client, run_id, settings, rows=sum(counts.values()), **counts)
+    for context, rows in (("training", train_rows), ("held-out", test_rows)):
+        tracking.log_rows(roles.own_columns(rows), settings.target, settings.data, context)
+
+
+def make_model(
+    settings: Settings,
+    run_id: str,
+    network: Any,
+    preprocessor: Any,
+    role: "Roles",
+    table: "pd.DataFrame",
+    metrics: dict[str, float],
+    facts: dict[str, Any],
+) -> "TrainedModel":
+    """Put everything that one URI will hold together; `facts` go into its card."""
+    from toolkit import artifact, report, roles
+
+    data, counts = cli.without_password(settings.data), roles.counts(table)
+    card = {
+        "run_id": run_id,
+        "unit": unit_of(settings),
+        "settings": {key: cli.without_password(v) for key, v in vars(settings).items()},
+        "result": in_words(metrics, unit_of(settings)),
+        "lineage": [{"generation": 0, "run_id": run_id, "data": data, **counts}],
+        **facts,
+    }
+    buffer = roles.remember(table.head(0), table, settings.buffer_rows)
+    text = report.model_card(card, preprocessor.schema)
+    return artifact.TrainedModel(network, preprocessor, role, buffer, card, model_card=text)
+
+
+def unit_of(settings: Settings) -> str:
+    """Return the unit of the target."""
+    return settings.unit or ("€" if settings.target == "montant_pret" else "")
+
+
+def keep(
+    settings: Settings,
+    client: "MlflowClient",
+    run_id: str,
+    trained: "TrainedModel",
+    metrics: dict[str, float],
+    curves: dict[str, list[float]],
+    test_rows: "pd.DataFrame",
+    prediction: "np.ndarray",
+) -> tuple[str, str, str]:
+    """Save, log and register the model; return (its URI, version, verdict in words)."""
+    from toolkit import artifact, tracking
+
+    pickle, folder = settings.models_dir / "preprocessor.pkl", settings.models_dir / MODEL_NAME
+    artifact.save_preprocessor(trained.preprocessor, pickle)
+    with tracking.kept_if_logging_fails(lambda: artifact.save_folder(trained, folder)):
+        artifact.save_folder(trained, folder)
+        log_results(client, run_id, metrics, curves, trained, test_rows, prediction)
+        uri = artifact.log_model(trained, MODEL_NAME, step=len(curves["final_loss"]))
+        with cli.uninterrupted():  # registered, promoted and told, or nothing of it
+            version, verdict = publish(client, run_id, settings, uri, trained)
+    return uri, version, verdict
 
 
 def fit(
@@ -144,34 +206,17 @@ def fit(
     base = replace(base, learning_rate=settings.learning_rate or base.learning_rate)
     recipes, curves = [replace(base, bins=False)], dict[str, list[float]]()
     if build is None:
-        recipes, curves = checkpoint.search(
-            model_utils.Recipe,
-            lambda: model_utils.choose_recipe(
-                X,
-                y,
-                bins,
-                base=base,
-                callbacks=checkpoint.callbacks("search", tell),
-                seed=settings.seed,
-            ),
-        )
+        callbacks = checkpoint.callbacks("search", tell)
+        options = {"base": base, "callbacks": callbacks, "seed": settings.seed}
+        search = partial(model_utils.choose_recipe, X, y, bins, **options)
+        recipes, curves = checkpoint.search(model_utils.Recipe, search)
     scale = model_utils.target_scale(y)
     network = model_utils.create_nn_model(
-        X.shape[1],
-        recipes[0],
-        scale,
-        bins,
-        seed=settings.seed,
-        build=build,
+        X.shape[1], recipes[0], scale, bins, seed=settings.seed, build=build
     )
+    callbacks = checkpoint.callbacks("training", tell)
     history = model_utils.train_members(
-        network,
-        X,
-        y,
-        scale,
-        recipes,
-        callbacks=checkpoint.callbacks("training", tell),
-        seed=settings.seed,
+        network, X, y, scale, recipes, callbacks=callbacks, seed=settings.seed
     )
     curves = {**curves, "final_loss": history.history.get("loss", [])}
     return network, {"recipe": asdict(recipes[0]), "scale": asdict(scale)}, curves
@@ -252,10 +297,20 @@ def publish(
     return version, f"{role}: {result}"
 
 
-def say(terminal: cli.Terminal, settings: Settings, metrics: dict[str, float], unit: str) -> None:
-    """Print the scores."""
+def say_all(
+    settings: Settings,
+    terminal: cli.Terminal,
+    run: Any,
+    uri: str,
+    version: str,
+    verdict: str,
+    metrics: dict[str, float],
+) -> None:
+    """Print the scores, the verdict and the next commands."""
+    from toolkit import summary
     from toolkit.words import format_amount
 
+    unit = unit_of(settings)
     amounts = {key: format_amount(value, unit) for key, value in metrics.items()}
     rmse = format_amount(metrics["MSE"] ** 0.5, unit)
     header = ["held-out rows", "model", "mean predictor", "median predictor"]
@@ -263,6 +318,10 @@ def say(terminal: cli.Terminal, settings: Settings, metrics: dict[str, float], u
     rows = [mae, ["RMSE", rmse, "", ""], ["R²", f"{metrics['R2']:.3f}", "", ""]]
     terminal.table(header, rows)
     terminal.say()
+    flags = [] if settings.data == DATA else ["--data", "NEW_ROWS.csv"]
+    flags += cli.same_place(settings)
+    steps = [cli.command("python", "mlflow_retrain.py", "--model-uri", uri, *flags)]
+    summary.conclude(terminal, settings, run, uri, version, verdict, steps, metrics=metrics)
 
 
 if __name__ == "__main__":

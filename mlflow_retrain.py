@@ -6,6 +6,7 @@ python mlflow_retrain.py --rollback
 """
 
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from toolkit import cli
@@ -13,10 +14,15 @@ from toolkit.cli import option
 
 if TYPE_CHECKING:
     import numpy as np
+    import pandas as pd
+    from mlflow import MlflowClient
 
+    from model_utils import Recipe
     from toolkit.artifact import TrainedModel
     from toolkit.checkpoint import Checkpoint
-    from toolkit.roles import RetrainingRows
+    from toolkit.encoding import Preprocessor
+    from toolkit.report import Evidence
+    from toolkit.roles import RetrainingRows, Roles
 
 MODEL_NAME = "retrained_mlflow_model"
 PROMOTE = ("auto", "proven", "always", "never")
@@ -47,18 +53,7 @@ def main(argv: list[str] | None = None) -> int:
 def retrain(settings: Settings) -> int:
     """Do the work of `main`, phase by phase."""
     with cli.quiet_start("starting", settings.quiet):
-        from toolkit import (
-            artifact,
-            evidence,
-            promotion,
-            reading,
-            registry,
-            report,
-            roles,
-            summary,
-            tracking,
-        )
-        from toolkit.checkpoint import Checkpoint
+        from toolkit import artifact, evidence, reading, registry, roles, tracking
     terminal = cli.Terminal(settings.quiet, settings.json)
 
     # Load the parent, and every row that its line has seen.
@@ -71,14 +66,8 @@ def retrain(settings: Settings) -> int:
     buffer, last = artifact.newest_buffer(client, settings.model_name, parent)
 
     # Read, split: roles follow from the rows' content, as at the first training.
-    group = parent.roles.group if parent.roles else ""
     with terminal.progress(f"reading {settings.data}"):
-        table, notes = reading.read_again(
-            settings, parent.preprocessor.schema, group, strict=bool(parent.card)
-        )
-        role = parent.roles or roles.Roles.choose(table, settings.test_size, settings.seed)
-        role = role.with_latest(table, settings.test_size) if role.time else role
-        table = role.assign(table, generation=last + 1)
+        table, role, notes = reading.read_again(settings, parent, generation=last + 1)
         rows = roles.gather(table, buffer, parent.generation, settings.replay)
     terminal.notes(notes)
     if rows.file.empty:
@@ -87,88 +76,142 @@ def retrain(settings: Settings) -> int:
     # Look at the rows before anything is trained on them.
     found, whole = evidence.look(terminal, settings.data, parent, rows)
     if settings.dry_run:
-        drift = [] if found.drift is None else found.drift.to_dict("records")
-        terminal.result(
-            parent_model_uri=parent.uri,
-            prequential_MAE=found.prequential,
-            drift=drift,
-            findings=list(found.findings),
-        )
+        terminal.result(**evidence.as_json(parent, found))
         return 0
     roles.check_enough_new(rows, settings.data)
 
+    work = Work(settings, terminal, client, experiment_id, champion, parent, role, rows)
+    kept = roles.remember(buffer, table, settings.buffer_rows)
+    return track(work, found, whole, table, kept)
+
+
+@dataclass
+class Work:
+    """Hold what a retraining starts from; champion: the version that was it at that moment."""
+
+    settings: Settings
+    terminal: cli.Terminal
+    client: "MlflowClient"
+    experiment_id: str
+    champion: str | None
+    parent: "TrainedModel"
+    role: "Roles"
+    rows: "RetrainingRows"
+
+
+def track(
+    work: Work,
+    found: "Evidence",
+    whole: "np.ndarray",
+    table: "pd.DataFrame",
+    kept: "pd.DataFrame",
+) -> int:
+    """Train, compare, log, register and judge in one MLflow run."""
+    from toolkit import evidence, tracking
+    from toolkit.checkpoint import Checkpoint
+
+    settings, parent, rows = work.settings, work.parent, work.rows
     tags = {"phase": "retraining", "parent_model_uri": parent.uri, "parent_run_id": parent.run_id}
-    sha256 = tracking.content_hash(table)
-    checkpoint = Checkpoint(settings, __file__, sha256 + (parent.model_id or parent.uri))
+    inputs = tracking.content_hash(table) + (parent.model_id or parent.uri)
+    checkpoint = Checkpoint(settings, __file__, inputs)
     name = f"retrain {settings.model_name}"
-    with tracking.tracked_run(experiment_id, name, tags, checkpoint.run_id) as run:
+    with tracking.tracked_run(work.experiment_id, name, tags, checkpoint.run_id) as run:
         run_id = checkpoint.once("run_id", lambda: run.info.run_id)
-        evidence.log_inputs(client, run_id, settings, parent, rows)
+        evidence.log_inputs(work.client, run_id, settings, parent, rows)
 
         # Train the child and a control; score all of them on the same held-out rows.
-        with terminal.progress("training") as progress:
-            child = train_child(settings, parent, rows, checkpoint, progress.update)
+        with work.terminal.progress("training") as progress:
+            child = train_child(settings, parent, rows, checkpoint, progress.tell)
         schema, predictions = parent.preprocessor.schema, child.predictions
-        found = evidence.weigh(settings, role, rows, schema, predictions, found, whole)
+        found = evidence.weigh(settings, work.role, rows, schema, predictions, found, whole)
 
         # Log, register, promote as the verdict allows.
-        kept = roles.remember(buffer, table, settings.buffer_rows)
-        lineage = {
-            "generation": last + 1,
-            "run_id": run_id,
-            "data": cli.without_password(settings.data),
-        }
-        lineage |= roles.counts(table)
-        trained = artifact.TrainedModel(
-            child.network,
-            child.preprocessor,
-            role,
-            kept,
-            {
-                **child.facts,
-                "run_id": run_id,
-                "unit": found.unit,
-                "settings": {key: cli.without_password(v) for key, v in vars(settings).items()},
-                "result": found.verdict.reason,
-                "verdict_kind": found.verdict.kind,
-                "parent_model_uri": parent.uri,
-                "lineage": [*parent.card.get("lineage", []), lineage],
-            },
-        )
-        trained.model_card = report.model_card(trained.card, child.preprocessor.schema)
-        folder = settings.models_dir / MODEL_NAME
-        with tracking.kept_if_logging_fails(lambda: artifact.save_folder(trained, folder)):
-            artifact.save_folder(trained, folder)
-            y_new = rows.held_out["new"][schema.target.name].to_numpy()
-            metrics = evidence.log_evidence(client, run_id, child.curves, y_new, predictions, found)
-            step = len(child.curves["final_loss"])
-            child_uri = artifact.log_model(trained, MODEL_NAME, step=step)
-            with cli.uninterrupted():  # registered, promoted and told, or nothing of it
-                verdict, version = promotion.register_and_promote(
-                    client, settings, champion, parent, found, trained, child_uri
-                )
+        trained = make_model(work, run_id, child, found, table, kept)
+        uri, version, verdict, metrics = keep(work, run_id, child, trained, found)
         checkpoint.remove()
-    evidence.print_scores(terminal, found)
-    promoted = verdict.startswith("promoted")
-    steps = []
-    if promoted:
-        back = ["--rollback", *cli.same_place(settings)]
-        steps.append(cli.command("python", "mlflow_retrain.py", *back))
-    summary.conclude(
-        terminal,
-        settings,
-        run.info,
-        child_uri,
-        version,
-        verdict,
-        steps,
-        kind=found.verdict.kind,
-        verdict_kind=found.verdict.kind,
-        promoted=promoted,
-        intervals={part: asdict(held.change) for part, held in found.held_out.items()},
-        metrics=metrics,
-    )
+    evidence.print_scores(work.terminal, found)
+    say_verdict(work, run.info, uri, version, verdict, metrics, found)
     return 0
+
+
+def make_model(
+    work: Work,
+    run_id: str,
+    child: "Child",
+    found: "Evidence",
+    table: "pd.DataFrame",
+    kept: "pd.DataFrame",
+) -> "TrainedModel":
+    """Put everything that one URI will hold together; `kept` is the new replay buffer."""
+    from toolkit import artifact, report, roles
+
+    parent, settings = work.parent, work.settings
+    generation = int(table[roles.GENERATION].iloc[0])
+    data, counts = cli.without_password(settings.data), roles.counts(table)
+    lineage = {"generation": generation, "run_id": run_id, "data": data, **counts}
+    card = {
+        **child.facts,
+        "run_id": run_id,
+        "unit": found.unit,
+        "settings": {key: cli.without_password(v) for key, v in vars(settings).items()},
+        "result": found.verdict.reason,
+        "verdict_kind": found.verdict.kind,
+        "parent_model_uri": parent.uri,
+        "lineage": [*parent.card.get("lineage", []), lineage],
+    }
+    text = report.model_card(card, child.preprocessor.schema)
+    return artifact.TrainedModel(
+        child.network, child.preprocessor, work.role, kept, card, model_card=text
+    )
+
+
+def keep(
+    work: Work, run_id: str, child: "Child", trained: "TrainedModel", found: "Evidence"
+) -> tuple[str, str, str, dict[str, float]]:
+    """Save, log, register and judge the child; return (URI, version, verdict in words, metrics)."""
+    from toolkit import artifact, evidence, promotion, tracking
+
+    settings, client = work.settings, work.client
+    folder = settings.models_dir / MODEL_NAME
+    with tracking.kept_if_logging_fails(lambda: artifact.save_folder(trained, folder)):
+        artifact.save_folder(trained, folder)
+        y_new = work.rows.held_out["new"][child.preprocessor.schema.target.name].to_numpy()
+        metrics = evidence.log_evidence(
+            client, run_id, child.curves, y_new, child.predictions, found
+        )
+        uri = artifact.log_model(trained, MODEL_NAME, step=len(child.curves["final_loss"]))
+        with cli.uninterrupted():  # registered, promoted and told, or nothing of it
+            verdict, version = promotion.register_and_promote(
+                client, settings, work.champion, work.parent, found, trained, uri
+            )
+    return uri, version, verdict, metrics
+
+
+def say_verdict(
+    work: Work,
+    run: Any,
+    uri: str,
+    version: str,
+    verdict: str,
+    metrics: dict[str, float],
+    found: "Evidence",
+) -> None:
+    """Print the verdict and the next commands, or all of it as one object."""
+    from toolkit import summary
+
+    promoted, steps, kind = verdict.startswith("promoted"), [], found.verdict.kind
+    if promoted:
+        back = ["--rollback", *cli.same_place(work.settings)]
+        steps.append(cli.command("python", "mlflow_retrain.py", *back))
+    facts = {
+        "verdict_kind": kind,
+        "promoted": promoted,
+        "intervals": {part: asdict(held.change) for part, held in found.held_out.items()},
+        "metrics": metrics,
+    }
+    summary.conclude(
+        work.terminal, work.settings, run, uri, version, verdict, steps, kind=kind, **facts
+    )
 
 
 def nothing_new(terminal: cli.Terminal, settings: Settings) -> int:
@@ -240,61 +283,64 @@ def continue_members(
     checkpoint: "Checkpoint",
     tell: Any,
 ) -> Child:
-    """Train members of the parent and fresh ones side by side.
-
-    The fresh ones see the columns as measured anew on all rows; the continued ones see them beside
-    what they know.
-    """
-    import numpy as np
-
+    """Train members of the parent and fresh ones, which see all columns measured anew."""
     import model_utils
-    from toolkit import roles
 
-    before, target = parent.preprocessor, parent.preprocessor.schema.target.name
-    y, folds = rows.train[target].to_numpy(), roles.folds(rows.train)
-    preprocessor, new_categories = before.widen(rows.train, y, folds)
+    before = parent.preprocessor
+    preprocessor, new_categories, X, y = widened(before, rows)
     dropped = (before.first_input, before.bins_before_latest)
-    X = preprocessor.transform(rows.train, folds)
     scale = model_utils.rescaled(model_utils.TargetScale(**parent.card["scale"]), y)
-    base = model_utils.sized_recipe(len(X), settings.epochs, settings.batch_size)
-    rate = settings.learning_rate or base.learning_rate
-    sizes: dict[str, Any] = {
-        "epochs": base.epochs,
-        "batch_size": base.batch_size,
-        "learning_rate": rate,
-    }
-    fresh = replace(base, **sizes, first_input=preprocessor.first_input)
-    recipe = replace(model_utils.Recipe(**parent.card["recipe"]), **sizes, first_input=0)
+    recipe, fresh = base_recipes(settings, parent, len(X), preprocessor.first_input)
     seed = settings.seed + rows.parent_generation + 1  # fresh members differ from the parent's
-    recipes, curves = checkpoint.search(
-        model_utils.Recipe,
-        lambda: model_utils.choose_retraining(
-            parent.network,
-            X,
-            y,
-            preprocessor.bins,
-            scale,
-            recipe,
-            fresh,
-            rows.new,
-            dropped,
-            callbacks=checkpoint.callbacks("search", tell),
-            seed=seed,
-        ),
+    search = partial(
+        model_utils.choose_retraining,
+        parent.network,
+        *(X, y, preprocessor.bins, scale, recipe, fresh, rows.new, dropped),
+        callbacks=checkpoint.callbacks("search", tell),
+        seed=seed,
     )
+    recipes, curves = checkpoint.search(model_utils.Recipe, search)
     network = model_utils.create_nn_model(X.shape[1], recipe, scale, preprocessor.bins, seed=seed)
-    latest = model_utils.latest_members(parent.network)
-    places = np.flatnonzero([recipe.first_input == 0 for recipe in recipes])
-    model_utils.grow_network(parent.network, network, latest[: len(places)], places, dropped)
+    n_continued = sum(recipe.first_input == 0 for recipe in recipes)
+    latest = model_utils.latest_members(parent.network)[:n_continued]
+    model_utils.grow_network(parent.network, network, latest, range(n_continued), dropped)
     callbacks = checkpoint.callbacks("training", tell)
     history = model_utils.train_members(
         network, X, y, scale, recipes, callbacks=callbacks, seed=seed
     )
-    curves = {**curves, "final_loss": history.history.get("loss", [])}
-    latest_recipe = recipes[len(places)]  # the best of the fresh members
-    facts: dict[str, Any] = {"recipe": asdict(latest_recipe), "scale": asdict(scale)}
-    facts |= {"new_categories": new_categories, "continued_members": len(places)}
-    return Child(network, preprocessor, facts, curves)
+    facts: dict[str, Any] = {
+        "recipe": asdict(recipes[n_continued]),  # the best of the fresh members
+        "scale": asdict(scale),
+        "new_categories": new_categories,
+        "continued_members": n_continued,
+    }
+    losses = history.history.get("loss", [])
+    return Child(network, preprocessor, facts, {**curves, "final_loss": losses})
+
+
+def widened(before: "Preprocessor", rows: "RetrainingRows") -> tuple:
+    """Measure the columns anew beside what the parent knows; also return inputs and targets."""
+    from toolkit import roles
+
+    y, folds = rows.train[before.schema.target.name].to_numpy(), roles.folds(rows.train)
+    preprocessor, new_categories = before.widen(rows.train, y, folds)
+    return preprocessor, new_categories, preprocessor.transform(rows.train, folds), y
+
+
+def base_recipes(
+    settings: Settings, parent: "TrainedModel", n_rows: int, first_input: int
+) -> tuple["Recipe", "Recipe"]:
+    """Return the parent's recipe and that of fresh members, both in sizes that suit the rows."""
+    import model_utils
+
+    base = model_utils.sized_recipe(n_rows, settings.epochs, settings.batch_size)
+    sizes: dict[str, Any] = {
+        "epochs": base.epochs,
+        "batch_size": base.batch_size,
+        "learning_rate": settings.learning_rate or base.learning_rate,
+    }
+    recipe = replace(model_utils.Recipe(**parent.card["recipe"]), **sizes, first_input=0)
+    return recipe, replace(base, **sizes, first_input=first_input)
 
 
 def continue_foreign(

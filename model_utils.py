@@ -50,6 +50,7 @@ SEARCH_ROWS = 20_000  # rows enough to tell the candidates apart; more would onl
 FEW_ROWS = 3_000  # below it luck with validation rows is large: every candidate is tried on 3 folds
 VALIDATION = 0.2  # share of the rows of a search that each candidate does not train on
 FOLDS = 3
+NEARLY = 1.02  # share of the lowest error up to which another candidate is as good
 MANY_VALIDATION, MUCH_BETTER = 100, 0.97
 MIN_VALIDATION = 20  # rows; with fewer there is nothing to choose by
 
@@ -274,7 +275,7 @@ def grow_network(
     parent: keras.Model,
     child: keras.Model,
     sources: np.ndarray,
-    places: np.ndarray,
+    places: Sequence[int] | np.ndarray,
     dropped: tuple[int, int] = (0, 0),
 ) -> keras.Model:
     """Copy members `sources` of a parent over members `places` of a child with other inputs.
@@ -292,7 +293,7 @@ def grow_network(
             copied = np.zeros((len(places), *kernel.shape[1:]), np.float32)
             copied[:, : inputs.shape[1]] = inputs
             copied[:, n_after : n_after + bins.shape[1]] = bins
-        kernel[places], bias[places] = copied, old.bias.numpy()[sources]
+        kernel[list(places)], bias[list(places)] = copied, old.bias.numpy()[sources]
         new.kernel.assign(kernel)
         new.bias.assign(bias)
     return child
@@ -609,8 +610,8 @@ def choose_recipe(
     All candidates train side by side, in one program, on at most SEARCH_ROWS of the rows; few rows
     are split in three ways. X of shape (n_rows, n_inputs), y of shape (n_rows,).
 
-    Returns (the recipe of each member, the best first: a mean of the best candidates errs less than
-    the best one; {"loss": …, "val_mae": …} per epoch of that one, in standard deviations).
+    Returns (the recipe of each member, the best first, and those that are nearly as good;
+    {"loss": …, "val_mae": …} per epoch of the best, in standard deviations of the target).
     """
     base, scale = base or sized_recipe(len(X)), target_scale(y)
     tried = candidates(base, len(X))
@@ -618,8 +619,15 @@ def choose_recipe(
     errors, loss = compare_recipes(
         model, X[rows], y[rows], scale, tried, callbacks=callbacks, seed=seed
     )
-    best = np.argsort(errors[-1])[:MEMBERS]
+    best = _best(errors[-1])
     return [tried[i] for i in best], {"loss": loss, "val_mae": errors[:, best[0]].tolist()}
+
+
+def _best(errors: np.ndarray) -> np.ndarray:
+    """Number a recipe for each member: the best, and those that are nearly as good."""
+    order = np.argsort(errors)[:MEMBERS]
+    near = order[errors[order] <= NEARLY * errors[order[0]]]
+    return np.resize(near, MEMBERS)
 
 
 def _search_network(
@@ -674,7 +682,7 @@ def choose_retraining(
     )
     last = np.where(np.isfinite(errors[-1]), errors[-1], np.inf)
     first = 3 if n_valid < MIN_VALIDATION else int(np.argmin(last[:n]))  # slower is the safer
-    best = n + np.argsort(last[n:])[:MEMBERS]
+    best = n + _best(last[n:])
     chosen = [tried[i] for i in best]
     if n_valid < MANY_VALIDATION or last[best[0]] >= MUCH_BETTER * last[first]:
         chosen = [tried[first]] * (MEMBERS // 2) + chosen[: MEMBERS // 2]

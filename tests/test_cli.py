@@ -428,7 +428,7 @@ def train(terminal):
             patch.setattr(sys, "stderr", stream)
             with terminal.progress("training") as line:
                 time.sleep(0.15)
-                line.update("[b]epoch 2[/b] of 60")
+                line.tell("[b]epoch 2[/b] of 60")
                 time.sleep(0.15)
 
     return work

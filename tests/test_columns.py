@@ -147,6 +147,7 @@ def test_several_units_in_a_column_are_no_number():
         ["true", "false"],
         ["18-25", "26-40"],
         ["1er", "2e", "3e"],
+        ["€1.5M", "€300K", "€2M"],
     ],
 )
 def test_codes_are_categories_as_they_are_written(values):
@@ -424,6 +425,10 @@ def test_text_in_a_numeric_column_is_refused_with_value_column_and_line():
     rows.loc[4, "x"] = "high"
     message = refused(conform, rows, schema, source="new.csv", first_line=3)
     assert "column 'x' of new.csv holds 'high' in line 7" in message
+    values = pd.Series([1.0, np.inf, 3.0] * 60)
+    rows = table(x=values, y=[f"{n}" for n in range(180)])
+    assert "'inf' in lines 3, 6" in refused(infer_schema, rows, "y")
+    rows = table()
     assert "1e+300" in refused(conform, rows.assign(x=1e300), schema)
     empty = conform(rows.assign(x=np.nan), schema)[0]
     assert empty["x"].isna().all()

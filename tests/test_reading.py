@@ -32,6 +32,7 @@ def rows_of(n=N, seed=0):
 def settings_for(data, **options):
     said = dict.fromkeys(reading.KINDS, ())
     defaults = {"target": "y", "query": None, "group": None, "time": None}
+    defaults |= {"test_size": 0.2, "seed": 42}
     return SimpleNamespace(**{"data": str(data), **said, **defaults, **options})
 
 
@@ -63,6 +64,17 @@ def test_file_becomes_a_conformed_table_with_the_hashes_of_its_rows(tmp_path):
     assert (roles.row_hashes(table) == table[roles.HASH]).all()
 
 
+def read_again(settings, schema, card=None):
+    """Read new rows for a model of ours, or with an empty card for one of another program."""
+    preprocessor = SimpleNamespace(schema=schema)
+    card = {"unit": "€"} if card is None else card
+    parent = SimpleNamespace(roles=None, preprocessor=preprocessor, card=card)
+    table, role, _ = reading.read_again(settings, parent, generation=3)
+    assert (table[roles.GENERATION] == 3).all()
+    assert ((table[roles.ROLE] == roles.HELD_OUT) == role.held_out(table)).all()
+    return table.drop(columns=[roles.ROLE, roles.GENERATION])
+
+
 def test_blocks_give_the_table_that_one_block_gives(source):
     rows = rows_of()
     whole, schema, notes = reading.read_first(source(rows))
@@ -77,7 +89,7 @@ def test_same_rows_from_parquet_have_the_same_hashes(tmp_path):
     table, schema, _ = reading.read_first(settings_for(tmp_path / "rows.csv"))
     typed = rows.astype({"income": float, "y": float, "customer": int})
     typed.assign(day=pd.to_datetime(rows["day"])).to_parquet(tmp_path / "rows.parquet")
-    again, _ = reading.read_again(settings_for(tmp_path / "rows.parquet"), schema, "", strict=True)
+    again = read_again(settings_for(tmp_path / "rows.parquet"), schema)
     assert (again[roles.HASH] == table[roles.HASH]).all()
 
 
@@ -113,13 +125,13 @@ def test_line_of_a_missing_target_in_a_later_block_is_that_of_the_file(source):
 def test_new_rows_follow_the_schema_of_the_model(source):
     _, schema, _ = reading.read_first(source(rows_of()))
     new = rows_of(seed=1)[["y", "day", "region", "income", "customer"]]
-    table, _ = reading.read_again(source(new.assign(region="7")), schema, "", strict=True)
+    table = read_again(source(new.assign(region="7")), schema)
     assert list(table) == [*schema.features, "y", roles.HASH]
     assert set(table["region"]) == {"7"}
     settings = source(new.assign(extra="1"))
     with pytest.raises(UserError, match="'extra'"):
-        reading.read_again(settings, schema, "", strict=True)
-    reading.read_again(settings, schema, "", strict=False)
+        read_again(settings, schema)
+    read_again(settings, schema, card={})
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ Everything that knows what lies inside a model folder. Not here: training, versi
 
 import contextlib
 import hashlib
-import itertools
 import json
 import logging
 import os
@@ -166,22 +165,26 @@ def log_model(trained: TrainedModel, name: str, step: int = 0) -> str:
 def save_folder(trained: TrainedModel, folder: Path) -> Path:
     """Save a model folder; an older one of that name goes only once the new one is complete."""
     with _place_beside(folder) as beside:
-        new = beside / "new"
-        save_model(str(new), trained)
-        for attempt in itertools.count():
-            old = beside / f"old{attempt}"
-            with contextlib.suppress(FileNotFoundError):
-                folder.rename(old)
-            try:
-                new.rename(folder)
-                return folder
-            except OSError:
-                if folder.exists():
-                    continue  # another process has just put its own there
-                if old.exists():
-                    old.rename(folder)
-                raise
-    raise AssertionError("unreachable: the loop has no end")
+        save_model(str(beside / "new"), trained)
+        attempts = (_exchange(beside / "new", folder, beside / f"old{i}") for i in range(100))
+        if not any(attempts):
+            raise OSError(f"other processes keep replacing {folder}")
+    return folder
+
+
+def _exchange(new: Path, folder: Path, old: Path) -> bool:
+    """Put a new folder in the place of another one; False when another process was faster."""
+    with contextlib.suppress(FileNotFoundError):
+        folder.rename(old)
+    try:
+        new.rename(folder)
+    except OSError:
+        if folder.exists():
+            return False
+        if old.exists():
+            old.rename(folder)
+        raise
+    return True
 
 
 @contextlib.contextmanager

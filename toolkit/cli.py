@@ -246,9 +246,8 @@ def quiet_start(text: str = "", quiet: bool = True) -> Iterator[None]:
             sys.stderr.flush()
             os.dup2(real.fileno(), 2)
             held.seek(0)
-            for line in held.read().decode(errors="replace").splitlines():
-                if not START_UP_NOISE.match(line):
-                    print(line, file=sys.stderr)
+            lines = held.read().decode(errors="replace").splitlines()
+            sys.stderr.writelines(f"{x}\n" for x in lines if not START_UP_NOISE.match(x))
 
 
 def command(program: str, *arguments: str) -> str:
@@ -352,6 +351,10 @@ class LiveLine(Status):
         is_drawn = shown and stream.isatty() and os.environ.get("TERM") != "dumb"
         super().__init__(Text(text), console=Console(file=stream, force_terminal=is_drawn))
 
-    def update(self, status: Any, **options: Any) -> None:  # type: ignore[override]
+    def __enter__(self) -> "LiveLine":
+        self.start()
+        return self
+
+    def tell(self, words: str) -> None:
         """Show other words from now on, whatever characters they hold."""
-        super().update(Text(str(status)), **options)
+        self.update(Text(words))

@@ -114,11 +114,14 @@ def as_text(values: pd.Series, markers: Iterable[str] = ()) -> pd.Series:
 
     Numbers are written as people do: 3 for 3.0.
     """
+    missing = {*NO_VALUE, *markers}
+    if isinstance(values.dtype, pd.StringDtype):
+        text = values.str.strip()
+        return text.mask(text.isin(missing))
     try:
         codes, levels = pd.factorize(values)
     except TypeError:  # lists and dictionaries
         codes, levels = pd.factorize(values.astype(str))
-    missing = {*NO_VALUE, *markers}
     written = [_written(level) for level in levels]
     texts = pd.array([None if text in missing else text for text in written], dtype="str")
     return pd.Series(texts.take(codes, allow_fill=True), name=values.name)
@@ -147,10 +150,12 @@ def core_of(text: pd.Series, unit: str) -> pd.Series:
     """Take the unit, brackets of a negative amount and spaces between thousands off."""
     if is_like(text, PLAIN).all():
         return text
-    mark = re.escape(unit)
+    core = pa.array(text.array, pa.string())
     if unit:
-        text = text.str.replace(rf"^([+-]?\(?){mark}\s*|{SPACE}*{mark}(\)?)$", r"\1\2", regex=True)
-    text = text.str.replace("−", "-").str.replace(r"^\((.*)\)$", r"-\1", regex=True)
+        mark = rf"^([+-]?\(?){re.escape(unit)}\s*|{SPACE}*{re.escape(unit)}(\)?)$"
+        core = pc.replace_substring_regex(core, mark, r"\1\2")
+    core = pc.replace_substring_regex(pc.replace_substring(core, "−", "-"), r"^\((.*)\)$", r"-\1")
+    text = core.to_pandas().astype("str").set_axis(text.index)
     spaced = is_like(text, rf"[+-]?\d{{1,3}}(?:{SPACE}\d{{3}})+(?:[.,]\d+)?")
     return text.mask(spaced, text.str.replace(SPACE, "", regex=True))
 
@@ -195,9 +200,11 @@ def parse_numbers(text: pd.Series, column: Column) -> tuple[np.ndarray, np.ndarr
         if not sure or not decimal:  # this file alone does not say: it is as at training
             decimal, thousands = column.decimal, column.thousands
     good = is_like(core, number_pattern(decimal, thousands))
-    core = core.where(good).str.replace(thousands or " ", "", regex=False)
-    numbers = core.str.replace(decimal, ".", regex=False).astype(float)
-    return numbers.to_numpy(copy=True), text.notna().to_numpy() & ~good
+    core = core.where(good)
+    for mark, plain in (("+", ""), (thousands, ""), (decimal, ".")):
+        core = core.str.replace(mark, plain, regex=False) if mark not in ("", plain) else core
+    numbers = pc.cast(pa.array(core.array, pa.string()), pa.float64())  # exact, unlike pandas
+    return np.asarray(numbers).copy(), text.notna().to_numpy() & ~good
 
 
 def to_numbers(values: pd.Series, column: Column, place: Place) -> np.ndarray:
@@ -220,7 +227,7 @@ def to_numbers(values: pd.Series, column: Column, place: Place) -> np.ndarray:
 def to_days(values: pd.Series, column: Column, place: Place) -> np.ndarray:
     """Return dates as days since 1970-01-01, float64, the time of day as their fraction (UTC)."""
     if pd.api.types.is_datetime64_any_dtype(values.dtype):
-        return _since_1970(pd.to_datetime(values, utc=True))
+        return parse_dates(values, ISO)
     text = without_markers(as_text(values, column.markers))
     if column.date_format in EPOCHS:
         days = parse_numbers(text, column)[0] / EPOCHS[column.date_format]
@@ -234,16 +241,13 @@ def to_days(values: pd.Series, column: Column, place: Place) -> np.ndarray:
     return days
 
 
-def parse_dates(text: pd.Series, form: str) -> np.ndarray:
+def parse_dates(dates: pd.Series, form: str) -> np.ndarray:
     """Return days since 1970-01-01; NaN for a text that is no date of this form."""
-    return _since_1970(pd.to_datetime(text, format=form, errors="coerce", utc=True))
-
-
-def _since_1970(dates: pd.Series) -> np.ndarray:
-    micro = dates.dt.as_unit("us")  # whole numbers that float64 holds
-    return ((micro - pd.Timestamp(0, tz="UTC")) / pd.Timedelta(days=1)).to_numpy(
-        np.float64, copy=True
-    )
+    # A minus sign is of no date that people write, and one that pandas stumbles over.
+    dates = dates.where(~dates.astype(str).str.startswith("-"))
+    known = pd.to_datetime(dates, format=form, errors="coerce", utc=True)
+    micro = known.dt.as_unit("us") - pd.Timestamp(0, tz="UTC")  # whole numbers, without loss
+    return (micro / pd.Timedelta(days=1)).to_numpy(np.float64, copy=True)
 
 
 def to_categories(values: pd.Series, column: Column, _: Place) -> pd.Series:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModelInput
 
@@ -55,6 +56,17 @@ def look(
     return evidence, prediction
 
 
+def as_json(parent: TrainedModel, evidence: Evidence) -> dict[str, Any]:
+    """Return what was found before any training, for `--json`."""
+    drifted = [] if evidence.drift is None else evidence.drift.to_dict("records")
+    return {
+        "parent_model_uri": parent.uri,
+        "prequential_MAE": evidence.prequential,
+        "drift": drifted,
+        "findings": list(evidence.findings),
+    }
+
+
 def weigh(
     settings: Any,
     role: roles.Roles,
@@ -73,26 +85,11 @@ def weigh(
     y = {part: table[target].to_numpy() for part, table in rows.held_out.items()}
     labels = {part: roles.blocks_of_rows(table, role) for part, table in rows.held_out.items()}
     held_out = {part: comparison.evaluate(y[part], predictions[part], labels[part]) for part in y}
-    findings, new = list(evidence.findings), predictions["new"]
+    new, findings = predictions["new"], list(evidence.findings)
     if "old" in y:
-        findings += comparison.lost_skill(
-            y["new"],
-            new,
-            y["old"],
-            predictions["old"],
-            whole=(rows.file[target], whole),
-            groups=labels["new"],
-        )
-    attribution = None
-    if "control" in new:
-        models = (new["parent"], new["control"], new["retrained"])
-        attribution = comparison.attribution(y["new"], *models, unit, labels["new"])
-    categorical = [name for name, kind in schema.kinds.items() if kind == "categorical"]
-    groups = None
-    if categorical:
-        groups = comparison.groups(
-            rows.held_out["new"], categorical, y["new"], new["parent"], new["retrained"]
-        )
+        before = (y["old"], predictions["old"])
+        both = (rows.file[target], whole)
+        findings += comparison.lost_skill(y["new"], new, *before, whole=both, groups=labels["new"])
     verdict = comparison.decide(
         held_out["new"],
         held_out.get("old"),
@@ -105,11 +102,26 @@ def weigh(
         evidence,
         verdict=verdict,
         held_out=held_out,
-        attribution=attribution,
-        groups=groups,
+        attribution=_attribution(y["new"], new, unit, labels["new"]),
+        groups=_groups(rows.held_out["new"], schema, new),
         leakage=rows.counts,
         caveats=_caveats(schema, role),
     )
+
+
+def _attribution(y: np.ndarray, new: Mapping[str, np.ndarray], unit: str, labels: Any) -> Any:
+    if "control" not in new:
+        return None
+    models = (new["parent"], new["control"], new["retrained"])
+    return comparison.attribution(y, *models, unit, labels)
+
+
+def _groups(table: pd.DataFrame, schema: Schema, new: Mapping[str, np.ndarray]) -> Any:
+    categorical = [name for name, kind in schema.kinds.items() if kind == "categorical"]
+    if not categorical:
+        return None
+    y = table[schema.target.name].to_numpy()
+    return comparison.groups(table, categorical, y, new["parent"], new["retrained"])
 
 
 def _caveats(schema: Schema, role: roles.Roles) -> list[str]:

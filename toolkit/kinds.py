@@ -109,7 +109,7 @@ class _Cells:
         """The unit that numbers carry, and the share of the texts that are numbers with it."""
         if is_like(self.sample, PLAIN).all():
             return "", 1.0
-        units = self.sample.str.extract(AMOUNT).fillna("")
+        units = self.sample.str.extract(f"^{AMOUNT}$").fillna("")
         found = (units[0] + units[1]).str.strip()[is_like(self.sample, AMOUNT)]
         unit = next(iter(found[found != ""].value_counts().index), "")
         return unit, found.isin(["", unit]).sum() / len(self.sample)
@@ -152,8 +152,12 @@ def _date_format(cells: _Cells) -> str:
     """Find how dates are written, or "": UserError where day and month cannot be told apart."""
     texts, name = cells.sample.drop_duplicates(), cells.name
     if is_like(texts, PLAIN).all():
-        known = cells.said or cells.called(DATED)
-        return _number_format(texts) if known else ""
+        if not (cells.said or cells.called(DATED)):
+            return ""
+        for form, per_day in c.EPOCHS.items():
+            if (texts.astype(float) / per_day).between(1_000, 49_000).all():  # 1972 to 2104
+                return form
+        return "%Y%m%d" if np.isfinite(c.parse_dates(texts, "%Y%m%d")).mean() > 0.9 else ""
     guesses = dict.fromkeys(
         _guess(text, first) for text in texts.head(20) for first in (True, False)
     )
@@ -166,13 +170,6 @@ def _date_format(cells: _Cells) -> str:
             f"with --date '{name}={form}' or --date '{name}={others[0]}'"
         )
     return form if best >= 0.9 else ""
-
-
-def _number_format(texts: pd.Series) -> str:
-    for form, per_day in c.EPOCHS.items():
-        if (texts.astype(float) / per_day).between(1_000, 49_000).all():  # from 1972 to 2104
-            return form
-    return "%Y%m%d" if np.isfinite(c.parse_dates(texts, "%Y%m%d")).mean() > 0.9 else ""
 
 
 def _guess(text: str, day_first: bool) -> str:
@@ -196,7 +193,13 @@ def _number(cells: _Cells) -> _Found:
     core = c.core_of(cells.sample, unit)
     decimal, thousands, sure = c.marks_of(core, cells.file.decimal)
     if not sure and said != "numeric":
-        raise _ambiguous(name, core[core.str.contains(r"\d[.,]\d{3}")].iloc[0], said)
+        example = core[core.str.contains(r"\d[.,]\d{3}")].iloc[0]
+        way = f", or say --numeric {name!r} (a point is before decimals, a comma between thousands)"
+        raise UserError(
+            f"column {name!r} holds numbers such as {example!r}, which can be read as thousands or "
+            "as a decimal number; write the numbers without the mark of thousands"
+            + ("" if said else way)
+        )
     if not sure:
         decimal, thousands = ".", ","
     column = Column(name, "numeric", decimal or ".", thousands, unit, markers=cells.file.markers)
@@ -221,14 +224,6 @@ def _number(cells: _Cells) -> _Found:
         for place, text in human[:1].items()
     ]
     return column, cells.notes(cells.filled, *notes)
-
-
-def _ambiguous(name: str, example: str, said: str) -> UserError:
-    way = f", or say --numeric {name!r} (a point is before decimals, a comma between thousands)"
-    return UserError(
-        f"column {name!r} holds numbers such as {example!r}, which can be read as thousands or as "
-        "a decimal number; write the numbers without the mark of thousands" + ("" if said else way)
-    )
 
 
 def _category(cells: _Cells) -> _Found:
@@ -320,43 +315,47 @@ def infer_schema(
 ) -> tuple[Schema, list[str]]:
     """Tell what each column is, and leave out what names persons or rows.
 
-    `numeric`, `categorical` and `date` say what columns are (a date may bring its format, as in
-    "day=%d/%m/%Y"), `keep` that they are features whatever they look like; `na` means missing.
-    Returns the schema and one line for everything that was recognised or left out.
-    Raises UserError for a column that cannot be used or can be read in two ways, a name that is
-    no column, and a target that cannot be learned.
+    `numeric`, `categorical`, `date` say what columns are (a date with its format: "day=%d/%m/%Y"),
+    `keep` that they are features; `na` means missing. Returns the schema and one line for all that
+    was recognised or left out. Raises UserError for what is ambiguous, missing or not learnable.
     """
-    rows, place = c.named(rows, source), c.Place(source, first_line)
-    dates = [entry.rpartition("=") if entry not in rows else ("", "", entry) for entry in date]
+    rows = c.named(rows, source)
     said = dict.fromkeys(numeric, "numeric") | dict.fromkeys(categorical, "categorical")
-    said |= {name or form: f"date {form}" if name else "date" for name, _, form in dates}
-    drop, keep = list(drop), list(keep)
-    _check_names(
-        rows, target, source, {**said, **dict.fromkeys(keep, "keep")} | dict.fromkeys(drop, "drop")
-    )
-    file = _file(rows, place, tuple(map(str, na)))
+    said |= dict(_date_said(entry, rows) for entry in date)
+    drop, keep = dict.fromkeys(drop, "drop"), dict.fromkeys(keep, "keep")
+    _check_names(rows, target, source, said | keep | drop)
+    file = _file(rows, c.Place(source, first_line), tuple(map(str, na)))
     goal, notes = _kind(_Cells(rows[target], "target", file))
-    y = c.target_of(rows[target], goal, place)
-    c.check_target(y.to_numpy(), target, source)
+    c.check_target(c.target_of(rows[target], goal, file.place).to_numpy(), target, source)
     found = []
     for name in rows.columns.drop([target, *drop]):
         cells = _Cells(rows[name], said.get(name, ""), file)
-        free = name in said or name in keep
-        reason = "" if free else _identifies(cells)
-        column, remarks = (cells.column, []) if reason else _kind(cells)
-        reason = reason or ("" if free else _counts_rows(cells, column))
-        if reason:
-            remarks = [f"column {name!r} is left out: {reason} (--keep {name!r} takes it)"]
-        found += [] if reason else [column]
+        column, remarks = _kind_or_reason(cells, name in said or name in keep)
+        found += [column] if column else []
         notes += remarks
     if not found:
-        raise UserError(
-            f"{source} has no usable feature column beside the target {target!r}; add columns, "
-            "or keep one that was left out with --keep"
-        )
-    known = {target, *(column.name for column in found)}
-    dropped = tuple(name for name in rows.columns if name not in known)
-    return Schema(goal, tuple(found), dropped), notes
+        what = f"{source} has no usable feature column beside the target {target!r}"
+        raise UserError(f"{what}; add columns, or keep one that was left out with --keep")
+    dropped = rows.columns.drop([target, *(column.name for column in found)])
+    return Schema(goal, tuple(found), tuple(dropped)), notes
+
+
+def _date_said(entry: str, rows: pd.DataFrame) -> tuple[str, str]:
+    name, _, form = entry.rpartition("=")
+    return (name, f"date {form}") if name and entry not in rows else (entry, "date")
+
+
+def _kind_or_reason(cells: _Cells, is_wanted: bool) -> tuple[Column | None, list[str]]:
+    """Tell what a feature is: (column, notes), or (None, why it is left out)."""
+    if is_wanted:
+        return _kind(cells)
+    reason = _identifies(cells)
+    column, notes = (cells.column, []) if reason else _kind(cells)
+    reason = reason or _counts_rows(cells, column)
+    if reason:
+        out = f"column {cells.name!r} is left out: {reason} (--keep {cells.name!r} takes it)"
+        return None, [out]
+    return column, notes
 
 
 def _check_names(rows: pd.DataFrame, target: str, source: str, asked: dict[str, str]) -> None:

@@ -14,6 +14,7 @@ from .errors import UserError
 from .kinds import infer_schema
 
 if TYPE_CHECKING:
+    from .artifact import TrainedModel
     from .cli import TrainingSettings
 
 KINDS = ("drop", "keep", "numeric", "categorical", "date", "na")
@@ -43,14 +44,19 @@ def read_first(settings: Any) -> tuple[pd.DataFrame, Schema, list[str]]:
 
 
 def read_again(
-    settings: "TrainingSettings", schema: Schema, group: str, *, strict: bool
-) -> tuple[pd.DataFrame, list[str]]:
-    """Read new rows for a model's schema; strict: columns unknown to it are an error.
+    settings: "TrainingSettings", parent: "TrainedModel", generation: int
+) -> tuple[pd.DataFrame, roles.Roles, list[str]]:
+    """Read new rows for a model, and give them the roles that its first training chose.
 
-    Returns (table of `roles.py`, notes for the user). Raises UserError as `read_first` does.
+    Columns unknown to a model of ours are an error. Returns (table of `roles.py`, roles, notes for
+    the user). Raises UserError as `read_first` does.
     """
+    role, schema = parent.roles, parent.preprocessor.schema
+    group, strict = role.group if role else "", bool(parent.card)
     table, _, notes = _read(settings, lambda rows, line: (schema, []), group, strict=strict)
-    return table, notes
+    role = role or roles.Roles.choose(table, settings.test_size, settings.seed)
+    role = role.with_latest(table, settings.test_size) if role.time else role
+    return role.assign(table, generation), role, notes
 
 
 def _read(

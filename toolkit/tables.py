@@ -43,6 +43,7 @@ UNNAMED = r"|Unnamed: \d+|__index_level_\d+__"
 TOTAL = re.compile(r"(grand |sous-)?(totale?|totaux|sum|somme|summe|gesamt)( g[ée]n[ée]rale?)?\W*")
 # Of the encodings without a mark of their own, those that spreadsheets and old programs write.
 ENCODINGS = ["cp1252", "cp1250", "cp1251", "mac_roman", "shift_jis", "gb18030"]
+WIDTHS = r"line \1 has \3 fields, not \2"
 Blocks = Iterator[pd.DataFrame]
 Reader = Callable[[], Blocks]
 
@@ -143,7 +144,8 @@ def _reading(failed: str, advice: str) -> Iterator[None]:
         package = DRIVERS.get(error.name or "", error.name or "pyarrow")
         raise UserError(f"{failed}: it needs a package: pip install {package}") from error
     except Exception as error:  # each library has classes of its own
-        reason = re.sub(r" \[SQL:.*|//[^@/\s]*@", "", one_line(error))[:150]
+        reason = re.sub(r" \[SQL:.*|//[^@/\s]*@", "", one_line(error))
+        reason = re.sub(r".*Row #(\d+): Expected (\d+) columns, got (\d+):.*", WIDTHS, reason)[:150]
         raise UserError(f"{failed} ({reason}); {advice}") from error
 
 
@@ -182,7 +184,9 @@ def _files(source: str, shown: str) -> list[Path]:
     names = [source] if os.path.isfile(source) else sorted(glob.glob(source))
     if os.path.isdir(source):
         what = "the folder holds no table"
-        names = [str(file) for file in sorted(Path(source).rglob("*")) if _belongs(file, source)]
+        below = [f.relative_to(source) for f in sorted(Path(source).rglob("[!._]*"))]
+        below = [f for f in below if all("=" in folder for folder in f.parts[:-1])]
+        names = [os.path.join(source, f) for f in below if f.suffix.lower() in SUFFIXES]
     found = [Path(name) for name in names if os.path.isfile(name)]
     if not found:
         raise UserError(f"cannot read {shown}: {what}; {EXPECTED}: check the path")
@@ -192,12 +196,6 @@ def _files(source: str, shown: str) -> list[Path]:
             "folder instead"
         )
     return found
-
-
-def _belongs(file: Path, folder: str) -> bool:
-    *folders, name = file.relative_to(folder).parts
-    hidden = name.startswith((".", "_")) or not all("=" in part for part in folders)
-    return not hidden and file.suffix.lower() in SUFFIXES
 
 
 def _with_keys(reader: Reader, file: Path, top: Path) -> Blocks:
@@ -228,11 +226,12 @@ def _download(url: str, shown: str, folder: Path) -> str:
 
 
 def _open_delta(folder: str, table: Table) -> Table:
-    with _reading(f"cannot read the Delta table {table.source}", "check its log"):
+    failed = f"cannot read the Delta table {table.source}"
+    with _reading(failed, "check its log"):
         from deltalake import DeltaTable
 
         delta = DeltaTable(folder)
-        table.readers.append(partial(_typed_blocks, delta.to_pyarrow_dataset()))
+        table.readers.append(partial(_typed_blocks, delta.to_pyarrow_dataset, failed))
     table.note(f"version {delta.version()} of the Delta table {table.source} was read")
     return table
 
@@ -264,7 +263,9 @@ def _open_file(file: Path, table: Table) -> tuple[Reader, int]:
         with file.open("rb") as start:
             kind = MAGIC.get(start.read(4))
         if kind or suffixes.endswith((".parquet", ".pq", ".feather", ".arrow")):
-            return partial(_typed_file, file, kind or "parquet"), 1
+            kind = kind or "parquet"
+            failed = f"{file} is not a complete {kind.title()} file"
+            return partial(_typed_blocks, partial(ds.dataset, file, format=kind), failed), 1
         if suffixes.endswith(".xlsx"):
             return _open_excel(file, table)
         with _stream(file) as stream:
@@ -288,18 +289,15 @@ def _stream(file: Path) -> Any:
     return archive.open(names[0])
 
 
-def _typed_file(file: Path, form: str) -> Blocks:
-    with _reading(f"{file} is not a complete {form.title()} file", "write or copy it again"):
-        yield from _typed_blocks(ds.dataset(file, format=form))
-
-
-def _typed_blocks(dataset: Any) -> Blocks:
+def _typed_blocks(open_dataset: Callable[[], Any], failed: str) -> Blocks:
     """Read typed rows; text as categories, decimals as floats; the index pandas kept is plain."""
-    decimals = [part.name for part in dataset.schema if pa.types.is_decimal(part.type)]
     options = {"ignore_metadata": True, "date_as_object": False, "strings_to_categorical": True}
-    for batch in dataset.to_batches(batch_size=BLOCK_ROWS // 4):
-        rows = pa.Table.from_batches([batch], dataset.schema).to_pandas(**options)
-        yield rows.astype(dict.fromkeys(decimals, "float64"))
+    with _reading(failed, "write or copy it again"):
+        dataset = open_dataset()
+        decimals = [part.name for part in dataset.schema if pa.types.is_decimal(part.type)]
+        for batch in dataset.to_batches(batch_size=BLOCK_ROWS // 4):
+            rows = pa.Table.from_batches([batch], dataset.schema).to_pandas(**options)
+            yield rows.astype(dict.fromkeys(decimals, "float64"))
 
 
 def _json_blocks(file: Path, is_array: bool) -> Blocks:
@@ -337,7 +335,7 @@ def _open_csv(file: Path, sample: bytes, table: Table) -> tuple[Reader, int]:
     marked = re.fullmatch(r'"?sep=(.)"?[,;\t]*', lines[0])
     separator = marked[1] if marked else max(",;\t|", key=partial(_evenness, lines))
     lines[0] = "" if marked else lines[0]
-    start = _header_line([_cells(separator, line) for line in lines[:200]], file, table)
+    start = _header_line(_parsed(lines, separator), file, table)
     if separator != ",":
         table.note(f"{file.name} was read with {separator!r} between columns")
     reader = csv.reader((line + "\n" for line in lines[start:]), delimiter=separator)
@@ -350,13 +348,13 @@ def _open_csv(file: Path, sample: bytes, table: Table) -> tuple[Reader, int]:
     return partial(_csv_blocks, file, separator, names, options), skip + 1
 
 
-def _cells(separator: str, line: str) -> list[str]:
-    return next(csv.reader([line], delimiter=separator), [])
+def _parsed(lines: list[str], separator: str) -> list[list[str]]:
+    return [next(csv.reader([line], delimiter=separator), []) for line in lines[:200]]
 
 
 def _evenness(lines: list[str], separator: str) -> tuple[int, int, int]:
     """Rate a separator: it should cut most lines, from the header on, into equally many fields."""
-    widths = [len(_cells(separator, line)) for line in lines[:200]]
+    widths = [len(cells) for cells in _parsed(lines, separator)]
     usual = max(set(widths), key=widths.count)
     return (widths.count(usual) if usual > 1 else 0), -widths.index(usual), usual
 
@@ -403,7 +401,7 @@ def _encoding(file: Path, sample: bytes, table: Table) -> str:
     found = from_bytes(b"\n".join(lines[:500]), cp_isolation=ENCODINGS, threshold=0.5)
     chaos = {name: match.chaos for match in found for name in match.could_be_from_charset}
     # Windows-1252 is by far the most frequent; the others must look better, not as good.
-    best = min(chaos, key=lambda name: (chaos[name], name != "cp1252"), default="cp1252")
+    best = min(sorted(chaos, key="cp1252".__ne__), key=chaos.__getitem__, default="cp1252")
     table.note(f"{file.name} is not UTF-8 and was read as {best.replace('cp', 'Windows-')}")
     return best
 
@@ -413,25 +411,24 @@ def _csv_blocks(file: Path, separator: str, names: list[str], options: pc.ReadOp
     convert = pc.ConvertOptions(column_types=texts, null_values=[""], strings_can_be_null=True)
     parse = pc.ParseOptions(delimiter=separator, newlines_in_values=True)
     advice = "give every line as many fields as the header"
-    with _reading(f"{file} is not a regular table", advice), _stream(file) as stream:
-        try:
-            for batch in pc.open_csv(stream, options, parse, convert):
-                block = batch.to_pandas().set_axis(names, axis=1)
-                block.attrs = {"separator": separator}
-                if len(block) and str(block.iloc[-1, -1]).endswith("\n"):
-                    raise ValueError("a field opens with a quote that is never closed")
-                yield block
-        except pa.ArrowInvalid as error:
-            if "Empty CSV file" not in str(error):
-                raise ValueError(_irregular(file, options, parse) or one_line(error)) from error
+    with _reading(f"{file} is not a regular table", advice):
+        for batch in _batches(file, options, parse, convert):
+            block = batch.to_pandas().set_axis(names, axis=1)
+            block.attrs = {"separator": separator}
+            if len(block) and str(block.iloc[-1, -1]).endswith("\n"):
+                raise ValueError("a field opens with a quote that is never closed")
+            yield block
 
 
-def _irregular(file: Path, options: pc.ReadOptions, parse: pc.ParseOptions) -> str:
-    """Name the first line that has another number of fields than the header."""
-    options.use_threads = False  # only then pyarrow knows the line
-    said = r".*Row #(\d+): Expected (\d+) columns, got (\d+):.*"
+def _batches(file: Path, options: pc.ReadOptions, *more: Any) -> Iterator[pa.RecordBatch]:
+    """Read a text file piece by piece; an error names the first line of another width."""
     try:
-        pc.read_csv(_stream(file), options, parse)
+        with _stream(file) as stream:
+            yield from pc.open_csv(stream, options, *more)
     except pa.ArrowInvalid as error:
-        return re.sub(said, r"line \1 has \3 fields, not \2", one_line(error))
-    return ""
+        if "Empty CSV file" in str(error):
+            return
+        options.use_threads = False  # only then pyarrow knows the line
+        with _stream(file) as stream:
+            pc.read_csv(stream, options, *more)
+        raise
