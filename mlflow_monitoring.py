@@ -207,7 +207,7 @@ def fit(
     recipes, curves = [replace(base, bins=False)], dict[str, list[float]]()
     if build is None:
         callbacks = checkpoint.callbacks("search", tell)
-        options = {"base": base, "callbacks": callbacks, "seed": settings.seed}
+        options: dict[str, Any] = {"base": base, "callbacks": callbacks, "seed": settings.seed}
         search = partial(model_utils.choose_recipe, X, y, bins, **options)
         recipes, curves = checkpoint.search(model_utils.Recipe, search)
     scale = model_utils.target_scale(y)
