@@ -495,9 +495,8 @@ def train_members(
     first = recipes[0]
     z = [targets(block) for block in y] if isinstance(y, list) else targets(y)
     callbacks = [CosineRates(optimizer, first.epochs), *callbacks]
-    _, history = train_model(
-        heads, X, z, None, None, first.epochs, first.batch_size, callbacks=callbacks, seed=seed
-    )
+    sizes: dict[str, Any] = {"epochs": first.epochs, "batch_size": first.batch_size}
+    _, history = train_model(heads, X, z, **sizes, callbacks=callbacks, seed=seed)
     losses = history.history.get("loss", [])
     if losses and not np.isfinite(losses[-1]):
         raise FloatingPointError(f"the loss is not finite at learning rate {first.learning_rate:g}")

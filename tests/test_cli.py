@@ -353,7 +353,8 @@ def test_table_is_aligned_with_numbers_to_the_right_and_plain_in_a_pipe(capsys):
     assert lines == ["rows          MAE", "new             1", "[red]old  1,234 €"]
 
 
-def test_table_of_many_columns_is_not_wrapped_in_a_pipe(capsys):
+def test_table_of_many_columns_is_not_wrapped_in_a_pipe(capsys, monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)  # a user who sets it wants its width
     cells = [f"column number {i}" for i in range(30)]
     cli.Terminal().table(cells, [cells])
     assert len(capsys.readouterr().out.splitlines()) == 2
