@@ -148,7 +148,7 @@ def make_model(
     card = {
         "run_id": run_id,
         "unit": unit_of(settings),
-        "settings": {key: cli.without_password(v) for key, v in vars(settings).items()},
+        "settings": cli.loggable(settings),
         "result": in_words(metrics, unit_of(settings)),
         "lineage": [{"generation": 0, "run_id": run_id, "data": data, **counts}],
         **facts,

@@ -153,7 +153,7 @@ def make_model(
         **child.facts,
         "run_id": run_id,
         "unit": found.unit,
-        "settings": {key: cli.without_password(v) for key, v in vars(settings).items()},
+        "settings": cli.loggable(settings),
         "result": found.verdict.reason,
         "verdict_kind": found.verdict.kind,
         "parent_model_uri": parent.uri,

@@ -351,6 +351,8 @@ def newest_buffer(
     line, quoted = parent.card.get("lineage", []), name.replace("'", "''")
     found = client.search_model_versions(f"name = '{quoted}'", order_by=["version_number DESC"])
     for each in found if line else []:
+        if parent.run_id and each.run_id == parent.run_id:
+            break  # nothing newer; what the parent holds need not be fetched again
         with contextlib.suppress(UserError, MlflowException), tempfile.TemporaryDirectory() as to:
             folder = _download(f"models:/{name}/{each.version}", to) / "artifacts"
             card = json.loads((folder / PARTS["card"]).read_text("utf-8"))["card"]

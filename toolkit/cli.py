@@ -285,6 +285,11 @@ def without_password(text: object) -> str:
     return re.sub(r"(://[^/@\s:]*:)[^/\s]+@", r"\1***@", str(text))
 
 
+def loggable(settings: StoreSettings) -> dict[str, str]:
+    """Write all settings as texts that can be logged."""
+    return {key: without_password(value) for key, value in vars(settings).items()}
+
+
 def same_place(settings: StoreSettings) -> list[str]:
     """Name store, experiment and registered model for a command to paste, where not the usual."""
     usual = {"tracking_uri": STORE, "experiment": NAME, "model_name": NAME}
