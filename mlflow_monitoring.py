@@ -101,7 +101,7 @@ def track(
         with terminal.progress("training") as progress:
             X, _, preprocessor = model_utils.preprocessing(train_rows, schema=schema)
             network, facts, curves = fit(
-                settings, X, y_train, preprocessor.bins, checkpoint, progress.tell, build
+                settings, X, y_train, preprocessor.bins, checkpoint, progress.update, build
             )
 
         # Score: on rows that nothing above has seen.
@@ -148,7 +148,6 @@ def make_model(
     card = {
         "run_id": run_id,
         "unit": unit_of(settings),
-        "settings": cli.loggable(settings),
         "result": in_words(metrics, unit_of(settings)),
         "lineage": [{"generation": 0, "run_id": run_id, "data": data, **counts}],
         **facts,
@@ -178,8 +177,8 @@ def keep(
 
     pickle, folder = settings.models_dir / "preprocessor.pkl", settings.models_dir / MODEL_NAME
     artifact.save_preprocessor(trained.preprocessor, pickle)
-    with tracking.kept_if_logging_fails(lambda: artifact.save_folder(trained, folder)):
-        artifact.save_folder(trained, folder)
+    artifact.save_folder(trained, folder)
+    with tracking.kept_if_logging_fails(folder):
         log_results(client, run_id, metrics, curves, trained, test_rows, prediction)
         uri = artifact.log_model(trained, MODEL_NAME, step=len(curves["final_loss"]))
         with cli.uninterrupted():  # registered, promoted and told, or nothing of it
@@ -307,7 +306,6 @@ def say_all(
     metrics: dict[str, float],
 ) -> None:
     """Print the scores, the verdict and the next commands."""
-    from toolkit import summary
     from toolkit.words import format_amount
 
     unit = unit_of(settings)
@@ -321,8 +319,8 @@ def say_all(
     flags = [] if settings.data == DATA else ["--data", "NEW_ROWS.csv"]
     flags += cli.same_place(settings)
     steps = [cli.command("python", "mlflow_retrain.py", "--model-uri", uri, *flags)]
-    summary.conclude(terminal, settings, run, uri, version, verdict, steps, metrics=metrics)
+    cli.conclude(terminal, settings, run, uri, version, verdict, steps, metrics=metrics)
 
 
 if __name__ == "__main__":
-    cli.leave(main())
+    raise SystemExit(main())

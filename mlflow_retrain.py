@@ -121,7 +121,7 @@ def track(
 
         # Train the child and a control; score all of them on the same held-out rows.
         with work.terminal.progress("training") as progress:
-            child = train_child(settings, parent, rows, checkpoint, progress.tell)
+            child = train_child(settings, parent, rows, checkpoint, progress.update)
         schema, predictions = parent.preprocessor.schema, child.predictions
         found = evidence.weigh(settings, work.role, rows, schema, predictions, found, whole)
 
@@ -153,7 +153,6 @@ def make_model(
         **child.facts,
         "run_id": run_id,
         "unit": found.unit,
-        "settings": cli.loggable(settings),
         "result": found.verdict.reason,
         "verdict_kind": found.verdict.kind,
         "parent_model_uri": parent.uri,
@@ -169,22 +168,33 @@ def keep(
     work: Work, run_id: str, child: "Child", trained: "TrainedModel", found: "Evidence"
 ) -> tuple[str, str, str, dict[str, float]]:
     """Save, log, register and judge the child; return (URI, version, verdict in words, metrics)."""
-    from toolkit import artifact, evidence, promotion, tracking
+    from toolkit import artifact, evidence, registry, report, tracking
 
-    settings, client = work.settings, work.client
-    folder = settings.models_dir / MODEL_NAME
-    with tracking.kept_if_logging_fails(lambda: artifact.save_folder(trained, folder)):
-        artifact.save_folder(trained, folder)
+    settings, client, verdict = work.settings, work.client, found.verdict
+    about = report.about(trained.card, trained.preprocessor.schema)
+    folder = artifact.save_folder(trained, settings.models_dir / MODEL_NAME)
+    with tracking.kept_if_logging_fails(folder):
         y_new = work.rows.held_out["new"][child.preprocessor.schema.target.name].to_numpy()
         metrics = evidence.log_evidence(
             client, run_id, child.curves, y_new, child.predictions, found
         )
         uri = artifact.log_model(trained, MODEL_NAME, step=len(child.curves["final_loss"]))
         with cli.uninterrupted():  # registered, promoted and told, or nothing of it
-            verdict, version = promotion.register_and_promote(
-                client, settings, work.champion, work.parent, found, trained, uri
+            words, version = registry.register_and_promote(
+                client,
+                settings.model_name,
+                uri,
+                run_id,
+                verdict.reason,
+                about,
+                report.short_result(found, promoted=True).removeprefix("promoted: "),
+                champion=work.champion,
+                wanted=verdict.promoted,
+                parent_run=None if settings.promote == "always" else work.parent.run_id,
+                note=f"Parent: `{work.parent.uri}`",
+                kind=verdict.kind,
             )
-    return uri, version, verdict, metrics
+    return uri, version, words, metrics
 
 
 def say_verdict(
@@ -197,8 +207,6 @@ def say_verdict(
     found: "Evidence",
 ) -> None:
     """Print the verdict and the next commands, or all of it as one object."""
-    from toolkit import summary
-
     promoted, steps, kind = verdict.startswith("promoted"), [], found.verdict.kind
     if promoted:
         back = ["--rollback", *cli.same_place(work.settings)]
@@ -209,7 +217,7 @@ def say_verdict(
         "intervals": {part: asdict(held.change) for part, held in found.held_out.items()},
         "metrics": metrics,
     }
-    summary.conclude(
+    cli.conclude(
         work.terminal, work.settings, run, uri, version, verdict, steps, kind=kind, **facts
     )
 
@@ -423,4 +431,4 @@ def move_champion(settings: Settings) -> int:
 
 
 if __name__ == "__main__":
-    cli.leave(main())
+    raise SystemExit(main())
