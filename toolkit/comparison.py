@@ -222,9 +222,9 @@ def lost_skill(
     """
     findings = []
     was, now = _rank_correlation(y_old, old[PARENT]), _rank_correlation(*whole)
-    few = min(len(np.asarray(y)) for y in (whole[0], y_old))
-    limit = math.tanh(math.atanh(now) + 2.576 * 1.03 / math.sqrt(max(1, len(whole[0]) - 3)))
-    if few >= SIZABLE_GROUP and was > 0.2 and limit < was / 4:
+    n_whole, n_old = (len(np.asarray(y)) for y in (whole[0], y_old))
+    limit = math.tanh(math.atanh(now) + 2.576 * 1.03 / math.sqrt(max(1, n_whole - 3)))
+    if min(n_whole, n_old) >= SIZABLE_GROUP and was > 0.2 and limit < was / 4:
         findings.append(
             f"target: its rank correlation with the parent's predictions fell from {was:.2f} "
             f"to {now:.2f}, as if it were shuffled"
