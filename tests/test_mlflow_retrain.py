@@ -154,7 +154,9 @@ def test_report_tables_and_figures_lie_in_the_run(retrained):
     found = files_of(retrained, retrained.run)
     figures = {"before_after", "drift", "error_per_group", "learning_curve"}
     figures |= {"predicted_against_actual"}
-    assert set(found) == {"report.md", "drift.csv", "groups.csv", *(f"{f}.png" for f in figures)}
+    files = {"report.html", "report.md", "drift.csv", "groups.csv"}
+    assert set(found) == files | {f"{name}.png" for name in figures}
+    assert found["report.html"].read_text("utf-8").count("<svg") == len(figures)
     assert all(found[f"{f}.png"].read_bytes().startswith(b"\x89PNG") for f in figures)
     report = found["report.md"].read_text("utf-8")
     assert report.startswith("# Retraining: ")
