@@ -583,7 +583,7 @@ def compare_recipes(
     z = (y[order][: folds * size, None, None] - scale.mean) / scale.scale
     errors: list[np.ndarray] = []
 
-    def validate(*_: Any) -> None:
+    def validate(*_: Any) -> Any:
         error = np.abs(heads.predict_on_batch(rows).reshape(judged.shape) - z)
         total, count = np.where(judged, error, 0).sum(axis=(0, 1)), judged.sum(axis=(0, 1))
         errors.append(np.where(count, total / np.maximum(count, 1), np.inf))

@@ -117,15 +117,12 @@ def log_inputs(
     client: MlflowClient, run_id: str, settings: Any, parent: TrainedModel, rows: RetrainingRows
 ) -> None:
     """Log settings, parent and datasets, before training starts."""
-    tracking.log_settings(client, run_id, settings, parent=parent.uri)
     if parent.model_id:
         client.log_inputs(run_id, models=[LoggedModelInput(parent.model_id)])
     parts = {"training": rows.train[rows.new], "replay": rows.train[~rows.new]}
     parts |= {f"held-out {name}": table for name, table in rows.held_out.items()}
     target = parent.preprocessor.schema.target.name
-    for context, table in parts.items():
-        if len(table):
-            tracking.log_rows(roles.own_columns(table), target, settings.data, context)
+    tracking.log_inputs(client, run_id, settings, target, parts, parent=parent.uri)
 
 
 def log_evidence(
