@@ -40,6 +40,7 @@ def main(argv: list[str] | None = None) -> int:
 def train(settings: Settings) -> int:
     """Read the rows and give each its role; everything else is one MLflow run."""
     with cli.quiet_start("starting", settings.quiet):
+        import model_utils  # noqa: F401 - TensorFlow speaks while it starts
         from toolkit import reading, roles
     terminal = cli.Terminal(settings.quiet, settings.json)
 

@@ -41,6 +41,7 @@ def main(argv: list[str] | None = None) -> int:
 def retrain(settings: Settings) -> int:
     """Load the parent, read the rows and look at them; everything else is one MLflow run."""
     with cli.quiet_start("starting", settings.quiet):
+        import model_utils  # noqa: F401 - TensorFlow speaks while it starts
         from toolkit import artifact, evidence, reading, registry, roles, tracking
     terminal = cli.Terminal(settings.quiet, settings.json)
 

@@ -55,6 +55,7 @@ FOLDS = 3
 NEARLY = 1.02  # share of the lowest error up to which another candidate is as good
 MANY_VALIDATION, MUCH_BETTER = 100, 0.97
 MIN_VALIDATION = 20  # rows; with fewer there is nothing to choose by
+Callbacks = Sequence[keras.callbacks.Callback]
 Bins = Sequence[tuple[int, Sequence[float]]]  # numbers of inputs, each with the edges of its bins
 
 # --- data --------------------------------------------------------------------------------------
@@ -362,7 +363,7 @@ def train_model(
     verbose: int = 0,
     *,
     sample_weight: Any = None,
-    callbacks: Sequence[keras.callbacks.Callback] = (),
+    callbacks: Callbacks = (),
     shuffle: bool = True,
     seed: int = 0,
 ) -> tuple[keras.Model, keras.callbacks.History]:
@@ -455,7 +456,7 @@ def train_members(
     recipes: Sequence[Recipe],
     *,
     mask: Any = None,
-    callbacks: Sequence[keras.callbacks.Callback] = (),
+    callbacks: Callbacks = (),
     seed: int = 0,
 ) -> keras.callbacks.History:
     """Train the members of a network of `create_nn_model` side by side, each by its own recipe.
@@ -516,41 +517,40 @@ def _only_used_weights(model: keras.Model, recipes: Sequence[Recipe]) -> Iterato
 # --- choosing a recipe ---------------------------------------------------------------------------
 
 
-def candidates(base: Recipe, n_rows: int) -> list[Recipe]:
-    """List the recipes that a first training chooses from.
+def candidates(base: Recipe, n_rows: int, parent: Recipe | None = None) -> list[Recipe]:
+    """List the recipes that a training chooses from, in the sizes of `base`.
 
-    Few rows may want no bins and strong regularisation, many want bins and little of it.
+    Few rows may want no bins and strong regularisation, many want bins and little of it. A
+    retraining looks around the recipe of its parent.
     """
     few = n_rows < FEW_ROWS
-    decays = (0.3, 1.0, 3.0) if few else (0.03, 0.1, 0.3, 1.0)
-    bins = (True, False) if few else (True,)
+    decays, deltas = [0.3, 1.0, 3.0] if few else [0.03, 0.1, 0.3, 1.0], [0.1, 0.3]
+    if parent:
+        decays = [parent.weight_decay * factor for factor in (1 / 3, 1, 3)]
+        deltas = [parent.delta]
     return [
         replace(base, weight_decay=decay, delta=delta, bins=binned)
-        for decay, delta, binned in itertools.product(decays, (0.1, 0.3), bins)
+        for decay, delta in itertools.product(decays, deltas)
+        for binned in ((True, False) if few else (True,))
     ]
 
 
 def choose_recipe(
-    X: np.ndarray,
-    y: np.ndarray,
-    bins: Bins = (),
-    *,
-    base: Recipe | None = None,
-    callbacks: Sequence[keras.callbacks.Callback] = (),
-    seed: int = 0,
+    X: np.ndarray, y: np.ndarray, bins: Bins = (), *, base: Recipe | None = None, **options: Any
 ) -> tuple[list[Recipe], dict[str, list[float]]]:
     """Choose bins, Huber's delta and the weight decay by the error on validation rows.
 
     All candidates train side by side, in one program, on at most SEARCH_ROWS of the rows; few rows
-    are split in three ways. X of shape (n_rows, n_inputs), y of shape (n_rows,).
+    are split in three ways. X of shape (n_rows, n_inputs), y of shape (n_rows,); options are
+    `seed` and `callbacks` of `train_model`.
 
     Returns (the recipe of each member, the best first, and those that are nearly as good;
     {"loss": …, "val_mae": …} per epoch of the best, in standard deviations of the target).
     """
     base, scale = base or sized_recipe(len(X)), target_scale(y)
     tried = candidates(base, len(X))
-    model = _search_network(X, base, scale, bins, len(tried), seed)
-    errors, loss = compare_recipes(model, X, y, scale, tried, callbacks=callbacks, seed=seed)
+    model = _search_network(X, base, scale, bins, len(tried), **options)
+    errors, loss = compare_recipes(model, X, y, scale, tried, **options)
     best = _best(errors[-1])
     return [tried[i] for i in best], {"loss": loss, "val_mae": errors[:, best[0]].tolist()}
 
@@ -563,8 +563,8 @@ def compare_recipes(
     recipes: Sequence[Recipe],
     valid: np.ndarray | None = None,
     *,
-    callbacks: Sequence[keras.callbacks.Callback] = (),
     seed: int = 0,
+    callbacks: Callbacks = (),
 ) -> tuple[np.ndarray, list[float]]:
     """Train one member per recipe (and fold) on most rows; return its validation errors by epoch.
 
@@ -613,7 +613,13 @@ def _best(errors: np.ndarray) -> np.ndarray:
 
 
 def _search_network(
-    X: np.ndarray, base: Recipe, scale: TargetScale, bins: Bins, n_tried: int, seed: int
+    X: np.ndarray,
+    base: Recipe,
+    scale: TargetScale,
+    bins: Bins,
+    n_tried: int,
+    seed: int = 0,
+    **_: Any,
 ) -> keras.Model:
     """Create members for all candidates in all folds, which start alike."""
     members = n_tried * (FOLDS if len(X) < FEW_ROWS else 1)
@@ -664,26 +670,24 @@ def choose_retraining(
     scale: TargetScale,
     base: Recipe,
     is_new: np.ndarray,
-    *,
-    callbacks: Sequence[keras.callbacks.Callback] = (),
-    seed: int = 0,
+    **options: Any,
 ) -> tuple[list[Recipe], dict[str, list[float]]]:
     """Choose how half of the members go on from the parent and the others start afresh, or all do.
 
     base: of the fresh ones. is_new: bool of shape (n_rows,), rows the parent never saw: these alone
     validate going on and, where they are many, starting afresh.
-    Returns (the recipe of each member, curves of the best candidate) as `choose_recipe` does.
+    Options and what is returned are those of `choose_recipe`.
     """
     tried = parent.ways_on(base)
     n = len(tried)
-    tried += candidates(base, len(X))
-    model = _search_network(X, base, scale, bins, len(tried), seed)
+    tried += candidates(base, len(X), parent.recipe)
+    model = _search_network(X, base, scale, bins, len(tried), **options)
     parent.copy_to(model, np.flatnonzero(np.arange(member_count(model)) % len(tried) < n))
     n_valid = VALIDATION * is_new.mean() * min(len(X), SEARCH_ROWS) * member_count(model)
     n_valid /= len(tried)
     valid = np.ones((len(X), len(tried)), bool)
     valid[:, : n if n_valid < MANY_VALIDATION else None] = is_new[:, None]
-    errors, loss = compare_recipes(model, X, y, scale, tried, valid, callbacks=callbacks, seed=seed)
+    errors, loss = compare_recipes(model, X, y, scale, tried, valid, **options)
     last = np.nan_to_num(errors[-1], nan=np.inf)
     first = 3 if n_valid < MIN_VALIDATION else int(np.argmin(last[:n]))  # slower is the safer
     best = n + _best(last[n:])
@@ -702,7 +706,7 @@ def continue_training(
     recipes: Sequence[Recipe],
     is_old: np.ndarray | None = None,
     *,
-    callbacks: Sequence[keras.callbacks.Callback] = (),
+    callbacks: Callbacks = (),
     seed: int = 0,
 ) -> tuple[keras.Model, keras.Model | None, keras.callbacks.History]:
     """Train a child by the recipes that `choose_retraining` returned and, beside it, its control.

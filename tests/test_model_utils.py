@@ -623,7 +623,7 @@ def test_half_of_the_members_go_on_from_the_parent_and_half_choose_anew():
     parent = replace(PARENT, recipe=replace(QUICK, weight_decay=0.7))
     assert set(recipes[:half]) <= set(parent.ways_on(QUICK))
     assert len(set(recipes[:half])) == 1
-    assert set(recipes[half:]) <= set(model_utils.candidates(QUICK, 120))
+    assert set(recipes[half:]) <= set(model_utils.candidates(QUICK, 120, parent.recipe))
     assert len(set(recipes[half:])) == half
     assert len(curves["loss"]) == len(curves["val_mae"]) == QUICK.epochs
 
