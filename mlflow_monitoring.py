@@ -91,14 +91,11 @@ def track(settings: Settings, terminal: cli.Terminal, table: Any, schema: Any, r
         card |= describe(settings, run_id, metrics, roles.counts(table))
         buffer = roles.remember(table.head(0), table, settings.buffer_rows)
         trained = artifact.TrainedModel(network, preprocessor, role, buffer, card)
-        artifact.save_preprocessor(preprocessor, settings.models_dir / "preprocessor.pkl")
-        folder = artifact.save_folder(trained, settings.models_dir / MODEL_NAME)
-        with tracking.kept_if_logging_fails(folder):
-            log_results(client, run_id, trained, metrics, curves, test_rows, prediction)
-            uri = artifact.log_model(trained, MODEL_NAME)
-            verdict, version = publish(client, settings, trained, uri)
+        uri, version, verdict = keep(
+            settings, client, trained, metrics, curves, test_rows, prediction
+        )
         checkpoint.remove()
-    say(settings, terminal, run.info, uri, version, verdict, trained.card["unit"], metrics)
+    say(settings, terminal, run.info, uri, version, verdict, card["unit"], metrics)
     return 0
 
 
@@ -112,8 +109,9 @@ def fit(
     import model_utils
 
     build = cli.load_function(settings.network)
-    base = model_utils.sized_recipe(len(X), settings.epochs, settings.batch_size)
-    base = replace(base, learning_rate=settings.learning_rate or base.learning_rate)
+    base = model_utils.sized_recipe(
+        len(X), settings.epochs, settings.batch_size, settings.learning_rate
+    )
     recipes, curves = [replace(base, bins=False)], dict[str, list[float]]()
     if build is None:
         options: dict[str, Any] = {"base": base, "seed": settings.seed}
@@ -163,50 +161,58 @@ def describe(
     }
 
 
-def log_results(
+def keep(
+    settings: Settings,
     client: Any,
-    run_id: str,
     trained: Any,
     metrics: dict[str, float],
     curves: dict[str, list[float]],
     test_rows: Any,
     prediction: Any,
-) -> None:
-    """Log scores, curves and figures."""
-    from toolkit import comparison, figures, tracking
+) -> tuple[str, str, str]:
+    """Save the model, log and register it, make it champion when there is none.
 
-    tracking.log_numbers(client, run_id, metrics, {f"epoch/{k}": v for k, v in curves.items()})
+    Returns (its URI, version, verdict in words).
+    """
+    from toolkit import artifact, registry, report, tracking
+
+    artifact.save_preprocessor(trained.preprocessor, settings.models_dir / "preprocessor.pkl")
+    folder = artifact.save_folder(trained, settings.models_dir / MODEL_NAME)
+    name, run_id, result = settings.model_name, trained.card["run_id"], trained.card["result"]
+    about = report.about(trained.card, trained.preprocessor.schema)
+    short = result.split(" on held-out")[0]
+    figures = draw(trained, curves, test_rows, prediction)
+    with tracking.kept_if_logging_fails(folder):
+        by_epoch = {f"epoch/{key}": values for key, values in curves.items()}
+        tracking.log_numbers(client, run_id, metrics, by_epoch)
+        tracking.log_figures(figures)
+        uri = artifact.log_model(trained, MODEL_NAME)
+        with cli.uninterrupted():  # registered, promoted and told, or nothing of it
+            is_first = registry.champion_version(client, name) is None
+            verdict, version = registry.register_and_promote(
+                client, name, uri, run_id, result, about, short, wanted=is_first
+            )
+    return uri, version, verdict
+
+
+def draw(
+    trained: Any, curves: dict[str, list[float]], test_rows: Any, prediction: Any
+) -> dict[str, Any]:
+    """Draw the learning curve, and the errors on held-out rows."""
+    from toolkit import comparison, figures
+
     schema, unit = trained.preprocessor.schema, trained.card["unit"]
     y = test_rows[schema.target.name].to_numpy()
+    scattered = figures.predicted_against_actual(y, {"model": prediction}, unit)
     pictures = {
         "learning_curve": figures.learning_curve(curves),
-        "predicted_against_actual": figures.predicted_against_actual(
-            y, {"model": prediction}, unit
-        ),
+        "predicted_against_actual": scattered,
     }
     categorical = [name for name, kind in schema.kinds.items() if kind == "categorical"]
     if categorical:
         groups = comparison.groups(test_rows, categorical, y, None, prediction)
         pictures["error_per_group"] = figures.error_per_group(groups, unit)
-    tracking.log_figures(pictures)
-
-
-def publish(client: Any, settings: Settings, trained: Any, uri: str) -> tuple[str, str]:
-    """Register the model, make it champion when there is none; return (verdict, version)."""
-    from toolkit import registry, report
-
-    result, name = trained.card["result"], settings.model_name
-    with cli.uninterrupted():  # registered, promoted and told, or nothing of it
-        return registry.register_and_promote(
-            client,
-            name,
-            uri,
-            trained.card["run_id"],
-            result,
-            report.about(trained.card, trained.preprocessor.schema),
-            result.split(" on held-out")[0],
-            wanted=registry.champion_version(client, name) is None,
-        )
+    return pictures
 
 
 def say(

@@ -120,14 +120,7 @@ def track(work: Work, terminal: cli.Terminal, found: Any, whole: Any) -> int:
         trained = artifact.TrainedModel(
             child.network, child.preprocessor, work.role, work.buffer, card
         )
-        folder = artifact.save_folder(trained, settings.models_dir / MODEL_NAME)
-        with tracking.kept_if_logging_fails(folder):
-            y_new = rows.held_out["new"][schema.target.name].to_numpy()
-            metrics = evidence.log_evidence(
-                work.client, run_id, child.curves, y_new, child.predictions, found
-            )
-            uri = artifact.log_model(trained, MODEL_NAME)
-            verdict, version = publish(work, trained, uri, found)
+        uri, version, verdict, metrics = keep(work, trained, child, found)
         checkpoint.remove()
     evidence.print_scores(terminal, found)
     say(settings, terminal, run.info, uri, version, verdict, metrics, found)
@@ -152,26 +145,39 @@ def describe(work: Work, run_id: str, child: "Child", found: Any) -> dict[str, A
     }
 
 
-def publish(work: Work, trained: Any, uri: str, found: Any) -> tuple[str, str]:
-    """Register the child, promote it if the verdict allows; return (verdict in words, version)."""
-    from toolkit import registry, report
+def keep(
+    work: Work, trained: Any, child: "Child", found: Any
+) -> tuple[str, str, str, dict[str, float]]:
+    """Save the child, log and register it, promote it if the verdict allows.
 
-    settings, verdict = work.settings, found.verdict
-    with cli.uninterrupted():  # registered, promoted and told, or nothing of it
-        return registry.register_and_promote(
-            work.client,
-            settings.model_name,
-            uri,
-            trained.card["run_id"],
-            verdict.reason,
-            report.about(trained.card, trained.preprocessor.schema),
-            report.short_result(found, promoted=True).removeprefix("promoted: "),
-            champion=work.champion,
-            wanted=verdict.promoted,
-            parent_run=None if settings.promote == "always" else work.parent.run_id,
-            note=f"Parent: `{work.parent.uri}`",
-            kind=verdict.kind,
+    Returns (its URI, version, verdict in words, metrics).
+    """
+    from toolkit import artifact, evidence, registry, report, tracking
+
+    settings, schema, run_id = work.settings, child.preprocessor.schema, trained.card["run_id"]
+    folder = artifact.save_folder(trained, settings.models_dir / MODEL_NAME)
+    y_new = work.rows.held_out["new"][schema.target.name].to_numpy()
+    with tracking.kept_if_logging_fails(folder):
+        metrics = evidence.log_evidence(
+            work.client, run_id, child.curves, y_new, child.predictions, found
         )
+        uri = artifact.log_model(trained, MODEL_NAME)
+        with cli.uninterrupted():  # registered, promoted and told, or nothing of it
+            verdict, version = registry.register_and_promote(
+                work.client,
+                settings.model_name,
+                uri,
+                run_id,
+                found.verdict.reason,
+                report.about(trained.card, schema),
+                report.short_result(found, promoted=True).removeprefix("promoted: "),
+                champion=work.champion,
+                wanted=found.verdict.promoted,
+                parent_run=None if settings.promote == "always" else work.parent.run_id,
+                note=f"Parent: `{work.parent.uri}`",
+                kind=found.verdict.kind,
+            )
+    return uri, version, verdict, metrics
 
 
 def say(
@@ -259,9 +265,10 @@ def continue_members(
     scale = model_utils.rescaled(model_utils.TargetScale(**parent.card["scale"]), y)
 
     # Train: as validation rows advise, in sizes that suit the rows.
-    base = model_utils.sized_recipe(len(X), settings.epochs, settings.batch_size)
-    rate = settings.learning_rate or base.learning_rate
-    base = replace(base, learning_rate=rate, first_input=preprocessor.first_input)
+    base = model_utils.sized_recipe(
+        len(X), settings.epochs, settings.batch_size, settings.learning_rate
+    )
+    base = replace(base, first_input=preprocessor.first_input)
     dropped = (before.first_input, before.bins_before_latest)
     recipe = model_utils.Recipe(**parent.card["recipe"])
     start = model_utils.Parent(parent.network, recipe, dropped)

@@ -168,14 +168,20 @@ class Recipe:
     first_input: int = 0
 
 
-def sized_recipe(n_rows: int, epochs: int | None = None, batch_size: int | None = None) -> Recipe:
+def sized_recipe(
+    n_rows: int,
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    learning_rate: float | None = None,
+) -> Recipe:
     """Choose epochs and batch size by the number of training rows, where they are not given."""
     if batch_size is None:
         power = round(math.log2(max(1.0, n_rows / 100)))
         batch_size = min(256 if n_rows < 250_000 else 1_024, max(32, 2**power))
     if epochs is None:
         epochs = min(80, max(4, round(1_000_000 / n_rows)))
-    return Recipe(epochs=epochs, batch_size=batch_size)
+    rate = learning_rate or LEARNING_RATE
+    return Recipe(epochs=epochs, batch_size=batch_size, learning_rate=rate)
 
 
 def create_nn_model(
@@ -472,15 +478,12 @@ def train_members(
     )
     heads.compile(MemberAdamW(rates, decays), loss=MemberHuber(deltas))
 
-    def targets(values: ArrayLike, used: Any) -> np.ndarray:
-        z = (np.asarray(values)[:, None] - scale.mean) / scale.scale
-        return np.where(used, z, np.nan).astype(np.float32)
-
-    everything = np.ones((1, len(recipes)), bool)
-    if isinstance(y, list):
-        z: Any = [targets(*block) for block in zip(y, mask or [everything] * len(y), strict=True)]
-    else:
-        z = targets(y, everything if mask is None else mask)
+    X, y = (values if isinstance(values, list) else [values] for values in (X, y))
+    masks = mask if isinstance(mask, list) else [True if mask is None else mask] * len(y)
+    z = [
+        np.where(used, (values[:, None] - scale.mean) / scale.scale, np.nan)
+        for values, used in zip(y, masks, strict=True)
+    ]
     cosine = keras.callbacks.LearningRateScheduler(
         lambda epoch, _: (1 + math.cos(math.pi * (epoch + 0.5) / first.epochs)) / 2
     )
@@ -590,7 +593,7 @@ def compare_recipes(
 
     watch = keras.callbacks.LambdaCallback(
         on_epoch_end=validate,
-        on_train_end=lambda _: errors or validate(),  # continued after its last epoch
+        on_train_end=lambda *_: errors or validate(),  # continued after its last epoch
     )
     history = train_members(
         model,
