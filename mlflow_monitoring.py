@@ -69,19 +69,15 @@ def track(settings: Settings, terminal: cli.Terminal, table: Any, schema: Any, r
     name = f"train {settings.model_name}"
     with tracking.tracked_run(experiment, name, tags, checkpoint.run_id) as run:
         run_id = checkpoint.once("run_id", lambda: run.info.run_id)
-        y = table[settings.target].to_numpy()
-        train_rows, test_rows, y_train, y_test = model_utils.split(
-            table, y, held_out=role.held_out(table)
-        )
-        datasets = {"training": train_rows, "held-out": test_rows}
-        tracking.log_inputs(client, run_id, settings, settings.target, datasets)
+        y, held_out = table[settings.target].to_numpy(), role.held_out(table)
+        train_rows, test_rows, y_train, y_test = model_utils.split(table, y, held_out=held_out)
+        rows = {"training": train_rows, "held-out": test_rows}
+        tracking.log_inputs(client, run_id, settings, settings.target, rows)
 
-        # Preprocess and train: measured on training rows alone.
+        # Preprocess and train: on training rows alone.
         with terminal.progress("training") as progress:
-            X, _, preprocessor = model_utils.preprocessing(train_rows, schema=schema)
-            network, card, curves = fit(
-                settings, X, y_train, preprocessor.bins, checkpoint, progress.update
-            )
+            fit_on = partial(fit, settings, schema, checkpoint, progress.update)
+            network, preprocessor, card, curves = fit_on("training", train_rows)
 
         # Score: on rows that nothing above has seen.
         prediction = model_utils.model_predict(network, preprocessor.transform(test_rows))
@@ -90,24 +86,27 @@ def track(settings: Settings, terminal: cli.Terminal, table: Any, schema: Any, r
         # Log and register.
         card |= describe(settings, run_id, metrics, roles.counts(table))
         buffer = roles.remember(table.head(0), table, settings.buffer_rows)
+        if settings.refit:  # the scores are of the network before
+            network, preprocessor, again, _ = fit_on("refit", table)
+            buffer, card = buffer.assign(**{roles.ROLE: roles.TRAIN}), {**card, **again, "refit": 1}
         trained = artifact.TrainedModel(network, preprocessor, role, buffer, card)
-        uri, version, verdict = keep(
-            settings, client, trained, metrics, curves, test_rows, prediction
-        )
+        uri, version, verdict = keep(settings, client, trained, metrics, curves, rows, prediction)
         checkpoint.remove()
     say(settings, terminal, run.info, uri, version, verdict, card["unit"], metrics)
     return 0
 
 
 def fit(
-    settings: Settings, X: Any, y: Any, bins: list, checkpoint: Any, tell: Any
-) -> tuple[Any, dict[str, Any], dict[str, list[float]]]:
-    """Choose a recipe, create the network and train it on all training rows.
+    settings: Settings, schema: Any, checkpoint: Any, tell: Any, name: str, rows: Any
+) -> tuple[Any, Any, dict[str, Any], dict[str, list[float]]]:
+    """Preprocess rows, choose a recipe, create the network and train it.
 
-    Returns (network, what its card says of it, curves).
+    Returns (network, preprocessor, what the model's card says of them, curves).
     """
     import model_utils
 
+    X, y, preprocessor = model_utils.preprocessing(rows, schema=schema)
+    bins = preprocessor.bins
     build = cli.load_function(settings.network)
     base = model_utils.sized_recipe(
         len(X), settings.epochs, settings.batch_size, settings.learning_rate
@@ -122,12 +121,13 @@ def fit(
     network = model_utils.create_nn_model(
         X.shape[1], recipes[0], scale, bins, seed=settings.seed, build=build
     )
-    callbacks = checkpoint.callbacks("training", tell)
+    callbacks = checkpoint.callbacks(name, tell)
     history = model_utils.train_members(
         network, X, y, scale, recipes, callbacks=callbacks, seed=settings.seed
     )
     curves = {**curves, "final_loss": history.history.get("loss", [])}
-    return network, {"recipe": asdict(recipes[0]), "scale": asdict(scale)}, curves
+    card = {"recipe": asdict(recipes[0]), "scale": asdict(scale)}
+    return network, preprocessor, card, curves
 
 
 def scores(y_train: Any, y_test: Any, prediction: Any) -> dict[str, float]:
@@ -167,7 +167,7 @@ def keep(
     trained: Any,
     metrics: dict[str, float],
     curves: dict[str, list[float]],
-    test_rows: Any,
+    rows: dict[str, Any],
     prediction: Any,
 ) -> tuple[str, str, str]:
     """Save the model, log and register it, make it champion when there is none.
@@ -181,16 +181,15 @@ def keep(
     name, run_id, result = settings.model_name, trained.card["run_id"], trained.card["result"]
     about = report.about(trained.card, trained.preprocessor.schema)
     short = result.split(" on held-out")[0]
-    figures = draw(trained, curves, test_rows, prediction)
+    figures = draw(trained, curves, rows["held-out"], prediction)
     with tracking.kept_if_logging_fails(folder):
         by_epoch = {f"epoch/{key}": values for key, values in curves.items()}
         tracking.log_numbers(client, run_id, metrics, by_epoch)
         tracking.log_figures(figures)
         uri = artifact.log_model(trained, MODEL_NAME)
         with cli.uninterrupted():  # registered, promoted and told, or nothing of it
-            is_first = registry.champion_version(client, name) is None
             verdict, version = registry.register_and_promote(
-                client, name, uri, run_id, result, about, short, wanted=is_first
+                client, name, uri, run_id, result, about, short
             )
     return uri, version, verdict
 

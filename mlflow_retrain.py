@@ -116,6 +116,8 @@ def track(work: Work, terminal: cli.Terminal, found: Any, whole: Any) -> int:
         found = evidence.weigh(settings, work.role, rows, schema, child.predictions, found, whole)
 
         # Log, register, promote as the verdict allows.
+        if settings.refit and found.verdict.promoted:
+            refit(work, child, checkpoint)
         card = describe(work, run_id, child, found)
         trained = artifact.TrainedModel(
             child.network, child.preprocessor, work.role, work.buffer, card
@@ -251,7 +253,7 @@ def train_child(settings: Settings, parent: Any, rows: Any, checkpoint: Any, tel
 
 
 def continue_members(
-    settings: Settings, parent: Any, rows: Any, checkpoint: Any, tell: Any
+    settings: Settings, parent: Any, rows: Any, checkpoint: Any, tell: Any, name: str = "training"
 ) -> Child:
     """Train members of the parent and fresh ones, which see all columns measured anew."""
     import model_utils
@@ -274,15 +276,12 @@ def continue_members(
     start = model_utils.Parent(parent.network, recipe, dropped)
     seed = settings.seed + rows.parent_generation + 1  # fresh members differ from the parent's
     options: dict[str, Any] = {"callbacks": checkpoint.callbacks("search", tell), "seed": seed}
-    search = partial(
-        model_utils.choose_retraining, start, X, y, bins, scale, base, rows.new, **options
-    )
+    data = (start, X, y, bins, scale)
+    search = partial(model_utils.choose_retraining, *data, base, rows.new, **options)
     recipes, curves = checkpoint.search(model_utils.Recipe, search)
-    options["callbacks"] = checkpoint.callbacks("training", tell)
+    options["callbacks"] = checkpoint.callbacks(name, tell)
     old = ~rows.new if settings.controls and not rows.new.all() else None
-    network, control, history = model_utils.continue_training(
-        start, X, y, bins, scale, recipes, old, **options
-    )
+    network, control, history = model_utils.continue_training(*data, recipes, old, **options)
     continued = sum(not recipe.first_input for recipe in recipes)
     card = {
         "recipe": asdict(recipes[continued]),  # the best of the fresh members
@@ -292,6 +291,27 @@ def continue_members(
     }
     curves = {**curves, "final_loss": history.history.get("loss", [])}
     return Child(network, preprocessor, card, curves, control)
+
+
+def refit(work: Work, child: Child, checkpoint: Any) -> None:
+    """Train the child once more, by the same recipes, on its held-out rows as well.
+
+    From now on those rows are training rows: no later model is judged by what an earlier one knew.
+    """
+    import pandas as pd
+
+    import model_utils
+    from toolkit import roles
+
+    if not model_utils.member_count(work.parent.network):
+        return
+    parts = [work.rows.train, *work.rows.held_out.values()]
+    rows = replace(work.rows, train=pd.concat(parts, ignore_index=True))
+    settings = replace(work.settings, controls=False)
+    again = continue_members(settings, work.parent, rows, checkpoint, str, "refit")
+    child.network, child.preprocessor = again.network, again.preprocessor
+    child.card = {**again.card, "refit": True}
+    work.buffer = work.buffer.assign(**{roles.ROLE: roles.TRAIN})
 
 
 def continue_foreign(

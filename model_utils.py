@@ -67,7 +67,7 @@ def preprocessing(
     schema: Schema | None = None,
     preprocessor: Preprocessor | None = None,
     target: str = TARGET,
-) -> tuple[np.ndarray, np.ndarray | None, Preprocessor]:
+) -> tuple[np.ndarray, Any, Preprocessor]:
     """Turn rows into network input, fitting the preprocessor or using a fitted one.
 
     Pass the training rows alone when fitting: nothing of the test rows may enter the statistics.
@@ -577,13 +577,13 @@ def compare_recipes(
     """
     folds = member_count(model) // len(recipes)
     order = np.random.default_rng(seed).permutation(len(X))[:SEARCH_ROWS]
-    size = max(1, int(VALIDATION * len(order)))
+    X, y, size = X[order], y[order], max(1, int(VALIDATION * len(order)))
     held_back = np.zeros((len(order), folds, len(recipes)), bool)
     for fold in range(folds):
         held_back[fold * size : (fold + 1) * size, fold] = True
     judged = (held_back if valid is None else held_back & valid[order, None])[: folds * size]
-    rows, heads = tf.constant(X[order][: folds * size]), _heads(model)
-    z = (y[order][: folds * size, None, None] - scale.mean) / scale.scale
+    rows, heads = tf.constant(X[: folds * size]), _heads(model)
+    z = (y[: folds * size, None, None] - scale.mean) / scale.scale
     errors: list[np.ndarray] = []
 
     def validate(*_: Any) -> Any:
@@ -595,16 +595,9 @@ def compare_recipes(
         on_epoch_end=validate,
         on_train_end=lambda *_: errors or validate(),  # continued after its last epoch
     )
-    history = train_members(
-        model,
-        X[order],
-        y[order],
-        scale,
-        [*recipes] * folds,
-        mask=~held_back.reshape(len(order), -1),
-        callbacks=[*callbacks, watch],
-        seed=seed,
-    )
+    options: dict[str, Any] = {"callbacks": [*callbacks, watch], "seed": seed}
+    mask = ~held_back.reshape(len(order), -1)
+    history = train_members(model, X, y, scale, [*recipes] * folds, mask=mask, **options)
     return np.stack(errors), history.history.get("loss", [])
 
 

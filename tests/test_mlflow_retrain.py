@@ -614,8 +614,8 @@ def test_no_generation_is_trained_on_a_row_that_any_generation_holds_out(worksho
         forbidden = cells(np.column_stack([model.preprocessor.transform(held_out), z]))
         assert len(forbidden) == len(set(keys_of(held_out)))
         assert len(of_model) == 2
-        for (_, X, y), _ in of_model:
-            trained_on = cells(np.column_stack([X, np.nanmax(y, axis=1)]))
+        for (_, (X,), (y,)), _ in of_model:
+            trained_on = cells(np.column_stack([X, np.nanmax(y, axis=1).astype(np.float32)]))
             assert len(trained_on) > 300
             assert not trained_on & forbidden
         assert not set(keys_of(part_of(model, "train"))) & set(keys_of(held_out))
