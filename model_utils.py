@@ -591,9 +591,8 @@ def compare_recipes(
         total, count = np.where(judged, error, 0).sum(axis=(0, 1)), judged.sum(axis=(0, 1))
         errors.append(np.where(count, total / np.maximum(count, 1), np.inf))
 
-    watch = keras.callbacks.LambdaCallback(
-        on_epoch_end=validate,
-        on_train_end=lambda *_: errors or validate(),  # continued after its last epoch
+    watch = keras.callbacks.LambdaCallback(  # the second: continued after its last epoch
+        on_epoch_end=validate, on_train_end=lambda *_: errors or validate()
     )
     options: dict[str, Any] = {"callbacks": [*callbacks, watch], "seed": seed}
     mask = ~held_back.reshape(len(order), -1)
