@@ -13,7 +13,12 @@ from functools import cached_property
 
 import numpy as np
 import pandas as pd
-from pandas.api.types import is_bool_dtype, is_datetime64_any_dtype, is_numeric_dtype
+from pandas.api.types import (
+    is_bool_dtype,
+    is_datetime64_any_dtype,
+    is_numeric_dtype,
+    is_string_dtype,
+)
 from pandas.tseries.api import guess_datetime_format
 
 from . import columns as c
@@ -59,23 +64,19 @@ PERSONAL = (  # e-mail addresses, telephone numbers, social security numbers, ba
 )
 
 
-@dataclass(frozen=True)
-class _File:
-    """What holds for all columns of a table: the mark before decimals where it is sure, say."""
-
-    place: c.Place
-    markers: tuple[str, ...] = ()
-    decimal: str = ""
-    european: bool = False
-
-
 @dataclass
 class _Cells:
-    """A column whose kind is being found out, and what the user said about it."""
+    """A column whose kind is being found out; `said` is what the user said about it.
+
+    decimal and european say what the other columns of the file tell: the mark before decimals
+    where it is sure, and whether days come before months.
+    """
 
     values: pd.Series
     said: str
-    file: _File
+    markers: tuple[str, ...]
+    decimal: str = ""
+    european: bool = False
 
     def __post_init__(self) -> None:
         self.name = str(self.values.name)
@@ -85,7 +86,7 @@ class _Cells:
         self.is_number = not is_bool_dtype(self.values) and (
             is_numeric_dtype(self.values) or self.values.dtype.kind == "m"
         )
-        self.column = Column(self.name, "categorical", markers=self.file.markers)
+        self.column = Column(self.name, "categorical", markers=self.markers)
 
     def called(self, pattern: str) -> bool:
         """Tell whether the words of the column's name hold a pattern."""
@@ -93,7 +94,7 @@ class _Cells:
 
     @cached_property
     def text(self) -> pd.Series:
-        return c.as_text(self.values, self.file.markers)
+        return c.as_text(self.values, self.markers)
 
     @cached_property
     def filled(self) -> pd.Series:
@@ -102,7 +103,7 @@ class _Cells:
     @cached_property
     def sample(self) -> pd.Series:
         known = self.filled.dropna()
-        return known.iloc[:: -(-len(known) // SAMPLE) or 1]
+        return known.iloc[:: len(known) // SAMPLE + 1]
 
     @cached_property
     def unit(self) -> tuple[str, float]:
@@ -130,22 +131,21 @@ _Found = tuple[Column, list[str]] | None
 
 
 def _date(cells: _Cells) -> _Found:
-    name, asked = cells.name, cells.said.startswith("date")
+    asked = cells.said.startswith("date")
     if is_datetime64_any_dtype(cells.values):
         return replace(cells.column, kind="date", date_format=ISO), []
     if cells.is_number and not (asked or cells.called(DATED)):
         return None
     form = cells.said[5:] or _date_format(cells)
-    if not form and asked:
+    if form:
+        notes = cells.notes(cells.filled, f"column {cells.name!r} holds dates ({form})")
+        return replace(cells.column, kind="date", date_format=form), notes
+    if asked:
         raise UserError(
-            f"--date {name!r} holds no dates that are recognised; give their format, as in "
-            f"--date '{name}=%d/%m/%Y'"
+            f"--date {cells.name!r} holds no dates that are recognised; give their format, as in "
+            f"--date '{cells.name}=%d/%m/%Y'"
         )
-    if not form:
-        return None
-    column = replace(cells.column, kind="date", date_format=form)
-    c.to_days(cells.values, column, cells.file.place)
-    return column, cells.notes(cells.filled, f"column {name!r} holds dates ({form})")
+    return None
 
 
 def _date_format(cells: _Cells) -> str:
@@ -164,7 +164,7 @@ def _date_format(cells: _Cells) -> str:
     shares = {form: np.isfinite(c.parse_dates(texts, form)).mean() for form in guesses if form}
     best = max(shares.values(), default=0)
     form, *others = [form for form, share in shares.items() if share == best] or [""]
-    if best >= 0.9 and others and not cells.file.european and "." not in form:
+    if best >= 0.9 and others and not cells.european and "." not in form:
         raise UserError(
             f"column {name!r} holds dates such as {texts.iloc[0]!r}, day or month first; say which "
             f"with --date '{name}={form}' or --date '{name}={others[0]}'"
@@ -191,7 +191,7 @@ def _number(cells: _Cells) -> _Found:
     if not said and (share <= 0.5 or is_like(cells.sample, r"0\d+").mean() > 0.005):
         return None
     core = c.core_of(cells.sample, unit)
-    decimal, thousands, sure = c.marks_of(core, cells.file.decimal)
+    decimal, thousands, sure = c.marks_of(core, cells.decimal)
     if not sure and said != "numeric":
         example = core[core.str.contains(r"\d[.,]\d{3}")].iloc[0]
         way = f", or say --numeric {name!r} (a point is before decimals, a comma between thousands)"
@@ -202,26 +202,17 @@ def _number(cells: _Cells) -> _Found:
         )
     if not sure:
         decimal, thousands = ".", ","
-    column = Column(name, "numeric", decimal or ".", thousands, unit, markers=cells.file.markers)
+    column = Column(name, "numeric", decimal or ".", thousands, unit, markers=cells.markers)
     numbers, bad = c.parse_numbers(cells.text, column)
     wrong, known = cells.filled[bad], cells.filled.dropna()
     codes = is_like(wrong, CODE).all() and wrong.nunique() * 2 <= len(wrong)
-    if (
-        bad.any()
-        and not said
-        and (codes or (len(wrong) > 0.1 * len(known) and known.nunique() <= 50))
-    ):
+    words = len(wrong) > 0.1 * len(known) and known.nunique() <= 50
+    if bad.any() and not said and (codes or words):
         return None
-    if bad.any():
-        hint = f", or say --categorical {name!r}, or --na TEXT for one that means a missing value"
-        expected = "a number such as 1234.5: correct it" + ("" if said else hint)
-        raise c.bad_cells(cells.values, bad, expected, cells.file.place)
-    human = known[
-        ~is_like(known, PLAIN) | ((thousands == ".") & known.str.contains(".", regex=False))
-    ]
+    human = ~is_like(known, PLAIN) | ((thousands == ".") & known.str.contains(".", regex=False))
     notes = [
         f"column {name!r} holds numbers such as {text!r}, read as {numbers[place]}"
-        for place, text in human[:1].items()
+        for place, text in known[human][:1].items()
     ]
     return column, cells.notes(cells.filled, *notes)
 
@@ -289,7 +280,7 @@ def _counts_rows(cells: _Cells, column: Column) -> str:
             return f"{n_levels:,} different texts in {n_known:,} rows identify the rows"
     if column.kind != "numeric" or cells.called(CALENDAR) or len(cells.values) < c.MIN_ROWS:
         return ""
-    numbers = c.to_numbers(cells.values, column, cells.file.place)
+    numbers, _ = c.to_numbers(cells.values, column)
     steps, in_order = np.diff(np.sort(numbers)), np.abs(np.diff(numbers))
     if not np.isfinite(numbers).all() or (numbers % 1).any() or (steps == 0).any():
         return ""
@@ -310,7 +301,6 @@ def infer_schema(
     categorical: Iterable[str] = (),
     date: Iterable[str] = (),
     na: Iterable[str] = (),
-    first_line: int = 2,
     source: str = "the data",
 ) -> tuple[Schema, list[str]]:
     """Tell what each column is, and leave out what names persons or rows.
@@ -324,38 +314,30 @@ def infer_schema(
     said |= dict(_date_said(entry, rows) for entry in date)
     drop, keep = dict.fromkeys(drop, "drop"), dict.fromkeys(keep, "keep")
     _check_names(rows, target, source, said | keep | drop)
-    file = _file(rows, c.Place(source, first_line), tuple(map(str, na)))
-    goal, notes = _kind(_Cells(rows[target], "target", file))
-    c.check_target(c.target_of(rows[target], goal, file.place).to_numpy(), target, source)
-    found = []
-    for name in rows.columns.drop([target, *drop]):
-        cells = _Cells(rows[name], said.get(name, ""), file)
-        column, remarks = _kind_or_reason(cells, name in said or name in keep)
-        found += [column] if column else []
-        notes += remarks
-    if not found:
+    said, markers = said | {target: "target"}, tuple(map(str, na))
+    names = [target, *rows.columns.drop([target, *drop])]
+    cells = [_Cells(rows[name], said.get(name, ""), markers) for name in names]
+    _share_marks(cells, rows.attrs.get("separator", ","))
+    found, notes = [], []
+    for each in cells:
+        is_wanted = each.said or each.name in keep
+        reason = "" if is_wanted else _identifies(each)
+        column, remarks = (each.column, []) if reason else _kind(each)
+        reason = reason or ("" if is_wanted else _counts_rows(each, column))
+        out = f"column {each.name!r} is left out: {reason} (--keep {each.name!r} takes it)"
+        notes += [out] if reason else remarks
+        found += [] if reason else [column]
+    goal, *features = found
+    if not features:
         what = f"{source} has no usable feature column beside the target {target!r}"
         raise UserError(f"{what}; add columns, or keep one that was left out with --keep")
-    dropped = rows.columns.drop([target, *(column.name for column in found)])
-    return Schema(goal, tuple(found), tuple(dropped)), notes
+    dropped = rows.columns.drop([column.name for column in found])
+    return Schema(goal, tuple(features), tuple(dropped)), notes
 
 
 def _date_said(entry: str, rows: pd.DataFrame) -> tuple[str, str]:
     name, _, form = entry.rpartition("=")
     return (name, f"date {form}") if name and entry not in rows else (entry, "date")
-
-
-def _kind_or_reason(cells: _Cells, is_wanted: bool) -> tuple[Column | None, list[str]]:
-    """Tell what a feature is: (column, notes), or (None, why it is left out)."""
-    if is_wanted:
-        return _kind(cells)
-    reason = _identifies(cells)
-    column, notes = (cells.column, []) if reason else _kind(cells)
-    reason = reason or _counts_rows(cells, column)
-    if reason:
-        out = f"column {cells.name!r} is left out: {reason} (--keep {cells.name!r} takes it)"
-        return None, [out]
-    return column, notes
 
 
 def _check_names(rows: pd.DataFrame, target: str, source: str, asked: dict[str, str]) -> None:
@@ -372,13 +354,42 @@ def _check_names(rows: pd.DataFrame, target: str, source: str, asked: dict[str, 
             )
 
 
-def _file(rows: pd.DataFrame, place: c.Place, markers: tuple[str, ...]) -> _File:
-    """Learn from all columns together which mark is before decimals."""
+def _share_marks(columns: list[_Cells], separator: str) -> None:
+    """Learn from all columns together which mark is before decimals, and tell each of them."""
     votes = {".": 0, ",": 0, "": 0}
-    for name in rows.select_dtypes(["str", "object"]):
-        cells = _Cells(rows[name].head(SAMPLE), "", _File(place, markers))
-        decimal, _, sure = c.marks_of(c.core_of(cells.sample, cells.unit[0]))
-        votes[decimal if sure else ""] += 1
+    for cells in columns:
+        if is_string_dtype(cells.values):
+            decimal, _, sure = c.marks_of(c.core_of(cells.sample, cells.unit[0]))
+            votes[decimal if sure else ""] += 1
     decimal = "" if votes["."] == votes[","] else max(".,", key=votes.__getitem__)
-    european = decimal == "," or (rows.attrs.get("separator") == ";" and decimal != ".")
-    return _File(place, markers, decimal, european)
+    for cells in columns:
+        cells.decimal = decimal
+        cells.european = decimal == "," or (separator == ";" and decimal != ".")
+
+
+def leaks(table: pd.DataFrame, schema: Schema) -> list[str]:
+    """Name columns of a conformed table that alone predict the target almost exactly."""
+    part, target = table.iloc[:: len(table) // SAMPLE + 1], schema.target.name
+    return [
+        f"column {name!r} alone predicts {target!r} almost exactly: a possible leak; "
+        f"leave it out with --drop {name!r} if it is not known beforehand"
+        for name in schema.features
+        if _predicts(part[name], part[target])
+    ]
+
+
+def _predicts(feature: pd.Series, target: pd.Series) -> bool:
+    """Tell whether a feature alone explains more than 0.999 of the target's variance, or ranks."""
+    known = feature.notna()
+    x, y = feature[known], target[known]
+    if len(y) < max(c.MIN_ROWS, len(target) / 2) or y.nunique() < 2:
+        return False
+    if not pd.api.types.is_numeric_dtype(x):
+        if x.nunique() > len(x) / 5:
+            return False
+        return bool((y - y.groupby(x).transform("mean")).var() < 0.001 * y.var())
+    if x.nunique() < 3:
+        return False
+    linear = np.corrcoef(x, y)[0, 1]
+    ranks = np.corrcoef(x.rank(), y.rank())[0, 1]
+    return bool(max(linear**2, ranks**2) > 0.999)
