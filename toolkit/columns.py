@@ -142,12 +142,10 @@ def core_of(text: pd.Series, unit: str) -> pd.Series:
     """Take the unit, brackets of a negative amount and spaces between thousands off."""
     if is_like(text, PLAIN).all():
         return text
-    core = pa.array(text.array, pa.string())
     if unit:
         mark = rf"^([+-]?\(?){re.escape(unit)}\s*|{SPACE}*{re.escape(unit)}(\)?)$"
-        core = pc.replace_substring_regex(core, mark, r"\1\2")
-    core = pc.replace_substring_regex(pc.replace_substring(core, "−", "-"), r"^\((.*)\)$", r"-\1")
-    text = core.to_pandas().astype("str").set_axis(text.index)
+        text = text.str.replace(mark, r"\1\2", regex=True)
+    text = text.str.replace("−", "-").str.replace(r"^\((.*)\)$", r"-\1", regex=True)
     spaced = is_like(text, rf"[+-]?\d{{1,3}}(?:{SPACE}\d{{3}})+(?:[.,]\d+)?")
     return text.mask(spaced, text.str.replace(SPACE, "", regex=True))
 
@@ -182,53 +180,25 @@ def marks_of(core: pd.Series, context: str = "") -> tuple[str, str, bool]:
     return decimal, other if seen[other] else "", sure
 
 
-def parse_numbers(text: pd.Series, column: Column) -> tuple[np.ndarray, np.ndarray]:
-    """Read texts as numbers: (float64, NaN where missing; where a text is no number)."""
+def parse_numbers(text: pd.Series, column: Column) -> np.ndarray:
+    """Read texts as float64 numbers; NaN for a text that is none."""
     core, decimal, thousands = text, ".", ""
     if column.thousands == "." or is_like(text, PLAIN).sum() < text.notna().sum():
-        text = without_markers(text)
-        core = core_of(text, column.unit)
+        core = core_of(without_markers(text), column.unit)
         decimal, thousands, sure = marks_of(core)
         if not sure or not decimal:  # this file alone does not say: it is as at training
             decimal, thousands = column.decimal, column.thousands
-    good = is_like(core, number_pattern(decimal, thousands))
-    core = core.where(good)
+    core = core.where(is_like(core, number_pattern(decimal, thousands)))
     for mark, plain in (("+", ""), (thousands, ""), (decimal, ".")):
         core = core.str.replace(mark, plain, regex=False) if mark not in ("", plain) else core
     numbers = pc.cast(pa.array(core.array, pa.string()), pa.float64())  # exact, unlike pandas
-    return np.asarray(numbers).copy(), text.notna().to_numpy() & ~good
-
-
-def to_numbers(values: pd.Series, column: Column) -> tuple[np.ndarray, np.ndarray]:
-    """Return a column as (float64, missing as NaN; where a cell is no number)."""
-    if pd.api.types.is_timedelta64_dtype(values):
-        values = values / pd.Timedelta("1s")
-    if pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_complex_dtype(values):
-        numbers = values.to_numpy(np.float64, na_value=np.nan, copy=True)
-        bad = np.zeros(len(numbers), bool)
-    else:
-        numbers, bad = parse_numbers(as_text(values, column.markers), column)
-    plain = pd.to_numeric(pd.Series(column.markers, dtype=object), errors="coerce").dropna()
-    numbers[np.isin(numbers, plain)] = np.nan
-    return numbers, bad | (np.abs(numbers) > MAX_NUMBER)
-
-
-def to_days(values: pd.Series, column: Column) -> tuple[np.ndarray, np.ndarray]:
-    """Return (float64 days since 1970-01-01, UTC, with their fraction; where a cell is no date)."""
-    if pd.api.types.is_datetime64_any_dtype(values.dtype):
-        return parse_dates(values, ISO), np.zeros(len(values), bool)
-    text = without_markers(as_text(values, column.markers))
-    if column.date_format in EPOCHS:
-        days = parse_numbers(text, column)[0] / EPOCHS[column.date_format]
-    else:
-        days = parse_dates(text, column.date_format)
-    left = np.isnan(days)
-    days[left] = parse_dates(text[left], ISO)  # whatever program wrote the new file
-    return days, np.isnan(days) & text.notna().to_numpy()
+    return np.asarray(numbers).copy()
 
 
 def parse_dates(dates: pd.Series, form: str) -> np.ndarray:
     """Return days since 1970-01-01; NaN for a text that is no date of this form."""
+    if form in EPOCHS:
+        return pd.to_numeric(dates, errors="coerce").to_numpy(np.float64) / EPOCHS[form]
     # A minus sign is of no date that people write, and one that pandas stumbles over.
     dates = dates.where(~dates.astype(str).str.startswith("-"))
     known = pd.to_datetime(dates, format=form, errors="coerce", utc=True)
@@ -236,20 +206,41 @@ def parse_dates(dates: pd.Series, form: str) -> np.ndarray:
     return (micro / pd.Timedelta(days=1)).to_numpy(np.float64, copy=True)
 
 
-def to_categories(values: pd.Series, column: Column) -> tuple[pd.Series, np.ndarray]:
-    """Return categories as text: the same for 3, "3" and "3.0", and for true and "TRUE"."""
-
-    def level(text: str) -> str:
-        text = re.sub(r"^(-?\d+)\.0+$", r"\1", text)
-        text = text.capitalize() if text.lower() in ("true", "false") else text
-        return text.zfill(column.width) if text.isdigit() else text
-
-    text = as_text(values, column.markers)
-    text = text.map({each: level(each) for each in text.dropna().unique()}).astype("str")
-    return text, np.zeros(len(text), bool)
+def to_level(text: str, width: int) -> str:
+    """Write a category the same for "3" and "3.0", for "true" and "TRUE"."""
+    text = re.sub(r"^(-?\d+)\.0+$", r"\1", text)
+    text = text.capitalize() if text.lower() in ("true", "false") else text
+    return text.zfill(width) if text.isdigit() else text
 
 
-CELLS = {"numeric": to_numbers, "date": to_days, "categorical": to_categories}
+def read_cells(values: pd.Series, column: Column) -> tuple[Any, np.ndarray]:
+    """Read a column: (its cells as `conform` returns them, where one is not of the kind)."""
+    bad = np.zeros(len(values), bool)
+    if column.kind == "date" and pd.api.types.is_datetime64_any_dtype(values.dtype):
+        return parse_dates(values, ISO), bad
+    if column.kind == "numeric" and pd.api.types.is_timedelta64_dtype(values):
+        values = values / pd.Timedelta("1s")
+    is_number = pd.api.types.is_numeric_dtype(values) and values.dtype.kind != "c"
+    if column.kind == "numeric" and is_number:
+        cells = values.to_numpy(np.float64, na_value=np.nan, copy=True)
+    else:
+        text = as_text(values, column.markers)
+        if column.kind == "categorical":
+            levels = {each: to_level(each, column.width) for each in text.dropna().unique()}
+            return text.map(levels).astype("str"), bad
+        if column.kind == "numeric":
+            cells = parse_numbers(text, column)
+        else:
+            cells = parse_dates(text, column.date_format)
+            left = np.isnan(cells)
+            cells[left] = parse_dates(text[left], ISO)  # whatever program wrote the new file
+        left = np.isnan(cells)
+        bad[left] = without_markers(text[left]).notna()
+    plain = pd.to_numeric(pd.Series(column.markers, dtype=object), errors="coerce").dropna()
+    cells[np.isin(cells, plain)] = np.nan
+    return cells, bad | (np.abs(cells) > MAX_NUMBER)
+
+
 EXPECTED = {"numeric": "number such as 1234.5", "date": "date such as 2024-10-13"}
 
 
@@ -296,7 +287,7 @@ def conform(
 def _cells(rows: pd.DataFrame, column: Column, source: str, first_line: int) -> Any:
     """Read the cells of one column; UserError that names the wrong ones and their lines."""
     values = rows[column.name]
-    cells, bad = CELLS[column.kind](values, column)
+    cells, bad = read_cells(values, column)
     if bad.any():
         places = np.flatnonzero(bad)
         raise UserError(

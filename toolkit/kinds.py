@@ -154,10 +154,11 @@ def _date_format(cells: _Cells) -> str:
     if is_like(texts, PLAIN).all():
         if not (cells.said or cells.called(DATED)):
             return ""
-        for form, per_day in c.EPOCHS.items():
-            if (texts.astype(float) / per_day).between(1_000, 49_000).all():  # 1972 to 2104
+        for form in (*c.EPOCHS, "%Y%m%d"):
+            days = c.parse_dates(texts, form)
+            if np.mean((days >= 1_000) & (days <= 49_000)) > 0.9:  # 1972 to 2104
                 return form
-        return "%Y%m%d" if np.isfinite(c.parse_dates(texts, "%Y%m%d")).mean() > 0.9 else ""
+        return ""
     guesses = dict.fromkeys(
         _guess(text, first) for text in texts.head(20) for first in (True, False)
     )
@@ -203,7 +204,7 @@ def _number(cells: _Cells) -> _Found:
     if not sure:
         decimal, thousands = ".", ","
     column = Column(name, "numeric", decimal or ".", thousands, unit, markers=cells.markers)
-    numbers, bad = c.parse_numbers(cells.text, column)
+    numbers, bad = c.read_cells(cells.values, column)
     wrong, known = cells.filled[bad], cells.filled.dropna()
     codes = is_like(wrong, CODE).all() and wrong.nunique() * 2 <= len(wrong)
     words = len(wrong) > 0.1 * len(known) and known.nunique() <= 50
@@ -217,7 +218,7 @@ def _number(cells: _Cells) -> _Found:
     return column, cells.notes(cells.filled, *notes)
 
 
-def _category(cells: _Cells) -> _Found:
+def _category(cells: _Cells) -> tuple[Column, list[str]]:
     notes = cells.notes(cells.text)
     if not cells.said and cells.unit[1] > 0.5:
         notes.append(f"column {cells.name!r} holds codes or numbers as text, taken as a category")
@@ -227,29 +228,23 @@ def _category(cells: _Cells) -> _Found:
     return replace(cells.column, width=int(widths[0]) if coded else 0), notes
 
 
-FINDERS = {
-    "": (_date, _number, _category),
-    "numeric": (_number,),
-    "target": (_number,),
-    "date": (_date,),
-    "categorical": (_category,),
-}
-
-
 def _kind(cells: _Cells) -> tuple[Column, list[str]]:
     """Tell whether a column is a date, a number or a category, and how it is written."""
-    finders = FINDERS[cells.said.split(" ")[0]]
-    if not cells.said and (cells.called(ZIP) or is_bool_dtype(cells.values)):
-        finders = (_category,)
-    elif not cells.said and isinstance(cells.values.dtype, pd.CategoricalDtype):
-        finders = (_date, _category)  # text is meant where a typed format says so
+    said = cells.said.split(" ")[0]
     empty = cells.values.isna().all() or (not cells.is_number and cells.filled.isna().all())
-    if empty and cells.said != "target":
+    if empty and said != "target":
         raise UserError(
             f"column {cells.name!r} is empty in every training row; expected values: fill it or "
             f"leave it out with --drop {cells.name!r}"
         )
-    return next(found for find in finders if (found := find(cells)))
+    if not said and (cells.called(ZIP) or is_bool_dtype(cells.values)):
+        said = "categorical"
+    # Text is meant where a typed format says so.
+    is_open = not said and not isinstance(cells.values.dtype, pd.CategoricalDtype)
+    found = _date(cells) if said in ("", "date") else None
+    if not found and (said in ("numeric", "target") or is_open):
+        found = _number(cells)
+    return found or _category(cells)
 
 
 # --- persons and ids ----------------------------------------------------------------------------
@@ -280,9 +275,11 @@ def _counts_rows(cells: _Cells, column: Column) -> str:
             return f"{n_levels:,} different texts in {n_known:,} rows identify the rows"
     if column.kind != "numeric" or cells.called(CALENDAR) or len(cells.values) < c.MIN_ROWS:
         return ""
-    numbers, _ = c.to_numbers(cells.values, column)
+    numbers, _ = c.read_cells(cells.values, column)
+    if not np.isfinite(numbers).all() or (numbers % 1).any():
+        return ""
     steps, in_order = np.diff(np.sort(numbers)), np.abs(np.diff(numbers))
-    if not np.isfinite(numbers).all() or (numbers % 1).any() or (steps == 0).any():
+    if (steps == 0).any():
         return ""
     regular = np.mean(in_order == np.median(in_order)) > 0.9
     return "it is a running number" if regular or np.mean(steps == np.median(steps)) > 0.95 else ""

@@ -27,7 +27,7 @@ import pyarrow as pa
 import pyarrow.csv as pc
 import pyarrow.dataset as ds
 
-from .columns import Column, as_text, named, parse_numbers
+from .columns import Column, named, read_cells
 from .errors import UserError, one_line
 
 BLOCK_ROWS = 500_000
@@ -125,7 +125,7 @@ def _total_label(rows: pd.DataFrame) -> str:
     for name, cell in rows.iloc[-1].items() if len(rows) > 2 else ():
         if isinstance(cell, str) and TOTAL.fullmatch(cell.strip().casefold()):
             others = rows.drop(columns=name)
-            numbers = others.apply(lambda c: parse_numbers(as_text(c), Column("", "numeric"))[0])
+            numbers = others.apply(lambda cells: read_cells(cells, Column("", "numeric"))[0])
             above = numbers.iloc[-1] > numbers.iloc[:-1].max()
             emptied = others.iloc[-1].isna() & (others.notna().mean() > 0.5)
             once = (rows[name] == cell).sum() == 1
