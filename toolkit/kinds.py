@@ -193,16 +193,15 @@ def _number(cells: _Cells) -> _Found:
         return None
     core = c.core_of(cells.sample, unit)
     decimal, thousands, sure = c.marks_of(core, cells.decimal)
-    if not sure and said != "numeric":
+    if not sure and said == "numeric":
+        decimal, thousands = ".", ","
+    elif not sure:
         example = core[core.str.contains(r"\d[.,]\d{3}")].iloc[0]
-        way = f", or say --numeric {name!r} (a point is before decimals, a comma between thousands)"
+        way = "" if said else f", or say --numeric {name!r} (then a point is before decimals)"
         raise UserError(
             f"column {name!r} holds numbers such as {example!r}, which can be read as thousands or "
-            "as a decimal number; write the numbers without the mark of thousands"
-            + ("" if said else way)
+            f"as a decimal number; write the numbers without the mark of thousands{way}"
         )
-    if not sure:
-        decimal, thousands = ".", ","
     column = Column(name, "numeric", decimal or ".", thousands, unit, markers=cells.markers)
     numbers, bad = c.read_cells(cells.values, column)
     wrong, known = cells.filled[bad], cells.filled.dropna()
@@ -256,15 +255,15 @@ def _identifies(cells: _Cells) -> str:
         return ""
     if cells.called(ID) and not cells.called(r"\b(type|kind|statut|status)\b"):
         return "it is called like an id"
-    if not cells.is_number and cells.called(PERSON):
-        return "it is called like a person's name"
-    known = c.as_text(cells.values.head(20 * SAMPLE)).dropna()
-    if not cells.is_number and cells.called(CONTACT) and known.nunique() > max(20, len(known) / 20):
-        return "it is called like an address or number of a person"
-    known = known.head(SAMPLE)
-    if is_like(known, PERSONAL).sum() > 0.8 * len(known):
+    known = c.as_text(cells.values[: SAMPLE if cells.is_number else 20 * SAMPLE]).dropna()
+    if is_like(known[:SAMPLE], PERSONAL).sum() > 0.8 * len(known[:SAMPLE]):
         return "it holds addresses or numbers of persons"
-    return ""
+    if cells.is_number:
+        return ""
+    if cells.called(PERSON):
+        return "it is called like a person's name"
+    many = cells.called(CONTACT) and known.nunique() > max(20, len(known) / 20)
+    return "it is called like an address or number of a person" if many else ""
 
 
 def _counts_rows(cells: _Cells, column: Column) -> str:
@@ -308,22 +307,20 @@ def infer_schema(
     """
     rows = c.named(rows, source)
     said = dict.fromkeys(numeric, "numeric") | dict.fromkeys(categorical, "categorical")
-    said |= dict(_date_said(entry, rows) for entry in date)
+    for entry in date:  # a name, or name=format
+        name, _, form = ("", "", "") if entry in rows else entry.rpartition("=")
+        said[name or entry] = f"date {form}" if name else "date"
     drop, keep = dict.fromkeys(drop, "drop"), dict.fromkeys(keep, "keep")
     _check_names(rows, target, source, said | keep | drop)
-    said, markers = said | {target: "target"}, tuple(map(str, na))
+    said[target] = "target"
     names = [target, *rows.columns.drop([target, *drop])]
-    cells = [_Cells(rows[name], said.get(name, ""), markers) for name in names]
+    cells = [_Cells(rows[name], said.get(name, ""), tuple(map(str, na))) for name in names]
     _share_marks(cells, rows.attrs.get("separator", ","))
     found, notes = [], []
     for each in cells:
-        is_wanted = each.said or each.name in keep
-        reason = "" if is_wanted else _identifies(each)
-        column, remarks = (each.column, []) if reason else _kind(each)
-        reason = reason or ("" if is_wanted else _counts_rows(each, column))
-        out = f"column {each.name!r} is left out: {reason} (--keep {each.name!r} takes it)"
-        notes += [out] if reason else remarks
-        found += [] if reason else [column]
+        column, remarks = _column(each, is_wanted=each.name in {*said, *keep})
+        found += [column] if column else []
+        notes += remarks
     goal, *features = found
     if not features:
         what = f"{source} has no usable feature column beside the target {target!r}"
@@ -332,9 +329,13 @@ def infer_schema(
     return Schema(goal, tuple(features), tuple(dropped)), notes
 
 
-def _date_said(entry: str, rows: pd.DataFrame) -> tuple[str, str]:
-    name, _, form = entry.rpartition("=")
-    return (name, f"date {form}") if name and entry not in rows else (entry, "date")
+def _column(cells: _Cells, *, is_wanted: bool) -> tuple[Column | None, list[str]]:
+    """Tell what a column is: (column, notes), or (None, why it is left out)."""
+    reason = "" if is_wanted else _identifies(cells)
+    column, notes = (cells.column, []) if reason else _kind(cells)
+    reason = reason or ("" if is_wanted else _counts_rows(cells, column))
+    out = f"column {cells.name!r} is left out: {reason} (--keep {cells.name!r} takes it)"
+    return (None, [out]) if reason else (column, notes)
 
 
 def _check_names(rows: pd.DataFrame, target: str, source: str, asked: dict[str, str]) -> None:
@@ -375,18 +376,14 @@ def leaks(table: pd.DataFrame, schema: Schema) -> list[str]:
     ]
 
 
-def _predicts(feature: pd.Series, target: pd.Series) -> bool:
+def _predicts(x: pd.Series, y: pd.Series) -> bool:
     """Tell whether a feature alone explains more than 0.999 of the target's variance, or ranks."""
-    known = feature.notna()
-    x, y = feature[known], target[known]
-    if len(y) < max(c.MIN_ROWS, len(target) / 2) or y.nunique() < 2:
+    n_rows, known = len(y), x.notna()
+    x, y = x[known], y[known]
+    if len(y) < max(c.MIN_ROWS, n_rows / 2) or min(x.nunique(), y.nunique()) < 2:
         return False
-    if not pd.api.types.is_numeric_dtype(x):
+    if not is_numeric_dtype(x):
         if x.nunique() > len(x) / 5:
             return False
-        return bool((y - y.groupby(x).transform("mean")).var() < 0.001 * y.var())
-    if x.nunique() < 3:
-        return False
-    linear = np.corrcoef(x, y)[0, 1]
-    ranks = np.corrcoef(x.rank(), y.rank())[0, 1]
-    return bool(max(linear**2, ranks**2) > 0.999)
+        x = y.groupby(x).transform("mean")
+    return bool(max(x.corr(y) ** 2, x.rank().corr(y.rank()) ** 2) > 0.999)

@@ -39,7 +39,7 @@ TYPED |= {".xlsx": "Excel"}
 SUFFIXES = (*TYPED, ".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".gz", ".bz2", ".zip")
 ADVICE = {
     "CSV": "give every line as many fields as the header",
-    "JSON": 'expected one object per line, such as {"age": 41, "zone": "nord"}',
+    "JSON lines": 'expected one object per line, such as {"age": 41, "zone": "nord"}',
 }
 EXPECTED = "expected CSV, Parquet, JSON lines, Feather or Excel"
 DATABASES = re.compile(r"(postgres|mysql|mariadb|sqlite|oracle|mssql|duckdb|snowflake|bigquery)")
@@ -75,7 +75,7 @@ class Table:
         """
         waiting: list[pd.DataFrame] = []
         columns: list[str] = []
-        for part in (self._plain(part) for reader in self.readers for part in reader()):
+        for part in (self._named(part) for reader in self.readers for part in reader()):
             columns = columns or list(part)
             if sorted(part) != sorted(columns):
                 raise UserError(
@@ -91,30 +91,34 @@ class Table:
             raise UserError(f"{self.source} holds no rows; expected a header and rows below it")
         yield last
 
-    def read(self) -> pd.DataFrame:
-        """Read all rows into one DataFrame, with a RangeIndex."""
-        return _together(list(self.blocks()))
-
     def note(self, text: str) -> None:
         """Add a note, unless it is there already."""
         self.notes += [] if text in self.notes else [text]
 
-    def _plain(self, rows: pd.DataFrame) -> pd.DataFrame:
+    def _named(self, rows: pd.DataFrame) -> pd.DataFrame:
         unnamed = rows.columns.astype(str).str.strip().str.fullmatch(UNNAMED)
         if unnamed.any():
             self.note("a column without a name (an index of rows) is left out")
         return named(rows.loc[:, ~unnamed], self.source).rename(columns=str.strip)
 
     def _without_total(self, rows: pd.DataFrame) -> pd.DataFrame:
-        full = rows.notna().any(axis=1).to_numpy().nonzero()[0]
-        empty = len(rows) - (full[-1] + 1 if len(full) else 0)
-        if empty:
-            self.note(f"{empty} empty rows at the end are left out")
-            rows = rows.iloc[:-empty]
-        label = _total_label(rows.tail(10_000))
-        if label:
-            self.note(f"the last row is a total ({label!r}) and is left out")
-        return rows.iloc[:-1] if label else rows
+        """Leave out empty rows at the end, and a last row that is a total of those above it."""
+        n_filled = rows.notna().any(axis=1)[::-1].idxmax() + 1
+        if n_filled < len(rows):
+            self.note(f"{len(rows) - n_filled} empty rows at the end are left out")
+        rows = rows[:n_filled]
+        last, above = rows.iloc[-1], rows[-10_000:-1]
+        for name, cell in last.items() if len(above) > 1 else ():
+            if not (isinstance(cell, str) and TOTAL.fullmatch(cell.strip().casefold())):
+                continue
+            others = rows[-10_000:].drop(columns=name)
+            numbers = others.apply(lambda cells: read_cells(cells, Column("", "numeric"))[0])
+            larger = numbers.iloc[-1] > numbers.iloc[:-1].max()
+            emptied = others.iloc[-1].isna() & (others.notna().mean() > 0.5)
+            if (above[name] != cell).all() and (larger | emptied).any():
+                self.note(f"the last row is a total ({cell.strip()!r}) and is left out")
+                return rows[:-1]
+        return rows
 
 
 def _together(parts: list[pd.DataFrame]) -> pd.DataFrame:
@@ -123,19 +127,6 @@ def _together(parts: list[pd.DataFrame]) -> pd.DataFrame:
         return parts[0]
     rows = pd.concat(parts, ignore_index=True)
     return rows.astype(dict.fromkeys(parts[0].select_dtypes("category"), "category"))
-
-
-def _total_label(rows: pd.DataFrame) -> str:
-    """Return the word that marks the last row as a total of those above it, or ""."""
-    for name, cell in rows.iloc[-1].items() if len(rows) > 2 else ():
-        if isinstance(cell, str) and TOTAL.fullmatch(cell.strip().casefold()):
-            others = rows.drop(columns=name)
-            numbers = others.apply(lambda cells: read_cells(cells, Column("", "numeric"))[0])
-            above = numbers.iloc[-1] > numbers.iloc[:-1].max()
-            emptied = others.iloc[-1].isna() & (others.notna().mean() > 0.5)
-            once = (rows[name] == cell).sum() == 1
-            return cell.strip() if once and (above | emptied).any() else ""
-    return ""
 
 
 @contextmanager
@@ -252,12 +243,12 @@ def _file_blocks(file: Path, top: Path, table: Table) -> Blocks:
     inside = file.relative_to(top) if top in file.parents else file
     keys = [part.split("=", 1) for part in inside.parts[:-1] if "=" in part]
     with _reading(f"cannot read {file}", "copy it again"):
-        kind, is_array = _kind(file)
+        kind = _kind(file)
     with _reading(f"{file} cannot be read as {kind}", ADVICE.get(kind, "write or copy it again")):
         if kind == "CSV":
             blocks = _csv_blocks(file, table)
-        elif kind == "JSON":
-            blocks = _json_blocks(file, is_array)
+        elif kind.startswith("JSON"):
+            blocks = _json_blocks(file, kind == "JSON lines")
         elif kind == "Excel":
             blocks = _excel_blocks(file, table)
         else:
@@ -269,17 +260,17 @@ def _file_blocks(file: Path, top: Path, table: Table) -> Blocks:
             yield block
 
 
-def _kind(file: Path) -> tuple[str, bool]:
-    """Tell how a file is written, and whether it is one array of JSON."""
+def _kind(file: Path) -> str:
     with file.open("rb") as start:
         known = MAGIC.get(start.read(4), TYPED.get(file.suffix.lower(), ""))
     if known:
-        return known, False
+        return known
     with _stream(file) as stream:
         head = stream.read(HEAD_BYTES).removeprefix(codecs.BOM_UTF8).lstrip()
     if not head:
         raise UserError(f"{file} is empty; expected a header line and rows")
-    return ("JSON" if re.match(rb'\[?\s*\{\s*"', head) else "CSV"), head[:1] == b"["
+    json = re.match(rb'(\[?)\s*\{\s*"', head)
+    return ("JSON" if json[1] else "JSON lines") if json else "CSV"
 
 
 def _stream(file: Path) -> Any:
@@ -302,13 +293,11 @@ def _typed_blocks(dataset: Any) -> Blocks:
         yield rows.astype(dict.fromkeys(decimals, "float64"))
 
 
-def _json_blocks(file: Path, is_array: bool) -> Blocks:
+def _json_blocks(file: Path, lines: bool) -> Blocks:
     """Read one object per line, or one array of objects; text is left as it is written."""
     with _stream(file) as stream:
-        if is_array:
-            yield pd.read_json(stream, dtype=False)
-        else:
-            yield from pd.read_json(stream, lines=True, chunksize=BLOCK_ROWS, dtype=False)
+        found = pd.read_json(stream, dtype=False, lines=lines, chunksize=BLOCK_ROWS * lines or None)
+        yield from found if lines else [found]
 
 
 def _excel_blocks(file: Path, table: Table) -> Blocks:
