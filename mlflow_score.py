@@ -80,4 +80,4 @@ def write(model: "TrainedModel", source: "Table", file: Path) -> int:
 
 
 if __name__ == "__main__":
-    cli.leave(main())
+    raise SystemExit(main())

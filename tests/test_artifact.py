@@ -4,8 +4,7 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
+import time
 from pathlib import Path
 
 import joblib
@@ -133,22 +132,6 @@ def test_folder_stays_as_it_is_when_a_new_one_cannot_be_completed(
     assert os.listdir(folder.parent) == ["saved"]
 
 
-def test_folder_comes_back_when_the_new_one_cannot_take_its_place(
-    tiny, folder, monkeypatch, hashes
-):
-    before, rename = hashes(folder.parent), Path.rename
-
-    def fail_for_the_new_one(path, target):
-        if path.name == "new":
-            raise OSError("planted")
-        return rename(path, target)
-
-    monkeypatch.setattr(Path, "rename", fail_for_the_new_one)
-    with pytest.raises(OSError, match="planted"):
-        artifact.save_folder(tiny, folder)
-    assert hashes(folder.parent) == before
-
-
 def test_folder_of_another_process_that_comes_in_between_is_replaced(tiny, folder, monkeypatch):
     rename, came = Path.rename, []
 
@@ -164,13 +147,12 @@ def test_folder_of_another_process_that_comes_in_between_is_replaced(tiny, folde
     assert_same(tiny, artifact.load_model(str(folder), NONE))
 
 
-def test_leftovers_of_killed_processes_go_and_those_of_living_ones_stay(tiny, tmp_path):
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
-    for name in (f".saved-{dead.pid}-ab", f".saved-{os.getpid()}-cd", ".saved.txt"):
-        (tmp_path / name / "new").mkdir(parents=True)
+def test_leftovers_of_killed_processes_go_after_a_day_and_younger_ones_stay(tiny, tmp_path):
+    for name, age in (("saved-old", 100_000), ("saved-young", 1_000), ("other-old", 100_000)):
+        (tmp_path / f".{name}" / "new").mkdir(parents=True)
+        os.utime(tmp_path / f".{name}", (time.time() - age,) * 2)
     artifact.save_folder(tiny, tmp_path / "saved")
-    assert sorted(os.listdir(tmp_path)) == [f".saved-{os.getpid()}-cd", ".saved.txt", "saved"]
+    assert sorted(os.listdir(tmp_path)) == [".other-old", ".saved-young", "saved"]
 
 
 def test_preprocessor_file_stays_as_it_is_when_a_new_one_cannot_be_completed(
@@ -186,7 +168,7 @@ def test_preprocessor_file_stays_as_it_is_when_a_new_one_cannot_be_completed(
     with pytest.raises(OSError, match="no space"):
         artifact.save_preprocessor(tiny.preprocessor, pickle)
     assert hashes(pickle.parent) == before
-    assert artifact.load_preprocessor(pickle, "any") == tiny.preprocessor
+    assert artifact.load_preprocessor(pickle) == tiny.preprocessor
 
 
 def test_preprocessor_file_of_a_process_killed_before_the_exchange_is_still_ours(
@@ -198,7 +180,7 @@ def test_preprocessor_file_of_a_process_killed_before_the_exchange_is_still_ours
     monkeypatch.setattr(Path, "replace", killed)
     with pytest.raises(KeyboardInterrupt):
         artifact.save_preprocessor(tiny.preprocessor.__class__(tiny.preprocessor.schema), pickle)
-    assert artifact.load_preprocessor(pickle, "any") == tiny.preprocessor
+    assert artifact.load_preprocessor(pickle) == tiny.preprocessor
 
 
 # --- loading
@@ -262,7 +244,7 @@ def test_artifact_with_a_file_that_is_not_the_logged_one_is_refused(folder, name
 @pytest.mark.parametrize("name", [*artifact.CHECKED, "card.json"])
 def test_half_copied_artifact_is_refused_by_the_file_it_lacks(folder, name):
     (folder / "artifacts" / name).unlink()
-    with pytest.raises(UserError, match=f"is incomplete: it lacks {name}"):
+    with pytest.raises(UserError, match=f"is damaged .*{name}"):
         artifact.load_model(str(folder), NONE)
 
 
@@ -276,7 +258,7 @@ def test_artifact_with_a_broken_card_is_refused(folder, card):
 @pytest.mark.parametrize("content", ["", ":", "flavors: 3", "- a"])
 def test_artifact_with_a_broken_mlmodel_file_is_refused(folder, content):
     (folder / "MLmodel").write_text(content)
-    with pytest.raises(UserError, match=r"is damaged: its MLmodel file|flavors"):
+    with pytest.raises(UserError, match=r"saved is damaged|flavors"):
         artifact.load_model(str(folder), NONE)
 
 
@@ -352,42 +334,37 @@ def test_plain_keras_model_needs_the_preprocessor_it_was_trained_with(tiny, plai
     assert loaded.buffer.empty
     assert loaded.roles is None
     pickle.unlink()
-    with pytest.raises(UserError, match=f"there is no {pickle}"):
+    with pytest.raises(UserError, match=f"{pickle} is not one that .*No such file"):
         artifact.load_model(str(plain), pickle)
 
 
 def test_plain_keras_model_of_another_width_is_refused(pickle, tmp_path):
     network = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
     mlflow.keras.save_model(network, str(tmp_path / "narrow"), pip_requirements=["keras"])
-    with pytest.raises(UserError, match=r"takes 3 inputs, but .*preprocessor\.pkl makes \d+"):
+    with pytest.raises(UserError, match=r"takes 3 inputs, .* makes \d+; .*preprocessor\.pkl"):
         artifact.load_model(str(tmp_path / "narrow"), pickle)
 
 
 def test_planted_pickle_is_refused_and_not_run(plain, pickle, tmp_path):
     mark = tmp_path / "mark"
     joblib.dump(Planted(mark), pickle)
-    with pytest.raises(UserError, match=r"is not the file that mlflow_monitoring\.py wrote"):
-        artifact.load_model(str(plain), pickle)
-    artifact._record(pickle).unlink()
-    with pytest.raises(UserError, match=r"is not the file that mlflow_monitoring\.py wrote"):
+    with pytest.raises(UserError, match=r"is not one that mlflow_monitoring\.py wrote .*is code"):
         artifact.load_model(str(plain), pickle)
     assert not mark.exists()
     joblib.load(pickle)  # it would have run
     assert mark.exists()
 
 
-def test_command_that_the_refusal_names_makes_a_trusted_pickle_load(tiny, plain, pickle):
-    artifact._record(pickle).unlink()
-    with pytest.raises(UserError) as refused:
+@pytest.mark.parametrize("content", [b"", b"\x80", b"[1]", b"\x80\x04N."])
+def test_file_that_is_no_preprocessor_is_refused(plain, pickle, content):
+    pickle.write_bytes(content)
+    with pytest.raises(UserError, match=r"is not one that mlflow_monitoring\.py wrote"):
         artifact.load_model(str(plain), pickle)
-    subprocess.run(str(refused.value).split("if you trust it: ")[1], shell=True, check=True)
-    assert artifact.load_model(str(plain), pickle).preprocessor == tiny.preprocessor
 
 
 def test_pickle_beside_a_complete_artifact_is_not_even_read(folder, pickle, tmp_path):
     mark = tmp_path / "mark"
     joblib.dump(Planted(mark), pickle)
-    artifact._record(pickle).write_text(artifact.sha256(pickle))
     assert artifact.load_model(str(folder), pickle).roles
     assert not mark.exists()
 

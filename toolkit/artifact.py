@@ -7,14 +7,15 @@ import contextlib
 import hashlib
 import json
 import logging
-import os
+import pickle
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+import time
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
+from typing import NoReturn
 
 import joblib
 import keras
@@ -24,7 +25,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.types.schema import ColSpec, DataType, Schema
 
-from . import cli, tracking
+from . import cli
 from .encoding import Preprocessor
 from .errors import UserError
 from .roles import Roles
@@ -32,6 +33,7 @@ from .roles import Roles
 logging.getLogger("mlflow.pyfunc").setLevel(logging.WARNING)  # no word on every validated example
 logging.getLogger("tensorflow").setLevel(logging.ERROR)  # nor on every network that is compiled
 HERE = Path(__file__).parent
+A_DAY = 86_400  # seconds
 PACKAGES = ("mlflow", "tensorflow", "keras", "pandas", "pyarrow", "numpy")
 TRAVELLING = ("__init__.py", "errors.py", "columns.py", "encoding.py")
 PARTS = {  # name of the MLflow artifact: file inside the folder `artifacts`
@@ -164,57 +166,29 @@ def log_model(trained: TrainedModel, name: str, step: int = 0) -> str:
 
 def save_folder(trained: TrainedModel, folder: Path) -> Path:
     """Save a model folder; an older one of that name goes only once the new one is complete."""
-    with _place_beside(folder) as beside:
-        save_model(str(beside / "new"), trained)
-        attempts = (_exchange(beside / "new", folder, beside / f"old{i}") for i in range(100))
-        if not any(attempts):
-            raise OSError(f"other processes keep replacing {folder}")
-    return folder
-
-
-def _exchange(new: Path, folder: Path, old: Path) -> bool:
-    """Put a new folder in the place of another one; False when another process was faster."""
-    with contextlib.suppress(FileNotFoundError):
-        folder.rename(old)
-    try:
-        new.rename(folder)
-    except OSError:
-        if folder.exists():
-            return False
-        if old.exists():
-            old.rename(folder)
-        raise
-    return True
-
-
-@contextlib.contextmanager
-def _place_beside(target: Path) -> Iterator[Path]:
-    """Give a folder beside `target` to prepare it in; remove those that killed processes left."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in target.parent.glob(f".{target.name}-*-*"):
-        pid = leftover.name.split("-")[-2]
-        if pid.isdigit() and not tracking.process_identity(int(pid)):
-            shutil.rmtree(leftover, ignore_errors=True)
-    prefix = f".{target.name}-{os.getpid()}-"
-    with tempfile.TemporaryDirectory(prefix=prefix, dir=target.parent) as folder:
-        yield Path(folder)
+    for leftover in folder.parent.glob(f".{folder.name}-*"):  # of processes that were killed
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - leftover.stat().st_mtime > A_DAY:
+                shutil.rmtree(leftover)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as beside:
+        new = Path(beside, "new")
+        save_model(str(new), trained)
+        for number in range(100):  # another process may put its own there in between
+            with contextlib.suppress(FileNotFoundError):
+                folder.rename(Path(beside, f"old{number}"))
+            with contextlib.suppress(OSError):
+                return new.rename(folder)
+    raise OSError(f"other processes keep replacing {folder}")
 
 
 def save_preprocessor(preprocessor: Preprocessor, path: Path) -> None:
-    """Write a preprocessor with joblib, never half, and its hash into a list beside it.
-
-    The list only grows, so that file and list agree at every moment, whoever else writes them.
-    """
-    with _place_beside(path) as beside:
-        new = beside / path.name
+    """Write a preprocessor with joblib, as numbers, texts and lists alone, and never half."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as beside:
+        new = Path(beside, path.name)
         joblib.dump(preprocessor.to_dict(), new)
-        with _record(path).open("a") as record:
-            record.write(f"\n{sha256(new)}\n")
         new.replace(path)
-
-
-def _record(path: Path) -> Path:
-    return path.with_suffix(f"{path.suffix}.sha256")
 
 
 # --- loading -----------------------------------------------------------------------------------
@@ -224,30 +198,39 @@ def load_model(uri: str, preprocessor_path: Path) -> TrainedModel:
     """Load a model from any URI of MLflow or a folder, running none of its code.
 
     A plain Keras model of another program has no preprocessor; it is read from
-    `preprocessor_path`, provided that `save_preprocessor` wrote that file.
+    `preprocessor_path`, as `save_preprocessor` wrote it.
     Raises UserError for a URI that leads nowhere, or to something else than a whole Keras model.
     """
     with tempfile.TemporaryDirectory() as download:
         folder = _download(uri, download)
         try:
             info = Model.load(folder / "MLmodel")
-            flavor = info.flavors.get("keras") or info.flavors.get("tensorflow") or {}
+            flavor = info.flavors.get("keras") or info.flavors.get("tensorflow")
+            if not flavor:
+                raise UserError(
+                    f"{uri} holds a model of the flavors {', '.join(info.flavors)}; expected one "
+                    "with a Keras network: pass a URI that mlflow_monitoring.py printed"
+                )
             data = folder / Path(flavor.get("data", "model")).name
-        except Exception as error:  # of YAML, of MLflow, of a key that is not there
+            is_ours = data.name == KERAS_FLAVOR["data"]
+            trained = _load_parts(data) if is_ours else _load_plain_keras(data, preprocessor_path)
+        except UserError:
+            raise
+        except Exception as error:  # whatever a broken or hostile file makes its reader raise
             raise UserError(
-                f"{uri} is damaged: its MLmodel file cannot be read; log the model again"
+                f"{uri} is damaged or cannot be loaded safely ({cli.reason(error)}); expected all "
+                "files as they were logged, and a network without code of its own: log the model "
+                "again or pass another URI"
             ) from error
-        if not flavor:
-            raise UserError(
-                f"{uri} holds a model of the flavors {', '.join(info.flavors)}; expected one with "
-                "a Keras network: pass a URI that mlflow_monitoring.py printed"
-            )
-        if data.name == KERAS_FLAVOR["data"]:
-            trained = _load_parts(uri, data)
-        else:
-            trained = _load_plain_keras(uri, data, preprocessor_path)
-        trained.uri, trained.model_id = uri, info.model_id or ""
-        trained.run_id = info.run_id or trained.card.get("run_id", "")
+    taken, made = trained.network.input_shape[-1], trained.preprocessor.width
+    if taken != made:
+        raise UserError(
+            f"the network of {uri} takes {taken} inputs, but its preprocessor makes {made}; "
+            "expected the one that the network was trained with: pass another URI, or put it into "
+            f"{preprocessor_path}"
+        )
+    trained.uri, trained.model_id = uri, info.model_id or ""
+    trained.run_id = info.run_id or trained.card.get("run_id", "")
     return trained
 
 
@@ -264,80 +247,51 @@ def _download(uri: str, folder: str) -> Path:
     return local
 
 
-def _load_parts(uri: str, folder: Path) -> TrainedModel:
-    for name in (PARTS["card"], *CHECKED):
+def _load_parts(folder: Path) -> TrainedModel:
+    content = json.loads((folder / PARTS["card"]).read_text("utf-8"))
+    for name in CHECKED:
         if not (folder / name).is_file():
-            raise UserError(f"{uri} is incomplete: it lacks {name}; copy or log the model again")
-    try:
-        content = json.loads((folder / PARTS["card"]).read_text("utf-8"))
-        changed = [name for name in CHECKED if sha256(folder / name) != content["files"][name]]
-        if changed:
-            raise LookupError(f"{changed[0]} is not the file that was logged")
-        preprocessor = json.loads((folder / PARTS["preprocessor"]).read_text("utf-8"))
-        trained = TrainedModel(
-            network=_load_network(uri, folder / PARTS["network"]),
-            preprocessor=Preprocessor.from_dict(preprocessor),
-            roles=Roles.from_dict(content["roles"]) if content["roles"] else None,
-            buffer=pd.read_parquet(folder / PARTS["buffer"]),
-            card=content["card"],
-            model_card=(folder / PARTS["model_card"]).read_text("utf-8"),
-        )
-    except UserError:
-        raise
-    except (OSError, LookupError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(
-            f"{uri} is damaged ({cli.reason(error)}); log the model again or pass another URI"
-        ) from error
-    _check_width(uri, trained, "its preprocessor")
-    return trained
+            raise LookupError(f"it lacks {name}")
+        if sha256(folder / name) != content["files"][name]:
+            raise LookupError(f"{name} is not the file that was logged")
+    preprocessor = json.loads((folder / PARTS["preprocessor"]).read_text("utf-8"))
+    return TrainedModel(
+        network=keras.saving.load_model(folder / PARTS["network"], safe_mode=True),
+        preprocessor=Preprocessor.from_dict(preprocessor),
+        roles=Roles.from_dict(content["roles"]) if content["roles"] else None,
+        buffer=pd.read_parquet(folder / PARTS["buffer"]),
+        card=content["card"],
+        model_card=(folder / PARTS["model_card"]).read_text("utf-8"),
+    )
 
 
-def _load_network(uri: str, file: Path) -> keras.Model:
-    try:
-        return keras.saving.load_model(file, safe_mode=True)
-    except Exception as error:  # whatever a broken or hostile file makes Keras raise
-        raise UserError(
-            f"the network of {uri} cannot be loaded safely ({cli.reason(error)}); expected a "
-            ".keras file without code of its own: save the network again"
-        ) from error
-
-
-def _load_plain_keras(uri: str, data: Path, pickle: Path) -> TrainedModel:
-    files = [data, *sorted(data.glob("*.keras")), data.with_suffix(".keras")]
+def _load_plain_keras(data: Path, pickle_path: Path) -> TrainedModel:
+    files = [data, *data.glob("*.keras"), data.with_suffix(".keras")]
     file = next((each for each in files if each.suffix == ".keras" and each.is_file()), None)
     if file is None:
-        raise UserError(
-            f"{uri} holds no .keras file; expected one: log it with mlflow.keras.log_model"
-        )
-    trained = TrainedModel(_load_network(uri, file), load_preprocessor(pickle, uri))
-    _check_width(uri, trained, str(pickle))
-    return trained
+        raise LookupError("it holds no .keras file, as mlflow.keras.log_model writes it")
+    network = keras.saving.load_model(file, safe_mode=True)
+    return TrainedModel(network, load_preprocessor(pickle_path))
 
 
-def _check_width(uri: str, trained: TrainedModel, origin: str) -> None:
-    taken = trained.network.input_shape[-1]
-    made = trained.preprocessor.width
-    if taken != made:
-        raise UserError(
-            f"the network of {uri} takes {taken} inputs, but {origin} makes {made}; expected the "
-            "preprocessor that the network was trained with: pass another URI or put it there"
-        )
+class _NoCode(pickle.Unpickler):
+    """Read numbers, texts and lists; whatever would run code begins with looking up its name."""
+
+    def find_class(self, module: str, name: str) -> NoReturn:
+        """Refuse a name."""
+        raise pickle.UnpicklingError(f"{module}.{name} is code")
 
 
-def load_preprocessor(path: Path, uri: str) -> Preprocessor:
-    """Unpickle a preprocessor, but only a file whose recorded hash shows that we wrote it."""
-    if not path.is_file():
+def load_preprocessor(path: Path) -> Preprocessor:
+    """Read what `save_preprocessor` wrote; UserError for any other file, whose code is not run."""
+    try:
+        with path.open("rb") as file:
+            return Preprocessor.from_dict(_NoCode(file).load())
+    except Exception as error:  # a file of another program may raise anything
         raise UserError(
-            f"{uri} is a plain Keras model without a preprocessor, and there is no {path}; "
-            "expected the preprocessor it was trained with: put it there"
-        )
-    record = _record(path)
-    if not record.is_file() or sha256(path) not in record.read_text().split():
-        raise UserError(
-            f"{path} is not the file that mlflow_monitoring.py wrote, and unpickling it would run "
-            f"its code; if you trust it: sha256sum {path} | cut -d' ' -f1 >> {record}"
-        )
-    return Preprocessor.from_dict(joblib.load(path))
+            f"a plain Keras model needs the preprocessor it was trained with, and {path} is not "
+            f"one that mlflow_monitoring.py wrote ({cli.reason(error)}): put it there"
+        ) from error
 
 
 def newest_buffer(

@@ -16,7 +16,7 @@ from .errors import UserError
 if TYPE_CHECKING:
     from .cli import TrainingSettings
 
-NOT_PART_OF_A_TRAINING = {"resume", "quiet", "json", "tracking_uri", "experiment"}
+NOT_PART_OF_A_TRAINING = {"resume", "quiet", "json", "exit_code", "tracking_uri", "experiment"}
 SECONDS = 30.0  # between two saved states of a training
 
 

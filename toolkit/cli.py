@@ -1,4 +1,4 @@
-"""What the scripts share on the terminal: settings, quiet start, exit codes, tables, live line.
+"""What the scripts share on the terminal: settings, quiet start, exit codes, words, last lines.
 
 Imports nothing heavy, so that `--help` answers at once.
 """
@@ -20,7 +20,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from rich.console import Console
 from rich.status import Status
@@ -29,15 +29,11 @@ from rich.text import Text
 
 from .errors import UserError, one_line
 
-# What TensorFlow, its C++ libraries and Alembic write at every start, whatever happens.
-START_UP_NOISE = re.compile(
-    r"[IWE]0000 |WARNING: All log messages before absl|To enable the following instructions"
-    r"|\d{4}[-/]\d\d[-/]\d\d .*(INFO|cuda|oneDNN|cpu_feature_guard|XLA)|INFO +\[?alembic|\s*$"
-)
 ROOT = Path(__file__).parents[1]
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 NAME = "loan-amount"  # of the experiment and of the registered model
 STORE = "sqlite:///mlflow.db"  # where 'mlflow ui' looks without a flag
+STYLES = {"better": "bold green", "no_worse": "bold green", "worse": "bold yellow"}
 
 
 # --- settings ----------------------------------------------------------------------------------
@@ -135,27 +131,19 @@ def parse(
         if word != word.encode(errors="replace").decode():  # neither MLflow nor JSON could keep it
             parser.error(f"{word!r} was passed; expected UTF-8 text: rename it")
     for field in dataclasses.fields(settings):
-        _add_flag(parser, field)
+        default = field.default_factory()  # type: ignore[misc]
+        flag = {"default": default, **field.metadata}
+        if isinstance(default, bool):
+            flag["action"] = argparse.BooleanOptionalAction if default else "store_true"
+        elif default not in (None, ()):
+            flag.setdefault("type", type(default))
+            flag["help"] += " (%(default)s)"
+        parser.add_argument(f"--{field.name.replace('_', '-')}", **flag)
     given = vars(parser.parse_args(words)).items()
     values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in given}
     if values["quiet"] and values["json"]:
         parser.error("--quiet and --json were passed; expected one of them")
     return settings(**values)
-
-
-def _flag(field_name: str) -> str:
-    return f"--{field_name.replace('_', '-')}"
-
-
-def _add_flag(parser: Parser, field: dataclasses.Field) -> None:
-    default = field.default_factory()  # type: ignore[misc]
-    flag = {"default": default, **field.metadata}
-    if isinstance(default, bool):
-        flag["action"] = argparse.BooleanOptionalAction if default else "store_true"
-    elif default not in (None, ()):
-        flag.setdefault("type", type(default))
-        flag["help"] += " (%(default)s)"
-    parser.add_argument(_flag(field.name), **flag)
 
 
 # --- running -----------------------------------------------------------------------------------
@@ -225,29 +213,25 @@ def uninterrupted() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def quiet_start(text: str = "", quiet: bool = True) -> Iterator[None]:
-    """Hold back what libraries write to file descriptor 2 while they start; show `text` meanwhile.
+def quiet_start(text: str = "starting", quiet: bool = True) -> Iterator[None]:
+    """Drop what libraries write to file descriptor 2 while they start; show `text` meanwhile.
 
-    Start-up noise is dropped; every other line is passed on afterwards. The garbage collector
-    rests during a first import and leaves alone for good what it made: going through those
-    millions of objects costs 1 s meanwhile, and 1 s more when the process ends.
+    The garbage collector rests, and leaves alone for good what came: going through those millions
+    of objects costs 1 s here, and 1 s more when the process ends.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # real errors are exceptions, too
     gc.disable()
     sys.stderr.flush()
-    with tempfile.TemporaryFile() as held, os.fdopen(os.dup(2), "w") as real:
-        os.dup2(held.fileno(), 2)
+    with os.fdopen(os.dup(2), "w") as real, open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
         try:
-            with LiveLine(text, real, shown=text != "" and not quiet):
+            with Console(file=real, quiet=quiet).status(Text(text)):
                 yield
         finally:
-            gc.freeze()
-            gc.enable()
             sys.stderr.flush()
             os.dup2(real.fileno(), 2)
-            held.seek(0)
-            lines = held.read().decode(errors="replace").splitlines()
-            sys.stderr.writelines(f"{x}\n" for x in lines if not START_UP_NOISE.match(x))
+            gc.freeze()
+            gc.enable()
 
 
 def command(program: str, *arguments: str) -> str:
@@ -274,27 +258,16 @@ def load_function(place: str | None) -> Callable | None:
         ) from error
 
 
-def leave(exit_code: int) -> NoReturn:
-    """End the process; what is still in memory need not be searched for garbage first."""
-    gc.freeze()
-    sys.exit(exit_code)
-
-
 def without_password(text: object) -> str:
     """Write a setting so that it can be logged: a URL's password becomes ***."""
     return re.sub(r"(://[^/@\s:]*:)[^/\s]+@", r"\1***@", str(text))
-
-
-def loggable(settings: StoreSettings) -> dict[str, str]:
-    """Write all settings as texts that can be logged."""
-    return {key: without_password(value) for key, value in vars(settings).items()}
 
 
 def same_place(settings: StoreSettings) -> list[str]:
     """Name store, experiment and registered model for a command to paste, where not the usual."""
     usual = {"tracking_uri": STORE, "experiment": NAME, "model_name": NAME}
     changed = [key for key in usual if getattr(settings, key) != usual[key]]
-    return [word for key in changed for word in (_flag(key), getattr(settings, key))]
+    return [w for k in changed for w in (f"--{k.replace('_', '-')}", getattr(settings, k))]
 
 
 # --- words -------------------------------------------------------------------------------------
@@ -340,26 +313,52 @@ class Terminal(Console):
             finite = json.loads(text, parse_constant=lambda _: None)
             self.out(json.dumps(finite, indent=1), highlight=False)
 
-    def progress(self, text: str) -> "LiveLine":
-        """Show a live line on stderr while a block runs; in a pipe and in logs nothing."""
-        return LiveLine(text, sys.stderr, shown=not self.quiet)
+    def progress(self, text: str) -> Status:
+        """Show a live line on a terminal while a block runs; in a pipe and in logs nothing.
+
+        Its `update` shows other words.
+        """
+        return Console(stderr=True, quiet=self.quiet).status(Text(text))
 
     def on_broken_pipe(self) -> None:
         """Go on working when whoever read has gone, as in '| head'."""
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-class LiveLine(Status):
-    """Keep words with a spinner on a terminal while a block runs, and remove them at the end."""
+def conclude(
+    terminal: Terminal,
+    settings: StoreSettings,
+    run: Any,
+    uri: str,
+    version: str,
+    verdict: str,
+    steps: Sequence[str],
+    kind: str = "better",
+    **more: object,
+) -> None:
+    """Print the verdict in one sentence, the model, the next commands to paste, the UI's address.
 
-    def __init__(self, text: str, stream: IO[str], shown: bool) -> None:
-        is_drawn = shown and stream.isatty() and os.environ.get("TERM") != "dumb"
-        super().__init__(Text(text), console=Console(file=stream, force_terminal=is_drawn))
-
-    def __enter__(self) -> "LiveLine":
-        self.start()
-        return self
-
-    def tell(self, words: str) -> None:
-        """Show other words from now on, whatever characters they hold."""
-        self.update(Text(words))
+    With `--json` all of it, and `more`, is one object.
+    """
+    store = settings.tracking_uri
+    is_served = store.startswith("http")
+    base = store.rstrip("/") if is_served else "http://127.0.0.1:5000"
+    url = f"{base}/#/experiments/{run.experiment_id}/runs?workflowType=machine_learning"
+    if not is_served:
+        flags = [] if store == STORE else ["--backend-store-uri", store]
+        steps = [*steps, command("mlflow", "ui", *flags)]
+    terminal.say(verdict, STYLES.get(kind, "bold red"))
+    terminal.say(f"{settings.model_name} version {version} is {uri}\n\nNext:")
+    for step in [*steps, f"open {url}" if is_served else f"then open {url}"]:
+        terminal.say(f"  {step}")
+    terminal.result(
+        verdict=verdict,
+        model_name=settings.model_name,
+        version=version,
+        model_uri=uri,
+        run_id=run.run_id,
+        experiment_id=run.experiment_id,
+        next=list(steps),
+        url=url,
+        **more,
+    )

@@ -11,12 +11,15 @@ from collections.abc import Iterator
 
 import mlflow
 from mlflow import MlflowClient
+from mlflow.entities import RunTag
 from mlflow.exceptions import MlflowException
 
 from .errors import UserError
+from .words import escape_markdown
 
 CHAMPION, PREVIOUS = "champion", "previous"
 HISTORY = "champion_history"  # tag of the registered model
+DATA = "new_data_sha256"  # tag of a version
 LONGEST_HISTORY, LONGEST_DESCRIPTION = 50, 5_000  # lines, characters
 
 
@@ -30,12 +33,69 @@ def champion_version(client: MlflowClient, name: str, alias: str = CHAMPION) -> 
         raise
 
 
-def register(client: MlflowClient, name: str, uri: str, description: str) -> str:
-    """Register a logged model as the next version of `name`; return the version, as text."""
+def tries(client: MlflowClient, name: str, content_hash: str) -> int:
+    """Count the versions of a model that were trained on the same new rows before."""
+    quoted = name.replace("'", "''")
+    same = f"name = '{quoted}' and tags.{DATA} = '{content_hash}'"
+    return len(client.search_model_versions(same, max_results=10_000))
+
+
+def register(
+    client: MlflowClient, name: str, uri: str, description: str, content_hash: str = ""
+) -> str:
+    """Register a logged model as the next version of `name`; return the version, as text.
+
+    content_hash: of the new rows that it was trained on, for `tries`.
+    """
+    tags = {DATA: content_hash} if content_hash else None
     with contextlib.redirect_stderr(io.StringIO()):  # MLflow tells of every version it makes
-        made = mlflow.register_model(uri, name, await_registration_for=0)
+        made = mlflow.register_model(uri, name, await_registration_for=0, tags=tags)
     client.update_model_version(name, made.version, description)
     return str(made.version)
+
+
+def register_and_promote(
+    client: MlflowClient,
+    name: str,
+    uri: str,
+    run_id: str,
+    reason: str,
+    about: str,
+    short: str,
+    *,
+    champion: str | None = None,
+    wanted: bool = True,
+    parent_run: str | None = None,
+    note: str = "",
+    kind: str = "first",
+    content_hash: str = "",
+) -> tuple[str, str]:
+    """Register a model, make it champion if that is wanted and nothing forbids it, tell its run.
+
+    reason, short: the result in a sentence and in a few signs. about: the model's card, Markdown.
+    champion: the version that was it when the work began. parent_run: the run that it must be of.
+    note: Markdown below the verdict in the run's description. kind: of the verdict.
+    Returns (verdict in words, beginning with "promoted" or "kept champion"; version).
+    """
+    version = register(client, name, uri, f"{escape_markdown(reason)}\n\n{about}", content_hash)
+    promoted, forbidden = False, ""
+    champion_run = client.get_model_version(name, champion).run_id if champion else None
+    if wanted and champion and parent_run not in (None, champion_run):
+        forbidden = f"the parent is not the champion, version {champion}; "
+    elif wanted and not (promoted := promote(client, name, version, champion)):
+        since = f"the champion changed since version {champion} was read; "
+        forbidden = since if champion else "another version is champion; "
+    word = "promoted" if promoted else "kept champion"
+    verdict = f"{word}, {forbidden}{reason}"
+    client.update_model_version(name, version, f"{escape_markdown(verdict)}.\n\n{about}")
+    tags = {
+        "verdict": word,
+        "verdict_kind": kind,
+        "mlflow.runName": f"{word.split()[0]}: {short}",
+        "mlflow.note.content": f"{escape_markdown(verdict)}.\n\n{note}",
+    }
+    client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+    return verdict, version
 
 
 @contextlib.contextmanager
@@ -130,7 +190,10 @@ def _move(client: MlflowClient, name: str, new: str, current: str | None, how: s
         client.set_registered_model_alias(name, PREVIOUS, current)
     client.set_registered_model_alias(name, CHAMPION, new)
     when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    lines = [*history(client, name), f"{when} version {new} {how}"][-LONGEST_HISTORY:]
+    lines = history(client, name)
+    if lines and current not in (None, lines[-1].split()[2]):
+        lines.append(f"{when} version {current} found as champion, moved by hand")
+    lines = [*lines, f"{when} version {new} {how}"][-LONGEST_HISTORY:]
     client.set_registered_model_tag(name, HISTORY, "\n".join(lines))
     latest = "\n".join(f"- {line}" for line in reversed(lines[-10:]))
     # A version's description begins with its result; its model card follows after an empty line.

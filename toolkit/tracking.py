@@ -4,7 +4,6 @@ Not here: the model folder (`artifact.py`), versions and aliases (`registry.py`)
 """
 
 import contextlib
-import ctypes
 import dataclasses
 import hashlib
 import logging
@@ -14,8 +13,9 @@ import sqlite3
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import pandas as pd
@@ -27,15 +27,15 @@ from mlflow.data.pandas_dataset import from_pandas
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
-from . import cli
+from . import cli, roles
 from .errors import UserError
 
 # The exception says all that this logger prints over a hundred lines.
 logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
 HOST_TAG, PROCESS_TAG = "host", "process"
-SQLITE, SERVER = "sqlite:///", ("http://", "https://")
+SQLITE = "sqlite:///"
 DATABASES = ("postgresql", "mysql", "mssql", "databricks")
-NOT_LOGGED = {"quiet", "json", "resume"}  # settings that change no result
+NOT_LOGGED = {"quiet", "json", "resume", "exit_code"}  # settings that change no result
 LONGEST_PARAM = 6000  # characters, MLflow's limit
 
 
@@ -48,7 +48,7 @@ def connect(tracking_uri: str, experiment: str) -> tuple[MlflowClient, str]:
     Runs of this machine whose process is gone are marked KILLED on the way.
     Raises UserError when the store cannot be used.
     """
-    if tracking_uri.startswith(SERVER):
+    if tracking_uri.startswith("http"):
         _check_server(tracking_uri)
     elif tracking_uri.startswith(SQLITE):
         _check_sqlite(Path(tracking_uri.removeprefix(SQLITE)))
@@ -58,10 +58,9 @@ def connect(tracking_uri: str, experiment: str) -> tuple[MlflowClient, str]:
             "expected sqlite:///FILE.db or http://HOST:PORT: pass one with --tracking-uri"
         )
     try:
-        with cli.quiet_start():  # Alembic speaks while MLflow opens a database
-            mlflow.set_tracking_uri(tracking_uri)
-            client = MlflowClient(tracking_uri)
-            experiment_id = _experiment(client, tracking_uri, experiment)
+        mlflow.set_tracking_uri(tracking_uri)
+        client = MlflowClient(tracking_uri)
+        experiment_id = _experiment(client, tracking_uri, experiment)
         _sweep(client, experiment_id)
     except (MlflowException, OSError) as error:
         raise UserError(
@@ -86,45 +85,35 @@ def _check_server(uri: str) -> None:
 
 
 def _check_sqlite(file: Path) -> None:
-    if not file.exists():
-        _create_sqlite(file)
+    """Create the database where there is none; refuse one that cannot be used or is not MLflow's.
+
+    Several first runs at once would create the tables in each other's way. So each makes a database
+    of another name and links it; that fails for all of them but one, whose database all then use.
+    """
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    parent = file.absolute().parent
     try:
+        if not file.exists():
+            with tempfile.TemporaryDirectory(prefix=".mlflow-", dir=parent) as folder:
+                new = Path(folder, "new.db")
+                SqlAlchemyStore(f"{SQLITE}{new}", str(parent / "mlruns")).engine.dispose()
+                with contextlib.suppress(FileExistsError):
+                    os.link(new, file)
         with contextlib.closing(sqlite3.connect(file, timeout=10)) as database:
             tables = database.execute("select name from sqlite_master").fetchall()
-    except sqlite3.Error as error:
+    except (OSError, sqlite3.Error) as error:
+        reason = getattr(error, "strerror", error)
         raise UserError(
-            f"{file} cannot be read as an SQLite database ({error}); expected one that is not "
-            "locked: wait, check its permissions or pass another --tracking-uri"
+            f"{file} cannot be used as an SQLite database ({reason}); expected one that is not "
+            "locked, in a folder that exists: wait, check permissions or pass another "
+            "--tracking-uri"
         ) from error
     if tables and ("alembic_version",) not in tables:
         raise UserError(
             f"{file} belongs to another program; expected a database of MLflow: pass another "
             "--tracking-uri"
         )
-
-
-def _create_sqlite(file: Path) -> None:
-    """Create an MLflow database under another name and publish it complete.
-
-    Several first runs at once would otherwise create the tables in each other's way; the link
-    fails for all of them but one, which then use the database of that one.
-    """
-    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
-
-    parent = file.absolute().parent
-    try:
-        with tempfile.TemporaryDirectory(prefix=".mlflow-", dir=parent) as folder:
-            new = Path(folder, "new.db")
-            with cli.quiet_start():
-                store = SqlAlchemyStore(f"{SQLITE}{new}", str(parent / "mlruns"))
-            store.engine.dispose()
-            with contextlib.suppress(FileExistsError):
-                os.link(new, file)
-    except OSError as error:
-        raise UserError(
-            f"cannot create the database {file} ({error.strerror}); expected a folder that exists "
-            "and can be written: make it, or pass another --tracking-uri"
-        ) from error
 
 
 def _experiment(client: MlflowClient, tracking_uri: str, name: str) -> str:
@@ -152,23 +141,13 @@ def _experiment(client: MlflowClient, tracking_uri: str, name: str) -> str:
 
 
 def process_identity(pid: int) -> str:
-    """Name a living process so that a later one of the same number differs; "" when it is gone.
+    """Name a process by number and start, so that a later one of the same number differs.
 
-    Without /proc the number alone must do.
+    "" when it is gone, or where there is no /proc to tell.
     """
-    if sys.platform == "win32":  # where os.kill would send a Ctrl-C
-        handle = ctypes.windll.kernel32.OpenProcess(0x1000, False, pid)  # to query it
-        ctypes.windll.kernel32.CloseHandle(handle)
-        return f"{pid}:" if handle else ""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return ""
-    except PermissionError:
-        pass  # another user's, but it lives
-    stat = Path(f"/proc/{pid}/stat")
-    started = stat.read_text().rsplit(")", 1)[1].split()[19] if stat.exists() else ""
-    return f"{pid}:{started}"
+    with contextlib.suppress(OSError):
+        return f"{pid}:{Path(f'/proc/{pid}/stat').read_text().rsplit(')', 1)[1].split()[19]}"
+    return ""
 
 
 def _sweep(client: MlflowClient, experiment_id: str) -> None:
@@ -203,20 +182,32 @@ def tracked_run(
 
 
 @contextlib.contextmanager
-def kept_if_logging_fails(save: Callable[[], Path]) -> Iterator[None]:
-    """Save a trained model on disk when it cannot be logged, and say how to log it later."""
+def kept_if_logging_fails(folder: Path) -> Iterator[None]:
+    """Say where a trained model was saved, and how to log it later, when it cannot be logged."""
     try:
         yield
     except (MlflowException, OSError) as error:
-        try:
-            kept = f"the model is in {save()}"
-        except OSError as full:
-            kept = f"the model could not be saved either ({full}), but its checkpoint is there"
         again = cli.command("python", *sys.argv, "--resume")
         raise UserError(
-            f"the training is done but could not be logged ({cli.reason(error)}); {kept}: once the "
-            f"store works again, log it with: {again}"
+            f"the training is done but could not be logged ({cli.reason(error)}); the model is in "
+            f"{folder}: once the store works again, log it with: {again}"
         ) from error
+
+
+def log_inputs(
+    client: MlflowClient,
+    run_id: str,
+    settings: Any,
+    target: str,
+    datasets: Mapping[str, pd.DataFrame],
+    **more: object,
+) -> None:
+    """Log settings, what else was decided, and the rows by what they are for, but no empty ones."""
+    sizes = {f"rows_{name}": len(table) for name, table in datasets.items()}
+    log_settings(client, run_id, settings, **sizes, **more)
+    for context, table in datasets.items():
+        if len(table):
+            log_rows(roles.own_columns(table), target, settings.data, context)
 
 
 def log_settings(
@@ -248,17 +239,11 @@ def log_numbers(
     client.log_batch(run_id, metrics=points, tags=tag_list)
 
 
-def log_rows(
-    table: pd.DataFrame, target: str, name: str, context: str, sha256: str | None = None
-) -> None:
-    """Log a conformed table as dataset of the active run: columns, size, content hash.
-
-    `table` holds features and target only. `sha256` is given where it is a sample of the dataset.
-    """
-    sha256 = sha256 or content_hash(table)
-    dataset = from_pandas(
-        table, name=Path(cli.without_password(name)).name, targets=target, digest=sha256[:32]
-    )
+def log_rows(table: pd.DataFrame, target: str, name: str, context: str) -> None:
+    """Log a conformed table, features and target only, as dataset of the active run."""
+    sha256 = content_hash(table)
+    short = Path(cli.without_password(name)).name
+    dataset = from_pandas(table, name=short, targets=target, digest=sha256[:32])
     for patience in (0.1, 0.3, 1.0, 0):
         try:
             mlflow.log_input(dataset, context=context, tags={"sha256": sha256})
@@ -286,34 +271,5 @@ def log_figures(figures: Mapping[str, Figure]) -> None:
 
 def log_files(files: Mapping[str, str]) -> None:
     """Log texts as files of the active run."""
-    with tempfile.TemporaryDirectory() as folder:
-        for name, text in files.items():
-            Path(folder, name).write_text(text, "utf-8")
-        mlflow.log_artifacts(folder)
-
-
-# --- links -------------------------------------------------------------------------------------
-
-
-def link(client: MlflowClient, uri: str, model_id: str) -> str:
-    """Link to a model's page in the MLflow UI, as Markdown; its plain URI if it has none."""
-    with contextlib.suppress(MlflowException):
-        if model_id:
-            place = client.get_logged_model(model_id).experiment_id
-            return f"[{uri}](#/experiments/{place}/models/{model_id})"
-    return f"`{uri}`"
-
-
-def ui_steps(tracking_uri: str, experiment_id: str) -> list[str]:
-    """Say how to look at an experiment: the command to paste, and the address to open."""
-    address = f"open {deep_link(tracking_uri, experiment_id)}"
-    if tracking_uri.startswith(SERVER):
-        return [address]  # its server shows it
-    store = [] if tracking_uri == cli.STORE else ["--backend-store-uri", tracking_uri]
-    return [cli.command("mlflow", "ui", *store), f"then {address}"]
-
-
-def deep_link(tracking_uri: str, experiment_id: str) -> str:
-    """Give the address of the experiment's runs in the MLflow UI."""
-    base = tracking_uri if tracking_uri.startswith(SERVER) else "http://127.0.0.1:5000"
-    return f"{base.rstrip('/')}/#/experiments/{experiment_id}/runs?workflowType=machine_learning"
+    for name, text in files.items():
+        mlflow.log_text(text, name)
