@@ -11,7 +11,7 @@ import pandas as pd
 from . import columns, roles, tables
 from .columns import Schema
 from .errors import UserError
-from .kinds import infer_schema
+from .kinds import infer_schema, leaks
 
 if TYPE_CHECKING:
     from .artifact import TrainedModel
@@ -29,8 +29,8 @@ def read_first(settings: Any) -> tuple[pd.DataFrame, Schema, list[str]]:
     said = {name: getattr(settings, name) for name in KINDS}
     target, data = settings.target, settings.data
 
-    def find_schema(rows: pd.DataFrame, line: int) -> tuple[Schema, list[str]]:
-        return infer_schema(rows, target, first_line=line, source=data, **said)
+    def find_schema(rows: pd.DataFrame) -> tuple[Schema, list[str]]:
+        return infer_schema(rows, target, source=data, **said)
 
     table, schema, notes = _read(settings, find_schema, settings.group or "", strict=False)
     time = settings.time
@@ -53,7 +53,7 @@ def read_again(
     """
     role, schema = parent.roles, parent.preprocessor.schema
     group, strict = role.group if role else "", bool(parent.card)
-    table, _, notes = _read(settings, lambda rows, line: (schema, []), group, strict=strict)
+    table, _, notes = _read(settings, lambda rows: (schema, []), group, strict=strict)
     role = role or roles.Roles.choose(table, settings.test_size, settings.seed)
     role = role.with_latest(table, settings.test_size) if role.time else role
     return role.assign(table, generation), role, notes
@@ -64,26 +64,20 @@ def _read(
 ) -> tuple[pd.DataFrame, Schema, list[str]]:
     data, schema, notes, n_rows = settings.data, None, [], 0
     parts: list[pd.DataFrame] = []
-    left_out: list[int] = []  # places in the whole table
     source = tables.open_table(data, settings.query)
     for block in source.blocks():
         line = source.first_line + n_rows
         if schema is None:
-            schema, notes = find_schema(block, line)
+            schema, notes = find_schema(block)
         if group and group not in block.columns:
             raise UserError(
                 f"{data} has no column {group!r} of groups to hold out as a whole; its columns are "
                 f"{', '.join(map(str, block.columns))}"
             )
         table, found = columns.conform(block, schema, source=data, first_line=line, strict=strict)
-        gone = list(table.attrs.pop("left_out", ()))
-        groups = block[group].drop(index=gone).reset_index(drop=True) if group else None
-        parts.append(roles.hashed(table, groups))
-        left_out += [n_rows + place for place in gone]
+        parts.append(roles.hashed(table, block[group].loc[table.index] if group else None))
         notes += found
         n_rows += len(block)
     assert schema is not None
-    together = parts[0] if len(parts) == 1 else pd.concat(parts, ignore_index=True)
-    together.attrs["left_out"] = tuple(left_out)  # the lines of the others follow from it
-    notes += columns.warnings_about(together, schema, source.first_line)
-    return together, schema, [*source.notes, *notes]
+    together = pd.concat(parts, ignore_index=True)
+    return together, schema, [*source.notes, *notes, *leaks(together, schema)]
