@@ -160,7 +160,7 @@ def test_bad_rows_are_refused_with_what_was_received(values, received):
 def test_scores_are_those_of_scikit_learn_for_every_model():
     y = targets(50)
     predictions = {"parent": noisy(y, 9, 1), "retrained": pd.Series(noisy(y, 5, 2))}
-    table = comparison.compare(y, predictions)
+    table = comparison.evaluate(y, predictions).scores
     assert list(table.index) == ["parent", "retrained"]
     assert list(table.columns) == ["MAE", "MSE", "R²"]
     for name, prediction in predictions.items():
@@ -171,16 +171,17 @@ def test_scores_are_those_of_scikit_learn_for_every_model():
 def test_column_vector_and_unequal_lengths_are_refused_not_broadcast():
     y = targets(5)
     with pytest.raises(ValueError, match=r"parent: .*shape \(5, 1\)"):
-        comparison.compare(y, {"parent": y[:, None]})
+        comparison.evaluate(y, {"parent": y[:, None], "retrained": y})
     with pytest.raises(ValueError, match=r"as many predictions as targets.*'parent': 4"):
-        comparison.compare(y, {"parent": y[:4]})
+        comparison.evaluate(y, {"parent": y[:4], "retrained": y})
 
 
 def test_single_row_is_scored_without_r2():
-    table = comparison.compare([3.0], {"parent": [5.0]})
+    table = comparison.evaluate([3.0], {"parent": [5.0], "retrained": [3.0]}).scores
     assert table.loc["parent", "MAE"] == 2
     assert math.isnan(table.loc["parent", "R²"])
-    assert comparison.compare([1, 3], {"parent": [1, 2]}).loc["parent", "R²"] == 0.5
+    two = comparison.evaluate([1, 3], {"parent": [1, 2], "retrained": [1, 3]}).scores
+    assert two["R²"].to_dict() == {"parent": 0.5, "retrained": 1}
 
 
 def test_evaluate_adds_the_difference_of_retrained_and_parent():
@@ -337,7 +338,8 @@ def skill(new_relation, old_relation=0.9, child=None, n=400, seed=0):
         parent = 100 + relation * (relation * (y - 100) + math.sqrt(1 - relation**2) * noise)
         models = {"parent": parent, "retrained": parent if child is None else child(y)}
         sets += [y, models | {"mean": np.full(n, 100.0), "median": np.full(n, 100.5)}]
-    return comparison.lost_skill(*sets, whole=(sets[0], sets[1]["parent"]))
+    y, predictions = ({"new": sets[k], "old": sets[k + 2]} for k in (0, 1))
+    return comparison.lost_skill(y, predictions, (sets[0], sets[1]["parent"]))
 
 
 def test_shuffled_target_is_found_and_a_weaker_or_never_strong_relation_is_not():
@@ -359,10 +361,9 @@ def test_whole_file_of_the_parents_predictions_counts_in_place_of_few_held_out_r
     parent, mean = RNG(3).permutation(y), np.full(400, y.mean())
     constants = {"mean": mean, "median": mean}
     old = {"parent": noisy(y_old, 900, 2), "retrained": y_old} | constants
-    few = dict.fromkeys(old, y[:25])
-    for whole, n_found in ((few["parent"], 0), (parent, 1)):
-        whole = (y[: len(whole)], whole)
-        assert len(comparison.lost_skill(y[:25], few, y_old, old, whole=whole)) == n_found
+    sets = {"new": y[:25], "old": y_old}, {"new": dict.fromkeys(old, y[:25]), "old": old}
+    assert comparison.lost_skill(*sets, (y[:25], y[:25])) == []
+    assert len(comparison.lost_skill(*sets, (y, parent))) == 1
 
 
 def test_child_proven_worse_than_every_constant_is_found_where_the_target_was_predictable():
@@ -552,8 +553,8 @@ def split(y, parent, control, retrained, unit=""):
 def test_gain_splits_into_more_training_and_new_data_that_add_up():
     y = np.full(5, 1000.0)
     found = split(y, y + 700, y + 630, y + 280, "€")
-    parts = found.total, found.more_training, found.new_data
-    assert [part.estimate for part in parts] == [420, 70, 350]
+    estimates = {name: part.estimate for name, part in found.gains.items()}
+    assert estimates == {"total": 420, "more training": 70, "new data": 350}
     assert found.sentence == (
         "of the gain of 420 €, 350 € come with the new data, 70.0 € from more training"
     )
@@ -563,7 +564,7 @@ def test_new_data_that_add_nothing_to_the_control_are_said_to_bring_nothing():
     y = targets(400)
     models = noisy(y, 5000, 1), noisy(y, 3000, 2), noisy(y, 3000, 3)
     found = split(y, *models)
-    assert found.new_data.low < 0 < found.new_data.high
+    assert found.gains["new data"].low < 0 < found.gains["new data"].high
     assert found.sentence.endswith("by the new data, which is no proven gain")
     assert "come with" not in found.sentence
     assert "not proven)" not in found.sentence
@@ -581,7 +582,7 @@ def test_new_data_that_help_are_named_in_nearly_every_trial():
 def test_loss_is_called_a_loss():
     y = targets(400)
     found = split(y, noisy(y, 3000, 1), noisy(y, 3000, 2), noisy(y, 6000, 3))
-    assert found.total.high < 0
+    assert found.gains["total"].high < 0
     assert found.sentence.startswith("there is no gain but a loss of ")
     assert found.sentence.endswith("by the new data, which is no proven gain")
 

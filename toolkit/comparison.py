@@ -38,7 +38,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """One set of held-out rows: how many, `compare`'s table, the difference in MAE."""
+    """One set of held-out rows: how many; MAE, MSE, R² of each model; the difference in MAE."""
 
     rows: int
     scores: pd.DataFrame
@@ -47,11 +47,9 @@ class HeldOut:
 
 @dataclass(frozen=True)
 class Attribution:
-    """Gains in MAE on new rows: all of it, by more training alone, by the new data."""
+    """Gains in MAE on new rows, by name: "total", "more training", "new data"; and in words."""
 
-    total: Interval
-    more_training: Interval
-    new_data: Interval
+    gains: Mapping[str, Interval]
     sentence: str
 
 
@@ -110,8 +108,10 @@ def mae_difference(
     return paired_interval(np.abs(y - after) - np.abs(y - before), groups=groups)
 
 
-def compare(y_true: ArrayLike, predictions: Mapping[str, ArrayLike]) -> pd.DataFrame:
-    """Score each model on the same rows: columns MAE, MSE, R², one line per model name.
+def evaluate(
+    y_true: ArrayLike, predictions: Mapping[str, ArrayLike], groups: ArrayLike | None = None
+) -> HeldOut:
+    """Score each model on the same rows; add the difference of "retrained" against "parent".
 
     All arrays are of shape (n_rows,); R² of a single row is NaN. Raises ValueError for other
     shapes (a column of shape (n_rows, 1) would broadcast silently), no rows, NaN and infinity.
@@ -121,15 +121,8 @@ def compare(y_true: ArrayLike, predictions: Mapping[str, ArrayLike]) -> pd.DataF
     table["MAE"] = [float(np.abs(y - values).mean()) for values in arrays]
     table["MSE"] = [float(np.square(y - values).mean()) for values in arrays]
     table["R²"] = [r2_score(y, values) if len(y) > 1 else math.nan for values in arrays]
-    return table
-
-
-def evaluate(
-    y_true: ArrayLike, predictions: Mapping[str, ArrayLike], groups: ArrayLike | None = None
-) -> HeldOut:
-    """Score models as `compare` does; add the difference of "retrained" against "parent"."""
-    change = mae_difference(y_true, predictions[PARENT], predictions[RETRAINED], groups)
-    return HeldOut(len(np.asarray(y_true)), compare(y_true, predictions), change)
+    change = mae_difference(y, predictions[PARENT], predictions[RETRAINED], groups)
+    return HeldOut(len(y), table, change)
 
 
 def attribution(
@@ -144,10 +137,11 @@ def attribution(
     further updates on old rows only. Parent minus control is the gain from more training, control
     minus retrained that from the new data. Arrays of shape (n_rows,).
     """
-    parent, control, child = (predictions[name] for name in (PARENT, "control", RETRAINED))
-    more = mae_difference(y_new, control, parent, groups)
-    new = mae_difference(y_new, child, control, groups)
-    total = mae_difference(y_new, child, parent, groups)
+    models = predictions[PARENT], predictions["control"], predictions[RETRAINED]
+    total, more, new = (
+        mae_difference(y_new, after, before, groups)
+        for before, after in ((models[0], models[2]), models[:2], models[1:])
+    )
     gain, by_more, by_new = (format_amount(part.estimate, unit) for part in (total, more, new))
     head = f"of the gain of {gain}{'' if total.low > 0 else ' (itself not proven)'}"
     if total.estimate <= 0:
@@ -155,9 +149,10 @@ def attribution(
     tail = f"{by_new} come with the new data, {by_more} from more training"
     if new.low <= 0:
         by_more = format_amount(more.estimate, unit, signed=True)
-        by_new = format_interval(new, unit)
-        tail = f"{by_more} by more training and {by_new} by the new data, which is no proven gain"
-    return Attribution(total, more, new, f"{head}, {tail}")
+        tail = f"{by_more} by more training and {format_interval(new, unit)} by the new data, "
+        tail += "which is no proven gain"
+    gains = {"total": total, "more training": more, "new data": new}
+    return Attribution(gains, f"{head}, {tail}")
 
 
 def decide(
@@ -201,37 +196,36 @@ def decide(
 
 
 def lost_skill(
-    y_new: ArrayLike,
-    new: Mapping[str, ArrayLike],
-    y_old: ArrayLike,
-    old: Mapping[str, ArrayLike],
-    *,
+    y: Mapping[str, ArrayLike],
+    predictions: Mapping[str, Mapping[str, ArrayLike]],
     whole: tuple[ArrayLike, ArrayLike],
     groups: ArrayLike | None = None,
 ) -> list[str]:
     """Find a file whose target has nothing to do with its features; for `decide`'s findings.
 
-    `new` and `old` map "parent", "retrained", "mean" and "median" to predictions of held-out
-    rows. `whole` is the target of the whole new file with the parent's predictions, made before
-    any training. Never found where the target was hard to predict:
+    `y` and `predictions` (of "parent", "retrained", "mean" and "median") are those of the "new"
+    and "old" held-out rows; `whole` is the target of the whole new file with the parent's
+    predictions, made before any training. Never found where the target was hard to predict:
 
     - The parent's rank correlation with the target has vanished: with 99.5 % confidence
       (Spearman, Fisher's z) it is below a quarter of that on old rows, which was above 0.2.
     - The child is proven worse than the constants on new rows, although on old rows the parent
       errs at most 0.8 times as much as the best of them.
     """
-    findings = []
-    was, now = _rank_correlation(y_old, old[PARENT]), _rank_correlation(*whole)
-    n_whole, n_old = (len(np.asarray(y)) for y in (whole[0], y_old))
-    limit = math.tanh(math.atanh(now) + 2.576 * 1.03 / math.sqrt(max(1, n_whole - 3)))
-    if min(n_whole, n_old) >= SIZABLE_GROUP and was > 0.2 and limit < was / 4:
+    findings, new, old = [], predictions["new"], predictions["old"]
+    was, now = _rank_correlation(y["old"], old[PARENT]), _rank_correlation(*whole)
+    n_old, n_new = (len(np.asarray(rows)) for rows in (y["old"], whole[0]))
+    limit = math.tanh(math.atanh(now) + 2.576 * 1.03 / math.sqrt(max(1, n_new - 3)))
+    if min(n_old, n_new) >= SIZABLE_GROUP and was > 0.2 and limit < was / 4:
         findings.append(
             f"target: its rank correlation with the parent's predictions fell from {was:.2f} "
             f"to {now:.2f}, as if it were shuffled"
         )
-    errors, constants = compare(y_old, old)["MAE"], ["mean", "median"]
-    worse = [mae_difference(y_new, new[name], new[RETRAINED], groups) for name in constants]
-    predictable = errors[PARENT] <= 0.8 * errors[constants].min()
+    errors = {name: np.abs(np.subtract(y["old"], made)).mean() for name, made in old.items()}
+    predictable = errors[PARENT] <= 0.8 * min(errors["mean"], errors["median"])
+    worse = [
+        mae_difference(y["new"], new[name], new[RETRAINED], groups) for name in ("mean", "median")
+    ]
     if predictable and all(found.low > 0 for found in worse):
         findings.append(
             "target: on new rows the retrained model is proven worse than the constants "

@@ -180,15 +180,15 @@ def _fahrenheit(old: np.ndarray, new: np.ndarray) -> str:
     that look like temperatures: roughly symmetric, between -60 and 60 °C.
     """
     mean, spread = old.mean(), old.std()
-    symmetric = abs(np.median(old) - mean) <= 0.3 * spread
+    away = np.abs(new - mean) / spread
     for unit, before, coldest, hottest, back in (
         ("Fahrenheit", "Celsius", -60, 60, (new - 32) / 1.8),
         ("Celsius", "Fahrenheit", -76, 140, new * 1.8 + 32),
     ):
-        away = np.abs(new - mean) / spread
         far = (away > 3) & (np.abs(back - mean) < 2 * spread)
-        possible = symmetric and coldest <= old.min() and old.max() <= hottest
-        if possible and far.mean() >= 0.2 and np.median(away[far]) > 4.5:
+        possible = coldest <= old.min() and old.max() <= hottest
+        symmetric = abs(np.median(old) - mean) <= 0.3 * spread
+        if possible and symmetric and far.mean() >= 0.2 and np.median(away[far]) > 4.5:
             return f"{far.mean():.0%} of the rows look like degrees {unit}, not {before}"
     return ""
 

@@ -81,8 +81,7 @@ def weigh(
     held_out = {part: comparison.evaluate(y[part], predictions[part], labels[part]) for part in y}
     findings, both = list(evidence.findings), (rows.file[target], whole)
     if "old" in y:
-        old = (y["old"], predictions["old"])
-        findings += comparison.lost_skill(y["new"], new, *old, whole=both, groups=labels["new"])
+        findings += comparison.lost_skill(y, predictions, both, labels["new"])
     evidence.held_out, evidence.leakage = held_out, rows.counts
     evidence.verdict = comparison.decide(
         held_out["new"],

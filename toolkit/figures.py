@@ -38,17 +38,16 @@ def learning_curve(curves: Mapping[str, Sequence[float]]) -> Figure:
     smallest.
     """
     figure, (axes,) = _canvas(3.7, ["Learning curve"])
-    drawn = {name: np.asarray(values, float) for name, values in curves.items() if len(values)}
-    for (name, values), colour in zip(drawn.items(), cycle(CURVES), strict=False):
+    for (name, values), colour in zip(curves.items(), cycle(CURVES), strict=False):
         epochs, label = np.arange(1, len(values) + 1), _label(name.replace("_", " "))
-        axes.plot(epochs, values, ".-", color=colour, label=label, linewidth=1.3)
-    losses = np.concatenate([np.empty(0), *drawn.values()])
-    losses = losses[np.isfinite(losses)]
-    if len(losses) and losses.min() > 0 and losses.max() > 20 * losses.min():
+        if len(values):
+            axes.plot(epochs, values, ".-", color=colour, label=label, linewidth=1.3)
+    smallest, largest = axes.dataLim.intervaly
+    if 0 < smallest < largest / 20:
         axes.set_yscale("log")
     axes.set(xlabel="epoch", ylabel="loss")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    if len(drawn) > 1:
+    if len(axes.lines) > 1:
         axes.legend(frameon=False)
     return figure
 
@@ -148,7 +147,7 @@ def drift_figure(drift_table: pd.DataFrame) -> Figure:
     _name_lines(axes, [_label(name) for name in table["column"]])
     axes.margins(x=0.1)
     axes.legend(loc="lower right", frameon=False)
-    axes.set_xlabel("distance: Wasserstein / standard deviation, or Jensen–Shannon (text)")
+    axes.set_xlabel("distance in standard deviations; of text from 0 to 1")
     return figure
 
 
