@@ -124,6 +124,7 @@ def track(
             child = train_child(settings, parent, rows, checkpoint, progress.tell)
         schema, predictions = parent.preprocessor.schema, child.predictions
         found = evidence.weigh(settings, work.role, rows, schema, predictions, found, whole)
+        evidence.explain(found, {"parent": parent, "retrained": child}, rows, work.role)
 
         # Log, register, promote as the verdict allows.
         trained = make_model(work, run_id, child, found, table, kept)

@@ -884,6 +884,90 @@ def test_largest_gap_is_told_in_words_and_ignores_small_and_pooled_groups():
     assert "a gap of 4,000 " in comparison.largest_gap(table[table["column"] == "région"])
 
 
+# --- what models rest on
+
+
+def switches(n=400, seed=0):
+    """Make rows whose target is 10 where "on" says so, beside noise that says nothing."""
+    rng = RNG(seed)
+    on = rng.permutation(np.arange(n) % 2)
+    rows = pd.DataFrame({"on": np.where(on, "yes", "no"), "noise": rng.normal(size=n)})
+    rows.loc[: n // 10, "noise"] = np.nan
+    return rows.assign(idle=1.0), 10.0 * on
+
+
+def reading(rows):
+    """Predict with the switch, and be disturbed by the noise a little."""
+    return 10.0 * (rows["on"] == "yes").to_numpy() + 0.3 * rows["noise"].fillna(0).to_numpy()
+
+
+def blind(rows):
+    return np.full(len(rows), 5.0)
+
+
+def test_shuffling_what_matters_costs_what_was_worked_out_by_hand_and_the_rest_nothing():
+    rows, y = switches()
+    models = {"parent": blind, "retrained": lambda table: 10.0 * (table["on"] == "yes").to_numpy()}
+    found = comparison.importance(models, rows, y, ["idle", "noise", "on"], 0)
+    assert found["column"].tolist()[0] == "on"
+    line = found.set_index("column").loc["on"]
+    assert line["retrained"] == pytest.approx(5, abs=0.4)  # half of the rows get the wrong 10
+    assert 4 < line["retrained_low"] < 5 < line["retrained_high"] < 6
+    rest = found.set_index("column").drop(columns=["retrained", "retrained_low", "retrained_high"])
+    assert (rest == 0).all(axis=None)
+    assert (found.set_index("column").loc[["idle", "noise"]] == 0).all(axis=None)
+
+
+def test_column_without_relation_to_the_target_has_an_interval_around_zero():
+    covered = 0
+    for seed in range(40):
+        rows, y = switches(120, seed)
+        found = comparison.importance({"m": reading}, rows, y, list(rows), seed)
+        low, high = found.set_index("column").loc["noise", ["m_low", "m_high"]]
+        covered += low <= 0 <= high
+        assert found.set_index("column").loc["on", "m_low"] > 0
+    assert covered >= 36
+
+
+def test_importance_takes_few_rows_few_columns_and_whole_groups():
+    rows, y = switches(5000)
+    calls = []
+
+    def counting(table):
+        calls.append(len(table))
+        return reading(table)
+
+    names = [f"x{k}" for k in range(150)]
+    wide = pd.concat([rows, pd.DataFrame(0.0, rows.index, names)], axis=1)
+    found = comparison.importance({"m": counting}, wide, y, list(wide), 0)
+    assert len(found) == 20
+    assert calls == [2000] * 101
+    calls.clear()
+    again = [comparison.importance({"m": counting}, rows[:80], y[:80], ["on"], 1) for _ in "ab"]
+    assert calls == [80, 800] * 2
+    pd.testing.assert_frame_equal(*again)
+    by_group = comparison.importance(
+        {"m": reading}, rows[:80], y[:80], ["on"], 1, groups=np.arange(80) // 20
+    )
+    width = [float((t["m_high"] - t["m_low"]).iloc[0]) for t in (again[0], by_group)]
+    assert width[1] != pytest.approx(width[0])
+
+
+def test_dependence_is_the_mean_prediction_with_the_column_set_to_each_value():
+    rows, _ = switches()
+    models = {"parent": blind, "retrained": reading}
+    by_text = comparison.dependence(models, rows, "on")
+    noise = 0.3 * rows["noise"].fillna(0).mean()
+    assert by_text["retrained"].to_dict() == pytest.approx({"yes": 10 + noise, "no": noise})
+    assert by_text["parent"].tolist() == [5, 5]
+    by_number = comparison.dependence(models, rows, "noise")
+    assert len(by_number) == 15
+    assert by_number.index.is_monotonic_increasing
+    assert by_number["retrained"].to_numpy() == pytest.approx(5 + 0.3 * by_number.index.to_numpy())
+    many = pd.DataFrame({"x": [f"c{k}" for k in range(50)]})
+    assert len(comparison.dependence({"m": blind}, many, "x")) == comparison.LARGEST
+
+
 # --- words
 
 

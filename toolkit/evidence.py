@@ -4,10 +4,12 @@ Belongs here: how rows and predictions become the evidence of a verdict. The sta
 are in `comparison.py` and `drift.py`, the words of the report in `report.py`.
 """
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModelInput
 
@@ -31,7 +33,7 @@ def look(
     schema, unit = parent.preprocessor.schema, parent.card.get("unit", "")
     target, kinds = schema.target.name, schema.kinds
     y = rows.file[target].to_numpy()
-    prediction = encoding.predict(parent.network, parent.preprocessor.transform(rows.file))
+    prediction = _predict(parent, rows.file)
     error = float(np.abs(y - prediction).mean())
     terminal.say(
         f"parent {parent.uri}: its MAE on the {len(y):,} new rows of {data}, before any training "
@@ -101,6 +103,26 @@ def weigh(
     return evidence
 
 
+def explain(
+    evidence: Evidence, models: Mapping[str, Any], rows: RetrainingRows, role: roles.Roles
+) -> None:
+    """Measure on new held-out rows what both models rest on, and add it to `evidence`.
+
+    `models` maps "parent" and "retrained" to what has a `network` and a `preprocessor`.
+    """
+    table, schema = rows.held_out["new"], models["parent"].preprocessor.schema
+    y, labels = table[schema.target.name], roles.blocks_of_rows(table, role)
+    predict = {name: functools.partial(_predict, model) for name, model in models.items()}
+    evidence.importance = comparison.importance(predict, table, y, schema.features, 0, labels)
+    known = {name: table[name].dropna() for name in evidence.importance["column"]}
+    shown = [name for name in known if schema.kinds[name] != "date" and len(known[name])][:2]
+    evidence.dependence = {name: comparison.dependence(predict, table, name) for name in shown}
+
+
+def _predict(model: Any, rows: pd.DataFrame) -> np.ndarray:
+    return encoding.predict(model.network, model.preprocessor.transform(rows))
+
+
 def _caveats(schema: Schema, role: roles.Roles) -> list[str]:
     """Say what the way of holding rows out leaves open."""
     dates = [name for name, kind in schema.kinds.items() if kind == "date"]
@@ -145,6 +167,11 @@ def log_evidence(
         "predicted_against_actual": figures.predicted_against_actual(y_new, shown, unit),
     }
     tables = {"groups": evidence.groups, "drift": evidence.drift}
+    tables["importance"] = evidence.importance
+    if evidence.importance is not None:
+        pictures["importance"] = figures.importance(evidence.importance, unit)
+    if evidence.dependence:
+        pictures["dependence"] = figures.dependence(evidence.dependence, unit)
     if evidence.groups is not None:
         pictures["error_per_group"] = figures.error_per_group(evidence.groups, unit)
     if evidence.drift is not None:

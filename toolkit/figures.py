@@ -64,7 +64,7 @@ def predicted_against_actual(
     made = {name: np.asarray(predicted, float) for name, predicted in predictions.items()}
     errors = {name: float(np.abs(predicted - y).mean()) for name, predicted in made.items()}
     titles = [f"{name}: MAE {format_amount(error, unit)}" for name, error in errors.items()]
-    figure, panels = _canvas(3.7, titles, shared=True)
+    figure, panels = _canvas(3.7, titles, sharex=True, sharey=True)
     colours = [BLUE, ORANGE] if len(made) > 1 else [ORANGE]
     for axes, predicted, colour in zip(panels, made.values(), colours, strict=True):
         axes.axline((y[0], y[0]), slope=1, color="black", linewidth=0.8)
@@ -151,14 +151,44 @@ def drift_figure(drift_table: pd.DataFrame) -> Figure:
     return figure
 
 
+def importance(table: pd.DataFrame, unit: str = "") -> Figure:
+    """Draw `comparison.importance`'s table: the rise of each model's MAE, with its interval."""
+    title = "Rise of the error when a column is shuffled"
+    figure, (axes,) = _canvas(0.3 * len(table) + 1.4, [title])
+    _bars(axes, np.arange(len(table)), {name: table[name] for name in (PARENT, RETRAINED)})
+    for bars, name in zip(axes.containers, (PARENT, RETRAINED), strict=True):
+        middles = [bar.get_y() + bar.get_height() / 2 for bar in bars]
+        axes.hlines(middles, table[f"{name}_low"], table[f"{name}_high"], GREY, lw=1.5)
+    _name_lines(axes, [_label(name) for name in table["column"]])
+    axes.set_xlabel(_with_unit("rise in MAE", unit))
+    return figure
+
+
+def dependence(tables: Mapping[str, pd.DataFrame], unit: str = "") -> Figure:
+    """Draw `comparison.dependence`'s table of each column: mean predictions over its values."""
+    figure, panels = _canvas(3.0, list(tables), sharey=True)
+    for axes, table in zip(panels, tables.values(), strict=True):
+        is_number, at = pd.api.types.is_numeric_dtype(table.index), np.arange(len(table))
+        for name, colour in ((PARENT, BLUE), (RETRAINED, ORANGE)):
+            places, style = (table.index, ".-") if is_number else (at, "o")
+            axes.plot(places, table[name], style, color=colour, label=name)
+        if not is_number:
+            names = [_label(name, 18) for name in table.index]
+            axes.set_xticks(at, names, rotation=40, ha="right", fontsize=8)
+        axes.yaxis.set_major_formatter(AMOUNTS)
+    panels[0].set_ylabel(_with_unit("mean prediction", unit))
+    figure.legend(handles=panels[0].lines, loc="outside lower center", ncols=2, frameon=False)
+    return figure
+
+
 def _canvas(
-    height: float, titles: Sequence[str], shared: bool = False
+    height: float, titles: Sequence[str], *, sharex: bool = False, sharey: bool = False
 ) -> tuple[Figure, list[Axes]]:
     """Return a figure with one panel per title, narrow enough to be read on a telephone."""
     figure = Figure(figsize=(6.6, max(2.6, height)), dpi=130, layout="constrained")
-    panels = figure.subplots(1, len(titles), sharex=shared, sharey=shared, squeeze=False)[0]
+    panels = figure.subplots(1, len(titles), sharex=sharex, sharey=sharey, squeeze=False)[0]
     for axes, title in zip(panels, titles, strict=True):
-        axes.set_title(_label(title, 60 // len(titles)), fontsize=11, loc="left")
+        axes.set_title(_label(title, 56 // len(titles)), fontsize=11, loc="left")
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(color="#E6E6E6", linewidth=0.6)
         axes.set_axisbelow(True)

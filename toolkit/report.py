@@ -47,6 +47,8 @@ class Evidence:
     drift: pd.DataFrame | None = None
     bounds: str = ""
     groups: pd.DataFrame | None = None
+    importance: pd.DataFrame | None = None
+    dependence: Mapping[str, pd.DataFrame] = field(default_factory=dict)
     findings: Sequence[str] = ()
     caveats: Sequence[str] = ()
     figures: Mapping[str, Figure] = field(default_factory=dict)
