@@ -93,10 +93,10 @@ def error_per_group(groups_table: pd.DataFrame, unit: str = "") -> Figure:
     figure, (axes,) = _canvas(0.2 * len(labels) + 1.4, ["Mean absolute error per group"])
     series = {PARENT: "MAE_before", RETRAINED: "MAE_after"}
     _bars(axes, places, {name: table[key] for name, key in series.items() if key in table})
-    _name_lines(axes, [labels[place] for place in sorted(labels)])
+    xlabel = _with_unit("MAE", unit) + ", number of rows in brackets"
+    _name_lines(axes, [labels[place] for place in sorted(labels)], xlabel)
     for header in headers:
         axes.get_yticklabels()[header].set_fontweight("bold")
-    axes.set_xlabel(_with_unit("MAE", unit) + ", number of rows in brackets")
     return figure
 
 
@@ -123,9 +123,8 @@ def before_after(held_out: Mapping[str, HeldOut], unit: str = "") -> Figure:
         axes.annotate(text, (at, line - 0.26), ha="center", va="bottom", fontsize=9)
         axes.plot(parent, line, "o", color=BLUE, markersize=9, label=PARENT)
         axes.plot(child, line, "D", color=ORANGE, markersize=8, label=RETRAINED)
-    _name_lines(axes, [f"{_label(name)} ({held.rows:,})" for name, held in held_out.items()])
-    axes.set_xlabel(_with_unit("MAE", unit))
-    axes.xaxis.set_major_formatter(AMOUNTS)
+    labels = [f"{_label(name)} ({held.rows:,})" for name, held in held_out.items()]
+    _name_lines(axes, labels, _with_unit("MAE", unit))
     handles = dict(zip(*axes.get_legend_handles_labels()[::-1], strict=True))
     figure.legend(handles.values(), handles, loc="outside lower center", ncols=4, frameon=False)
     return figure
@@ -144,10 +143,10 @@ def drift_figure(drift_table: pd.DataFrame) -> Figure:
     bars = axes.barh(range(len(table)), lengths, 0.7, color=colours)
     axes.bar_label(bars, [format_amount(value) for value in table["distance"]], padding=3, size=9)
     axes.axvline(DRIFT_DISTANCE, color="black", linestyle="--", linewidth=1, label="threshold")
-    _name_lines(axes, [_label(name) for name in table["column"]])
+    xlabel = "distance in standard deviations; of text from 0 to 1"
+    _name_lines(axes, [_label(name) for name in table["column"]], xlabel)
     axes.margins(x=0.1)
     axes.legend(loc="lower right", frameon=False)
-    axes.set_xlabel("distance in standard deviations; of text from 0 to 1")
     return figure
 
 
@@ -159,8 +158,7 @@ def importance(table: pd.DataFrame, unit: str = "") -> Figure:
     for bars, name in zip(axes.containers, (PARENT, RETRAINED), strict=True):
         middles = [bar.get_y() + bar.get_height() / 2 for bar in bars]
         axes.hlines(middles, table[f"{name}_low"], table[f"{name}_high"], GREY, lw=1.5)
-    _name_lines(axes, [_label(name) for name in table["column"]])
-    axes.set_xlabel(_with_unit("rise in MAE", unit))
+    _name_lines(axes, [_label(name) for name in table["column"]], _with_unit("rise in MAE", unit))
     return figure
 
 
@@ -201,13 +199,14 @@ def _bars(axes: Axes, places: np.ndarray, series: Mapping[str, pd.Series]) -> No
     for number, (name, lengths) in enumerate(series.items()):
         at = places + (number - (len(series) - 1) / 2) * height
         axes.barh(at, lengths, height, color=BLUE if name == PARENT else ORANGE, label=name)
-    axes.xaxis.set_major_formatter(AMOUNTS)
     if len(series) > 1:
         axes.figure.legend(loc="outside lower center", ncols=2, frameon=False)
 
 
-def _name_lines(axes: Axes, labels: Sequence[str]) -> None:
+def _name_lines(axes: Axes, labels: Sequence[str], xlabel: str) -> None:
     """Put one label per horizontal line, the first on top."""
+    axes.set_xlabel(xlabel)
+    axes.xaxis.set_major_formatter(AMOUNTS)
     axes.set_yticks(range(len(labels)), labels, fontsize=9)
     axes.set_ylim(len(labels) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0)
