@@ -68,14 +68,12 @@ def paired_interval(
 ) -> Interval:
     """Estimate the mean of per-row differences, of shape (n_rows,), with its interval.
 
-    `groups` holds a label per row (a customer, a house, a day): rows of one label vary together,
-    so whole groups are the units of chance; a row without label stands alone. On each side the
-    wider of two bounds holds: Student's, with one degree of freedom less than units and the
-    cluster-robust CR3 error of a mean (Bell and McCaffrey 2002; for single rows it is about the
-    usual one), and the same after Hall's cubic transformation, which removes skewness (Hall 1992,
-    J. R. Stat. Soc. B 54). In simulations of 8 to 300 units, skewed or not, that covers 92 to
-    97 %, where the BCa bootstrap covers 88 to 94 %. A single unit has no bounds. Raises ValueError
-    unless `difference` is 1-d, finite and not empty, and `groups` as long.
+    `groups` labels rows that vary together (a customer, a house, a day), the units of chance; a
+    row without label stands alone, a single unit has no bounds. On each side the wider of two
+    bounds holds: Student's with the cluster-robust CR3 error of a mean (Bell and McCaffrey 2002),
+    and the same after Hall's transformation, which removes skewness (Hall 1992, J. R. Stat. Soc. B
+    54). In simulations of 8 to 300 units that covers 92 to 97 %, the BCa bootstrap 88 to 94 %.
+    Raises ValueError unless `difference` is 1-d, finite and not empty, and `groups` as long.
     """
     (values,) = _vectors({"difference": difference})
     units = np.arange(len(values)) if groups is None else pd.factorize(pd.Series(groups))[0]
@@ -167,12 +165,11 @@ def decide(
 ) -> Verdict:
     """Judge the differences in MAE on new and old rows, each `evaluate`'s result.
 
-    *worse*: the interval on new rows lies wholly above zero, or that on old rows wholly above
-    `max_forgetting` (a share) of the parent's MAE there. *better*: not worse, and the interval
-    on new rows lies wholly below zero. *no_worse*: all between, promoted too, since fresh rows
-    pay on the next file. *suspicious*: any of `findings`; never promoted here. `promote` is
-    "auto", "proven" (better alone), "always" or "never"; the last two change what happens, not
-    what was found.
+    *suspicious*: any of `findings`; never promoted. *worse*: the interval on new rows lies above
+    zero, or that on old rows above `max_forgetting` (a share) of the parent's MAE there. *better*:
+    not worse, and the interval on new rows lies below zero. *no_worse*: all between, promoted too,
+    since fresh rows pay on the next file. `promote` ("auto", "proven" for better alone, "always",
+    "never") changes what happens, not what was found.
     """
     if findings:
         return Verdict("suspicious", False, printable(f"suspicious: {'; '.join(findings)}"))
@@ -251,11 +248,10 @@ def groups(
 ) -> pd.DataFrame:
     """Compare actual and predicted means, MAE and bias per category, before and after.
 
-    One line per column and category: the 12 largest of a column by size, the rest pooled as
-    "(other)", absent values as "(missing)". Bias is mean prediction minus mean actual. `worse`:
-    Student's paired interval of the change in MAE lies above zero in a group of 20 rows or more;
-    it is taken group by group, so that one unchanged group in forty is named by chance. Arrays
-    of shape (n_rows,); without `parent_prediction` only the "after" columns are there.
+    One line per column and category: the 12 largest, the rest pooled as "(other)", absent values as
+    "(missing)". Bias is mean prediction minus mean actual. `worse`: Student's paired interval of
+    the change in MAE lies above zero in a group of 20 rows or more; one unchanged group in forty is
+    so by chance. Arrays of shape (n_rows,); without `parent_prediction` there is no "before".
     """
     models = {} if parent_prediction is None else {"before": parent_prediction}
     models |= {"after": child_prediction}

@@ -31,13 +31,13 @@ def drift(
 ) -> pd.DataFrame:
     """Measure how far each column of `current` has moved from `reference`: `DRIFT_COLUMNS`.
 
-    `kinds` maps columns to "numeric", "categorical" or "date" (days, a number); `target` adds a
-    numeric one. `distance` is Wasserstein's in reference standard deviations for numbers,
-    Jensen–Shannon's (base 2, 0 to 1) for categories, where missing counts as one; `p_value` is
-    of a Kolmogorov–Smirnov or chi-square test. `drifted` asks for both a distance above 0.1, so
-    that many rows alone do not fire, and p below 5 % divided by the number of tests, so that few
-    do not either. Numbers and dates are tested, in the same way, for the share of missing values;
-    dates for nothing else, as they move forward. NaN where nothing can be measured.
+    `kinds` maps columns to "numeric", "categorical" or "date"; `target` adds a numeric one.
+    `distance` is Wasserstein's in reference standard deviations for numbers, Jensen–Shannon's (base
+    2, 0 to 1) for categories, missing among them; `p_value` is of a Kolmogorov–Smirnov or
+    chi-square test. `drifted` asks for a distance above 0.1, so that many rows alone do not fire,
+    and for p below 5 % divided by the number of tests, so that few do not. Numbers and dates are
+    also tested for their share of missing values; dates for nothing else, as they move forward.
+    NaN where nothing can be measured.
     """
     kinds = {**kinds, **({target: "numeric"} if target else {})}
     p_limit = LEVEL / max(1, sum(2 if kind == "numeric" else 1 for kind in kinds.values()))

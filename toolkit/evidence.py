@@ -114,8 +114,8 @@ def explain(
     y, labels = table[schema.target.name], roles.blocks_of_rows(table, role)
     predict = {name: functools.partial(_predict, model) for name, model in models.items()}
     evidence.importance = comparison.importance(predict, table, y, schema.features, 0, labels)
-    known = {name: table[name].dropna() for name in evidence.importance["column"]}
-    shown = [name for name in known if schema.kinds[name] != "date" and len(known[name])][:2]
+    names = [name for name in evidence.importance["column"] if table[name].notna().any()]
+    shown = [name for name in names if schema.kinds[name] != "date"][:2]
     evidence.dependence = {name: comparison.dependence(predict, table, name) for name in shown}
 
 
