@@ -313,11 +313,10 @@ def importance(
 ) -> pd.DataFrame:
     """Measure by how much each model's MAE rises when a column's values are shuffled among rows.
 
-    Permutation importance (Breiman 2001, Machine Learning 45), with the paired interval of the
-    rise over the rows; that of scikit-learn's `permutation_importance` is over shuffles alone. At
-    most 2,000 rows and the first 100 columns count; of fewer rows the mean of up to 10 shuffles.
-    Columns that say the same hide each other. Returns "column" and, by model, NAME, NAME_low,
-    NAME_high: a line for each of the 20 columns that matter most to the last model.
+    Permutation importance (Breiman 2001, Machine Learning 45) with the paired interval over rows;
+    scikit-learn's is over shuffles alone. At most 2,000 rows and the first 100 columns count; of
+    fewer rows the mean of up to 10 shuffles. Returns "column" and, by model, NAME, NAME_low,
+    NAME_high, for the 20 columns that matter most to the last model.
     """
     rng = np.random.default_rng(seed)
     chosen = rng.permutation(len(rows))[:2_000]
@@ -349,8 +348,8 @@ def dependence(models: Mapping[str, Predict], rows: pd.DataFrame, column: str) -
     known, rows = rows[column].dropna(), rows.sample(min(500, len(rows)), random_state=0)
     values = known.value_counts().index[:LARGEST]
     if pd.api.types.is_numeric_dtype(known):
-        quantiles = known.quantile(np.linspace(0.03, 0.97, 15), interpolation="nearest")
-        values = pd.Index(quantiles.unique())
+        levels = np.linspace(0.03, 0.97, 15)
+        values = pd.Index(known.quantile(levels, interpolation="nearest").unique())
     table = pd.concat([rows] * len(values), ignore_index=True)
     table[column] = values.repeat(len(rows))
     means = {k: predict(table).reshape(len(values), -1).mean(1) for k, predict in models.items()}
