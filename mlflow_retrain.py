@@ -114,6 +114,7 @@ def track(work: Work, terminal: cli.Terminal, found: Any, whole: Any) -> int:
             child = train_child(settings, parent, rows, checkpoint, progress.update)
         schema = parent.preprocessor.schema
         found = evidence.weigh(settings, work.role, rows, schema, child.predictions, found, whole)
+        evidence.explain(found, {"parent": parent, "retrained": child}, rows, work.role)
 
         # Log, register, promote as the verdict allows.
         if settings.refit and found.verdict.promoted:
