@@ -94,7 +94,7 @@ def track(
     checkpoint = Checkpoint(settings, __file__, tags["data_sha256"])
     name = f"train {settings.model_name}"
     with tracking.tracked_run(experiment, name, tags, checkpoint.run_id) as run:
-        run_id = checkpoint.once("run_id", lambda: run.info.run_id)
+        run_id = checkpoint.begin(run.info.run_id)
         log_inputs(client, run_id, settings, train_rows, test_rows)
 
         # Preprocess: measured on training rows alone. Train: as validation rows among them advise.
@@ -208,7 +208,7 @@ def fit(
         callbacks = checkpoint.callbacks("search", tell)
         options: dict[str, Any] = {"base": base, "callbacks": callbacks, "seed": settings.seed}
         search = partial(model_utils.choose_recipe, X, y, bins, **options)
-        recipes, curves = checkpoint.search(model_utils.Recipe, search)
+        recipes, curves = search()
     scale = model_utils.target_scale(y)
     network = model_utils.create_nn_model(
         X.shape[1], recipes[0], scale, bins, seed=settings.seed, build=build

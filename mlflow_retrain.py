@@ -116,7 +116,7 @@ def track(
     checkpoint = Checkpoint(settings, __file__, inputs)
     name = f"retrain {settings.model_name}"
     with tracking.tracked_run(work.experiment_id, name, tags, checkpoint.run_id) as run:
-        run_id = checkpoint.once("run_id", lambda: run.info.run_id)
+        run_id = checkpoint.begin(run.info.run_id)
         evidence.log_inputs(work.client, run_id, settings, parent, rows)
 
         # Train the child and a control; score all of them on the same held-out rows.
@@ -307,7 +307,7 @@ def continue_members(
         callbacks=checkpoint.callbacks("search", tell),
         seed=seed,
     )
-    recipes, curves = checkpoint.search(model_utils.Recipe, search)
+    recipes, curves = search()
     network = model_utils.create_nn_model(X.shape[1], recipe, scale, preprocessor.bins, seed=seed)
     n_continued = sum(recipe.first_input == 0 for recipe in recipes)
     latest = model_utils.latest_members(parent.network)[:n_continued]

@@ -1,6 +1,5 @@
 """Claims about toolkit/checkpoint.py: an interrupted training goes on to the same weights."""
 
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -53,7 +52,7 @@ def test_interrupted_training_goes_on_to_the_weights_of_an_uninterrupted_one(
 ):
     monkeypatch.setattr(checkpoint, "SECONDS", 0)
     first = Checkpoint(settings_for(tmp_path), "train.py", "rows")
-    first.once("run_id", lambda: "1")
+    first.begin("1")
     with pytest.raises(KeyboardInterrupt):
         train([*first.callbacks("training", print), Killed(epoch)])
     told = []
@@ -81,29 +80,6 @@ def test_state_is_saved_only_when_the_last_time_is_long_ago(tmp_path, monkeypatc
     assert saved == [1, 3]
 
 
-def test_work_is_done_once_and_its_result_survives_the_process(tmp_path):
-    calls = []
-
-    def work():
-        calls.append(1)
-        return {"a": [1.5, None]}
-
-    first = Checkpoint(settings_for(tmp_path), "train.py", "rows")
-    assert first.once("part", work) == first.once("part", work) == {"a": [1.5, None]}
-    again = Checkpoint(settings_for(tmp_path, resume=True), "train.py", "rows")
-    assert again.once("part", work) == {"a": [1.5, None]}
-    assert len(calls) == 1
-    assert [file.name for file in first.folder.iterdir()] == ["done.json"]
-
-
-def test_search_is_done_once_and_gives_recipes_again(tmp_path):
-    recipes, curves = [RECIPE, replace(RECIPE, bins=False)], {"loss": [1.0]}
-    first = Checkpoint(settings_for(tmp_path), "train.py", "rows")
-    assert first.search(Recipe, lambda: (recipes, curves)) == (recipes, curves)
-    again = Checkpoint(settings_for(tmp_path, resume=True), "train.py", "rows")
-    assert again.search(Recipe, lambda: 1 / 0) == (recipes, curves)
-
-
 @pytest.mark.parametrize(
     ("options", "script", "inputs"),
     [({"seed": 7}, "train.py", "rows"), ({}, "retrain.py", "rows"), ({}, "train.py", "others")],
@@ -113,7 +89,7 @@ def test_other_commands_have_other_folders_and_find_no_checkpoint(
     options, script, inputs, tmp_path
 ):
     first = Checkpoint(settings_for(tmp_path), "train.py", "rows")
-    first.once("part", lambda: 1)
+    assert first.begin("1") == "1"
     other = Checkpoint(settings_for(tmp_path, **options), script, inputs)
     assert other.folder != first.folder
     assert first.file.is_file()
@@ -129,10 +105,21 @@ def test_folder_does_not_depend_on_what_is_printed_or_where_the_script_lies(tmp_
 
 
 def test_without_resume_a_command_starts_anew(tmp_path):
-    Checkpoint(settings_for(tmp_path), "train.py", "rows").once("part", lambda: 1)
-    anew = Checkpoint(settings_for(tmp_path), "train.py", "rows")
-    assert anew.run_id is None
-    assert anew.once("part", lambda: 2) == 2
+    first = Checkpoint(settings_for(tmp_path), "train.py", "rows")
+    first.begin("1")
+    assert Checkpoint(settings_for(tmp_path, resume=True), "train.py", "rows").run_id == "1"
+    assert Checkpoint(settings_for(tmp_path), "train.py", "rows").run_id is None
+    assert not first.folder.exists()
+
+
+def test_run_that_was_not_noted_before_a_kill_is_a_new_one(tmp_path):
+    Checkpoint(settings_for(tmp_path), "train.py", "rows").begin("")
+    assert Checkpoint(settings_for(tmp_path, resume=True), "train.py", "rows").run_id is None
+
+
+def test_search_is_not_saved(tmp_path):
+    first = Checkpoint(settings_for(tmp_path), "train.py", "rows")
+    assert [type(each).__name__ for each in first.callbacks("search", print)] == ["_Watch"]
 
 
 def test_progress_tells_epochs_time_left_and_loss(tmp_path, monkeypatch):

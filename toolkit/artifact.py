@@ -248,12 +248,13 @@ def _download(uri: str, folder: str) -> Path:
 
 
 def _load_parts(folder: Path) -> TrainedModel:
+    missing = [name for name in (PARTS["card"], *CHECKED) if not (folder / name).is_file()]
+    if missing:
+        raise LookupError(f"it lacks {missing[0]}")
     content = json.loads((folder / PARTS["card"]).read_text("utf-8"))
-    for name in CHECKED:
-        if not (folder / name).is_file():
-            raise LookupError(f"it lacks {name}")
-        if sha256(folder / name) != content["files"][name]:
-            raise LookupError(f"{name} is not the file that was logged")
+    changed = [name for name in CHECKED if sha256(folder / name) != content["files"][name]]
+    if changed:
+        raise LookupError(f"{changed[0]} is not the file that was logged")
     preprocessor = json.loads((folder / PARTS["preprocessor"]).read_text("utf-8"))
     return TrainedModel(
         network=keras.saving.load_model(folder / PARTS["network"], safe_mode=True),

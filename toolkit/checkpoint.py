@@ -1,13 +1,11 @@
 """What an interrupted command has done so far, to be continued with `--resume`."""
 
 import hashlib
-import json
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import keras
 
@@ -31,7 +29,7 @@ class Checkpoint:
         same = {k: str(v) for k, v in vars(settings).items() if k not in NOT_PART_OF_A_TRAINING}
         key = hashlib.sha256(repr((Path(script).name, sorted(same.items()), inputs)).encode())
         self.folder = settings.models_dir / f"checkpoint-{key.hexdigest()[:16]}"
-        self.file = self.folder / "done.json"
+        self.file = self.folder / "run_id"
         if not settings.resume:
             shutil.rmtree(self.folder, ignore_errors=True)
         elif not self.file.is_file():
@@ -39,34 +37,21 @@ class Checkpoint:
                 f"--resume found no checkpoint of this command in {settings.models_dir}; expected "
                 "one of the same arguments and data: repeat them, or start without --resume"
             )
-        self.done = json.loads(self.file.read_text("utf-8")) if settings.resume else {}
-        self.run_id: str | None = self.done.get("run_id")
+        self.run_id = self.file.read_text() or None if settings.resume else None
 
-    def once(self, name: str, work: Callable[[], Any]) -> Any:
-        """Do a piece of work whose result is JSON, or return what it gave before."""
-        if name not in self.done:
-            self.done[name] = work()
-            self.folder.mkdir(parents=True, exist_ok=True)
-            beside = self.file.with_suffix(".part")
-            beside.write_text(json.dumps(self.done), "utf-8")
-            beside.replace(self.file)
-        return self.done[name]
-
-    def search(
-        self, make: Callable[..., Any], choose: Callable[[], tuple[list, dict]]
-    ) -> tuple[list, dict]:
-        """Choose recipes once; `make` builds one of its fields when it was chosen before."""
-
-        def found() -> list:
-            recipes, curves = choose()
-            return [[asdict(recipe) for recipe in recipes], curves]
-
-        recipes, curves = self.once("search", found)
-        return [make(**fields) for fields in recipes], curves
+    def begin(self, run_id: str) -> str:
+        """Note the run to go on with, and return it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.file.write_text(run_id)
+        return run_id
 
     def callbacks(self, name: str, tell: Callable[[str], None]) -> list[keras.callbacks.Callback]:
-        """Return callbacks of a training that save its state and tell how far it is."""
-        return [_TimedBackup(str(self.folder / name)), _Watch(name, tell)]
+        """Return callbacks that tell how far a training is, and save its state unless it is short.
+
+        The search for a recipe is: it is done again.
+        """
+        backup = [] if name == "search" else [_TimedBackup(str(self.folder / name))]
+        return [*backup, _Watch(name, tell)]
 
     def remove(self) -> None:
         """Forget everything: the command is done."""

@@ -179,17 +179,17 @@ def explain(error: Exception) -> str | None:
     if isinstance(error, FloatingPointError):
         return f"training diverged: {error}; expected a finite loss: lower --learning-rate"
     if isinstance(error, OSError):
-        words = f"{error.strerror or one_line(error)}: {error.filename or ''}"
-        return f"{words}; check the path, its permissions and disk"
+        return f"{reason(error)}: {error.filename or ''}; check the path, its permissions and disk"
     if type(error).__module__.split(".")[0] in ("mlflow", "sqlalchemy"):
         return f"MLflow refused: {reason(error)}; check --tracking-uri and that it is writable"
     return None
 
 
 def reason(error: Exception) -> str:
-    """Take the words that matter out of an exception: the database's own, or the first line."""
-    own = re.search(r"\(\w+\.\w+Error\) (.+)", str(error))
-    return (own[1] if own else (str(error).strip().splitlines() or [one_line(error)])[0])[:200]
+    """Take the words that matter out of an exception: the system's, a database's, or its first."""
+    text = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
+    own = re.search(r"\(\w+\.\w+Error\) (.+)", text)
+    return (own[1] if own else text.splitlines()[0])[:200]
 
 
 def _interrupt(*_: object) -> NoReturn:

@@ -20,7 +20,7 @@ from .words import escape_markdown
 CHAMPION, PREVIOUS = "champion", "previous"
 HISTORY = "champion_history"  # tag of the registered model
 DATA = "new_data_sha256"  # tag of a version
-LONGEST_HISTORY, LONGEST_DESCRIPTION = 50, 5_000  # lines, characters
+LONGEST_HISTORY = 50  # lines
 
 
 def champion_version(client: MlflowClient, name: str, alias: str = CHAMPION) -> str | None:
@@ -195,15 +195,8 @@ def _move(client: MlflowClient, name: str, new: str, current: str | None, how: s
         lines.append(f"{when} version {current} found as champion, moved by hand")
     lines = [*lines, f"{when} version {new} {how}"][-LONGEST_HISTORY:]
     client.set_registered_model_tag(name, HISTORY, "\n".join(lines))
+    # A version's description begins with its result.
+    result = (client.get_model_version(name, new).description or "").partition("\n\n")[0]
     latest = "\n".join(f"- {line}" for line in reversed(lines[-10:]))
-    # A version's description begins with its result; its model card follows after an empty line.
-    result, _, card = (client.get_model_version(name, new).description or "").partition("\n\n")
-    parts = [
-        f"**Champion: version {new}** ({how}).",
-        result,
-        "Who was champion when:",
-        latest,
-        card,
-    ]
-    page = "\n\n".join(part for part in parts if part)
-    client.update_registered_model(name, page[:LONGEST_DESCRIPTION])
+    page = f"**Champion: version {new}** ({how}).\n\n{result}\n\nWho was champion when:\n\n{latest}"
+    client.update_registered_model(name, page)
