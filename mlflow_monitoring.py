@@ -177,8 +177,8 @@ def keep(
 
     pickle, folder = settings.models_dir / "preprocessor.pkl", settings.models_dir / MODEL_NAME
     artifact.save_preprocessor(trained.preprocessor, pickle)
-    artifact.save_folder(trained, folder)
-    with tracking.kept_if_logging_fails(folder):
+    with tracking.resumable():
+        artifact.save_folder(trained, folder)
         log_results(client, run_id, metrics, curves, trained, test_rows, prediction)
         uri = artifact.log_model(trained, MODEL_NAME, step=len(curves["final_loss"]))
         with cli.uninterrupted():  # registered, promoted and told, or nothing of it

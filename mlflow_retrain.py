@@ -172,8 +172,8 @@ def keep(
 
     settings, client, verdict = work.settings, work.client, found.verdict
     about = report.about(trained.card, trained.preprocessor.schema)
-    folder = artifact.save_folder(trained, settings.models_dir / MODEL_NAME)
-    with tracking.kept_if_logging_fails(folder):
+    with tracking.resumable():
+        artifact.save_folder(trained, settings.models_dir / MODEL_NAME)
         y_new = work.rows.held_out["new"][child.preprocessor.schema.target.name].to_numpy()
         metrics = evidence.log_evidence(
             client, run_id, child.curves, y_new, child.predictions, found
@@ -184,15 +184,13 @@ def keep(
                 client,
                 settings.model_name,
                 uri,
-                run_id,
                 verdict.reason,
-                about,
                 report.short_result(found, promoted=True).removeprefix("promoted: "),
+                about,
                 champion=work.champion,
                 wanted=verdict.promoted,
                 parent_run=None if settings.promote == "always" else work.parent.run_id,
-                note=f"Parent: `{work.parent.uri}`",
-                kind=verdict.kind,
+                tags={"verdict_kind": verdict.kind},
             )
     return uri, version, words, metrics
 

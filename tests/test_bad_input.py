@@ -204,7 +204,7 @@ FLAGS = {
     "read-only store": (
         BOTH,
         ["--tracking-uri", "sqlite:////sys/m.db"],
-        "expected a folder that exists and can be written: make it",
+        "sqlite:////sys/m.db cannot be used (Operation not permitted)",
     ),
     "model name": (
         BOTH,

@@ -65,19 +65,24 @@ def test_interrupted_training_goes_on_to_the_weights_of_an_uninterrupted_one(
     assert not list(tmp_path.iterdir())
 
 
-def test_state_is_saved_only_when_the_last_time_is_long_ago(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("name", "expected"), [("training", [1, 3]), ("search", [])])
+def test_state_is_saved_when_the_last_time_is_long_ago_and_never_of_a_search(
+    tmp_path, monkeypatch, name, expected
+):
     saved = []
     monkeypatch.setattr(
         keras.callbacks.BackupAndRestore,
         "on_epoch_end",
         lambda self, epoch, logs=None: saved.append(epoch),
     )
-    backup = Checkpoint(settings_for(tmp_path), "train.py", "rows").callbacks("t", print)[0]
+    monkeypatch.setattr(checkpoint.time, "monotonic", lambda: 100.0)
+    (watch,) = Checkpoint(settings_for(tmp_path), "train.py", "rows").callbacks(name, print)
+    watch.set_params({"epochs": 4})
+    watch.began = 100.0
     for epoch, seconds in enumerate((10, 31, 40, 70)):
-        monkeypatch.setattr(checkpoint.time, "monotonic", lambda s=seconds: backup.began + s)
-        backup.began = getattr(backup, "began", backup.saved_at)
-        backup.on_epoch_end(epoch)
-    assert saved == [1, 3]
+        monkeypatch.setattr(checkpoint.time, "monotonic", lambda s=seconds: 100.0 + s)
+        watch.on_epoch_end(epoch)
+    assert saved == expected
 
 
 @pytest.mark.parametrize(
@@ -117,16 +122,12 @@ def test_run_that_was_not_noted_before_a_kill_is_a_new_one(tmp_path):
     assert Checkpoint(settings_for(tmp_path, resume=True), "train.py", "rows").run_id is None
 
 
-def test_search_is_not_saved(tmp_path):
-    first = Checkpoint(settings_for(tmp_path), "train.py", "rows")
-    assert [type(each).__name__ for each in first.callbacks("search", print)] == ["_Watch"]
-
-
 def test_progress_tells_epochs_time_left_and_loss(tmp_path, monkeypatch):
     told = []
-    watch = Checkpoint(settings_for(tmp_path), "train.py", "rows").callbacks(
+    (watch,) = Checkpoint(settings_for(tmp_path), "train.py", "rows").callbacks(
         "training", told.append
-    )[1]
+    )
+    watch.set_model(keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)]))
     watch.set_params({"epochs": 4})
     monkeypatch.setattr(checkpoint.time, "monotonic", lambda: 100.0)
     watch.on_train_begin()

@@ -71,7 +71,7 @@ cli.parse(Settings, ["--help"], "script.py", "Do it.")
     assert process.wait() == 0, process.err
     assert process.out.startswith("[]\nusage: script.py")
     flags = "--data --epochs --batch-size --learning-rate --seed --test-size --experiment"
-    flags += " --model-name --tracking-uri --models-dir --quiet --json --na"
+    flags += " --model-name --tracking-uri --models-dir --quiet --json --na --exit-code"
     assert all(flag in process.out for flag in flags.split())
     assert "rows (new.csv)" in process.out
     assert "of roles, weights and order (42)" in process.out
@@ -179,6 +179,17 @@ def settings(tmp_path):
 
 def test_result_of_the_script_is_the_exit_code(settings):
     assert cli.run(lambda given: 3 if given is settings else 1, settings) == 3
+
+
+@pytest.mark.parametrize(
+    ("flags", "good", "code"),
+    [([], True, 0), ([], False, 0), (["--exit-code"], True, 0), (["--exit-code"], False, 3)],
+)
+def test_exit_code_tells_whether_the_champion_stays_only_where_that_is_asked_for(
+    tmp_path, flags, good, code
+):
+    given = parse(*flags, "--models-dir", str(tmp_path))
+    assert cli.run(lambda settings: settings.exit_with(good), given) == code
 
 
 @pytest.mark.parametrize(

@@ -46,43 +46,35 @@ class Checkpoint:
         return run_id
 
     def callbacks(self, name: str, tell: Callable[[str], None]) -> list[keras.callbacks.Callback]:
-        """Return callbacks that tell how far a training is, and save its state unless it is short.
-
-        The search for a recipe is: it is done again.
-        """
-        backup = [] if name == "search" else [_TimedBackup(str(self.folder / name))]
-        return [*backup, _Watch(name, tell)]
+        """Return callbacks of the training `name` that tell how far it is and save its state."""
+        return [_Watch(str(self.folder / name), name, tell)]
 
     def remove(self) -> None:
         """Forget everything: the command is done."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-class _TimedBackup(keras.callbacks.BackupAndRestore):
-    """Save the state of a training at the end of an epoch, if the last time is long ago."""
+class _Watch(keras.callbacks.BackupAndRestore):
+    """Tell epochs done, time left and loss; save the state when the last time is long ago.
 
-    def __init__(self, folder: str) -> None:
+    The search for a recipe is short: it is done again.
+    """
+
+    def __init__(self, folder: str, name: str, tell: Callable[[str], None]) -> None:
         super().__init__(folder, delete_checkpoint=False)
-        self.saved_at = time.monotonic()
-
-    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
-        if time.monotonic() - self.saved_at >= SECONDS:
-            super().on_epoch_end(epoch, logs)
-            self.saved_at = time.monotonic()
-
-
-class _Watch(keras.callbacks.Callback):
-    """Tell epochs done, of how many, the time left and the loss."""
-
-    def __init__(self, name: str, tell: Callable[[str], None]) -> None:
-        super().__init__()
         self.name, self.tell = name, tell
+        self.saved_at = time.monotonic() if name != "search" else float("inf")
 
     def on_train_begin(self, logs: dict | None = None) -> None:
+        super().on_train_begin(logs)
         self.began = time.monotonic()
         self.tell(f"{self.name}: compiling")
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
-        epochs, loss = self.params["epochs"], (logs or {}).get("loss", float("nan"))
-        left = (time.monotonic() - self.began) / (epoch + 1) * (epochs - epoch - 1)
+        now, epochs = time.monotonic(), self.params["epochs"]
+        left = (now - self.began) / (epoch + 1) * (epochs - epoch - 1)
+        loss = (logs or {}).get("loss", float("nan"))
         self.tell(f"{self.name}: epoch {epoch + 1} of {epochs}, {left:.0f} s left, loss {loss:.4f}")
+        if now - self.saved_at >= SECONDS:
+            super().on_epoch_end(epoch, logs)
+            self.saved_at = now

@@ -33,6 +33,7 @@ ROOT = Path(__file__).parents[1]
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 NAME = "loan-amount"  # of the experiment and of the registered model
 STORE = "sqlite:///mlflow.db"  # where 'mlflow ui' looks without a flag
+KEPT = 3  # exit code
 STYLES = {"better": "bold green", "no_worse": "bold green", "worse": "bold yellow"}
 
 
@@ -101,6 +102,11 @@ class TrainingSettings(StoreSettings):
     test_size: float = option(0.2, "share of rows held out for good", type=share)
     buffer_rows: int = option(20_000, "rows of each role kept for replay; 0: none", type=natural)
     resume: bool = option(False, "continue the same command where it was interrupted")
+    exit_code: bool = option(False, f"exit with {KEPT} when the champion stays, or should")
+
+    def exit_with(self, good: bool) -> int:
+        """Return the exit code of a training: `good` when promoted, or worth a retraining."""
+        return KEPT if self.exit_code and not good else 0
 
 
 Settings = TypeVar("Settings", bound=StoreSettings)
@@ -152,11 +158,12 @@ def parse(
 def run(script: Callable[[Settings], int], settings: Settings) -> int:
     """Run a script's work and turn what went wrong into an exit code and one line on stderr.
 
-    0 done, 2 a user's error, 130 interrupted. Programming errors keep their traceback.
+    2 a user's error, 130 interrupted, else the script's own. Programming errors keep their
+    traceback.
     """
     for signum in SIGNALS:
         if signal.getsignal(signum) != signal.SIG_IGN:  # a shell's background job ignores them
-            signal.signal(signum, _interrupt)
+            signal.signal(signum, signal.default_int_handler)
     try:
         settings.models_dir.mkdir(parents=True, exist_ok=True)  # an error now, not after training
         tempfile.TemporaryFile(dir=settings.models_dir).close()
@@ -192,12 +199,6 @@ def reason(error: Exception) -> str:
     return (own[1] if own else text.splitlines()[0])[:200]
 
 
-def _interrupt(*_: object) -> NoReturn:
-    for each in SIGNALS:  # a second Ctrl-C must not interrupt the tidying up
-        signal.signal(each, signal.SIG_IGN)
-    raise KeyboardInterrupt
-
-
 @contextlib.contextmanager
 def uninterrupted() -> Iterator[None]:
     """Put SIGINT and SIGTERM off until the block is done, for steps that belong together."""
@@ -209,7 +210,7 @@ def uninterrupted() -> Iterator[None]:
         for signum, handler in before.items():
             signal.signal(signum, handler)
     if came:
-        _interrupt()
+        raise KeyboardInterrupt
 
 
 @contextlib.contextmanager

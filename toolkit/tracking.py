@@ -66,8 +66,9 @@ def connect(tracking_uri: str, experiment: str) -> tuple[MlflowClient, str]:
         experiment_id = _experiment(client, tracking_uri, experiment)
         _sweep(client, experiment_id)
     except (MlflowException, sqlite3.Error, OSError) as error:
+        shown = cli.without_password(tracking_uri)
         raise UserError(
-            f"the tracking store {tracking_uri} cannot be used ({cli.reason(error)}); expected a "
+            f"the tracking store {shown} cannot be used ({cli.reason(error)}); expected a "
             "running 'mlflow server', or a database in a folder that exists, writable and not "
             "locked: start or mend it, or pass another --tracking-uri"
         ) from error
@@ -164,15 +165,15 @@ def tracked_run(
 
 
 @contextlib.contextmanager
-def kept_if_logging_fails(folder: Path) -> Iterator[None]:
-    """Say where a trained model was saved, and how to log it later, when it cannot be logged."""
+def resumable() -> Iterator[None]:
+    """Say how to log a trained model later when it cannot be saved or logged."""
     try:
         yield
     except (MlflowException, OSError) as error:
         again = cli.command("python", *sys.argv, "--resume")
         raise UserError(
-            f"the training is done but could not be logged ({cli.reason(error)}); the model is in "
-            f"{folder}: once the store works again, log it with: {again}"
+            f"the training is done but could not be logged ({cli.reason(error)}); mend that, then "
+            f"log it with: {again}"
         ) from error
 
 
