@@ -5,23 +5,12 @@ python mlflow_monitoring.py --data my.csv --target price --drop id
 mlflow ui
 """
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from toolkit import cli
 from toolkit.cli import option
-
-if TYPE_CHECKING:
-    import numpy as np
-    import pandas as pd
-    from mlflow import MlflowClient
-
-    from toolkit.artifact import TrainedModel
-    from toolkit.checkpoint import Checkpoint
-    from toolkit.columns import Schema
-    from toolkit.roles import Roles
 
 MODEL_NAME, DATA = "mlflow_model", "data/df_old.csv"
 
@@ -49,272 +38,200 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def train(settings: Settings) -> int:
-    """Do the work of `main`, phase by phase."""
+    """Read the rows and give each its role; everything else is one MLflow run."""
     with cli.quiet_start("starting", settings.quiet):
-        import model_utils
+        import model_utils  # noqa: F401 - TensorFlow speaks while it starts
         from toolkit import reading, roles
     terminal = cli.Terminal(settings.quiet, settings.json)
-    build = cli.load_function(settings.network)
 
-    # Read: every row brought to one form, and hashed.
+    # Read: every row is brought to one form, and hashed.
     with terminal.progress(f"reading {settings.data}"):
         table, schema, notes = reading.read_first(settings)
     terminal.notes(notes)
 
-    # Split: the role of a row follows from its content, here and in every later file.
+    # The role of a row follows from its content, here and in every later file.
     group, time = settings.group or "", settings.time or ""
     role = roles.Roles.choose(table, settings.test_size, settings.seed, group, time)
     table = role.assign(table, generation=0)
-    train_rows, test_rows, y_train, y_test = model_utils.split(
-        table, table[settings.target].to_numpy(), held_out=role.held_out(table)
-    )
-    roles.check_enough(len(y_train), len(y_test), settings.data)
-
-    return track(settings, terminal, build, schema, role, table, train_rows, test_rows)
+    roles.check_enough(table, settings.data)
+    return track(settings, terminal, table, schema, role)
 
 
-def track(
-    settings: Settings,
-    terminal: cli.Terminal,
-    build: Any,
-    schema: "Schema",
-    role: "Roles",
-    table: "pd.DataFrame",
-    train_rows: "pd.DataFrame",
-    test_rows: "pd.DataFrame",
-) -> int:
-    """Preprocess, train, score, log and register in one MLflow run."""
+def track(settings: Settings, terminal: cli.Terminal, table: Any, schema: Any, role: Any) -> int:
+    """Split, preprocess, train, score, log and register in one MLflow run."""
     import model_utils
-    from toolkit import tracking
+    from toolkit import artifact, roles, tracking
     from toolkit.checkpoint import Checkpoint
 
-    y_train, y_test = (rows[settings.target].to_numpy() for rows in (train_rows, test_rows))
     client, experiment = tracking.connect(settings.tracking_uri, settings.experiment)
     tags = {"phase": "training", "data_sha256": tracking.content_hash(table)}
     checkpoint = Checkpoint(settings, __file__, tags["data_sha256"])
     name = f"train {settings.model_name}"
     with tracking.tracked_run(experiment, name, tags, checkpoint.run_id) as run:
         run_id = checkpoint.begin(run.info.run_id)
-        log_inputs(client, run_id, settings, train_rows, test_rows)
+        y, held_out = table[settings.target].to_numpy(), role.held_out(table)
+        train_rows, test_rows, y_train, y_test = model_utils.split(table, y, held_out=held_out)
+        rows = {"training": train_rows, "held-out": test_rows}
+        tracking.log_inputs(client, run_id, settings, settings.target, rows)
 
-        # Preprocess: measured on training rows alone. Train: as validation rows among them advise.
+        # Preprocess and train: on training rows alone.
         with terminal.progress("training") as progress:
-            X, _, preprocessor = model_utils.preprocessing(train_rows, schema=schema)
-            network, facts, curves = fit(
-                settings, X, y_train, preprocessor.bins, checkpoint, progress.update, build
-            )
+            fit_on = partial(fit, settings, schema, checkpoint, progress.update)
+            network, preprocessor, card, curves = fit_on("training", train_rows)
 
         # Score: on rows that nothing above has seen.
         prediction = model_utils.model_predict(network, preprocessor.transform(test_rows))
         metrics = scores(y_train, y_test, prediction)
-        trained = make_model(settings, run_id, network, preprocessor, role, table, metrics, facts)
-        results = (metrics, curves, test_rows, prediction)
-        uri, version, verdict = keep(settings, client, run_id, trained, *results)
+
+        # Log and register.
+        card |= describe(settings, run_id, metrics, roles.counts(table))
+        buffer = roles.remember(table.head(0), table, settings.buffer_rows)
+        if settings.refit:  # the scores are of the network before
+            network, preprocessor, again, _ = fit_on("refit", table)
+            buffer, card = buffer.assign(**{roles.ROLE: roles.TRAIN}), {**card, **again, "refit": 1}
+        trained = artifact.TrainedModel(network, preprocessor, role, buffer, card)
+        uri, version, verdict = keep(settings, client, trained, metrics, curves, rows, prediction)
         checkpoint.remove()
-    say_all(settings, terminal, run.info, uri, version, verdict, metrics)
+    say(settings, terminal, run.info, uri, version, verdict, card["unit"], metrics)
     return 0
 
 
-def log_inputs(
-    client: "MlflowClient",
-    run_id: str,
-    settings: Settings,
-    train_rows: "pd.DataFrame",
-    test_rows: "pd.DataFrame",
-) -> None:
-    """Log the settings and both datasets, before training starts."""
-    from toolkit import roles, tracking
-
-    counts = {"trained_on": len(train_rows), "held_out": len(test_rows)}
-    tracking.log_settings(client, run_id, settings, rows=sum(counts.values()), **counts)
-    for context, rows in (("training", train_rows), ("held-out", test_rows)):
-        tracking.log_rows(roles.own_columns(rows), settings.target, settings.data, context)
-
-
-def make_model(
-    settings: Settings,
-    run_id: str,
-    network: Any,
-    preprocessor: Any,
-    role: "Roles",
-    table: "pd.DataFrame",
-    metrics: dict[str, float],
-    facts: dict[str, Any],
-) -> "TrainedModel":
-    """Put everything that one URI will hold together; `facts` go into its card."""
-    from toolkit import artifact, report, roles
-
-    data, counts = cli.without_password(settings.data), roles.counts(table)
-    card = {
-        "run_id": run_id,
-        "unit": unit_of(settings),
-        "result": in_words(metrics, unit_of(settings)),
-        "lineage": [{"generation": 0, "run_id": run_id, "data": data, **counts}],
-        **facts,
-    }
-    buffer = roles.remember(table.head(0), table, settings.buffer_rows)
-    text = report.model_card(card, preprocessor.schema)
-    return artifact.TrainedModel(network, preprocessor, role, buffer, card, model_card=text)
-
-
-def unit_of(settings: Settings) -> str:
-    """Return the unit of the target."""
-    return settings.unit or ("€" if settings.target == "montant_pret" else "")
-
-
-def keep(
-    settings: Settings,
-    client: "MlflowClient",
-    run_id: str,
-    trained: "TrainedModel",
-    metrics: dict[str, float],
-    curves: dict[str, list[float]],
-    test_rows: "pd.DataFrame",
-    prediction: "np.ndarray",
-) -> tuple[str, str, str]:
-    """Save, log and register the model; return (its URI, version, verdict in words)."""
-    from toolkit import artifact, tracking
-
-    pickle, folder = settings.models_dir / "preprocessor.pkl", settings.models_dir / MODEL_NAME
-    artifact.save_preprocessor(trained.preprocessor, pickle)
-    with tracking.resumable():
-        artifact.save_folder(trained, folder)
-        log_results(client, run_id, metrics, curves, trained, test_rows, prediction)
-        uri = artifact.log_model(trained, MODEL_NAME, step=len(curves["final_loss"]))
-        with cli.uninterrupted():  # registered, promoted and told, or nothing of it
-            version, verdict = publish(client, run_id, settings, uri, trained)
-    return uri, version, verdict
-
-
 def fit(
-    settings: Settings,
-    X: "np.ndarray",
-    y: "np.ndarray",
-    bins: list,
-    checkpoint: "Checkpoint",
-    tell: Any,
-    build: Callable | None = None,
-) -> tuple:
-    """Choose a recipe, create the network and train it on all training rows.
+    settings: Settings, schema: Any, checkpoint: Any, tell: Any, name: str, rows: Any
+) -> tuple[Any, Any, dict[str, Any], dict[str, list[float]]]:
+    """Preprocess rows, choose a recipe, create the network and train it.
 
-    Returns (network, what its card says of it, curves).
+    Returns (network, preprocessor, what the model's card says of them, curves).
     """
     import model_utils
 
-    base = model_utils.sized_recipe(len(X), settings.epochs, settings.batch_size)
-    base = replace(base, learning_rate=settings.learning_rate or base.learning_rate)
+    X, y, preprocessor = model_utils.preprocessing(rows, schema=schema)
+    bins = preprocessor.bins
+    build = cli.load_function(settings.network)
+    base = model_utils.sized_recipe(
+        len(X), settings.epochs, settings.batch_size, settings.learning_rate
+    )
     recipes, curves = [replace(base, bins=False)], dict[str, list[float]]()
     if build is None:
-        callbacks = checkpoint.callbacks("search", tell)
-        options: dict[str, Any] = {"base": base, "callbacks": callbacks, "seed": settings.seed}
+        options: dict[str, Any] = {"base": base, "seed": settings.seed}
+        options["callbacks"] = checkpoint.callbacks("search", tell)
         search = partial(model_utils.choose_recipe, X, y, bins, **options)
         recipes, curves = search()
     scale = model_utils.target_scale(y)
     network = model_utils.create_nn_model(
         X.shape[1], recipes[0], scale, bins, seed=settings.seed, build=build
     )
-    callbacks = checkpoint.callbacks("training", tell)
+    callbacks = checkpoint.callbacks(name, tell)
     history = model_utils.train_members(
         network, X, y, scale, recipes, callbacks=callbacks, seed=settings.seed
     )
     curves = {**curves, "final_loss": history.history.get("loss", [])}
-    return network, {"recipe": asdict(recipes[0]), "scale": asdict(scale)}, curves
+    card = {"recipe": asdict(recipes[0]), "scale": asdict(scale)}
+    return network, preprocessor, card, curves
 
 
-def scores(
-    y_train: "np.ndarray", y_test: "np.ndarray", prediction: "np.ndarray"
-) -> dict[str, float]:
+def scores(y_train: Any, y_test: Any, prediction: Any) -> dict[str, float]:
     """Score the model and two constant predictors on the held-out rows."""
     import numpy as np
 
     from model_utils import evaluate_performance
 
-    metrics = evaluate_performance(y_test, prediction)
+    found = evaluate_performance(y_test, prediction)
+    metrics = {"MSE": found["MSE"], "MAE": found["MAE"], "R2": found["R²"]}
     for name, constant in (("mean", np.mean(y_train)), ("median", np.median(y_train))):
         metrics[f"MAE_{name}"] = float(np.abs(y_test - constant).mean())
-    return {name.replace("²", "2"): value for name, value in metrics.items()}
+    return metrics
 
 
-def in_words(metrics: dict[str, float], unit: str) -> str:
-    """Say in one line how well the model does."""
+def describe(
+    settings: Settings, run_id: str, metrics: dict[str, float], counts: dict[str, int]
+) -> dict[str, Any]:
+    """Describe a model for its card; the unit of loans is known."""
     from toolkit.words import format_amount
 
+    unit = settings.unit or ("€" if settings.target == "montant_pret" else "")
     mae, mean = (format_amount(metrics[key], unit) for key in ("MAE", "MAE_mean"))
-    return f"MAE {mae} on held-out rows, R² {metrics['R2']:.3f} (predicting the mean: MAE {mean})"
+    result = f"MAE {mae} on held-out rows, R² {metrics['R2']:.3f} (predicting the mean: MAE {mean})"
+    data = cli.without_password(settings.data)
+    return {
+        "run_id": run_id,
+        "unit": unit,
+        "result": result,
+        "lineage": [{"generation": 0, "run_id": run_id, "data": data, **counts}],
+    }
 
 
-def log_results(
-    client: "MlflowClient",
-    run_id: str,
+def keep(
+    settings: Settings,
+    client: Any,
+    trained: Any,
     metrics: dict[str, float],
     curves: dict[str, list[float]],
-    trained: "TrainedModel",
-    test_rows: Any,
-    prediction: "np.ndarray",
-) -> None:
-    """Log scores, curves and figures."""
-    from toolkit import comparison, figures, tracking
+    rows: dict[str, Any],
+    prediction: Any,
+) -> tuple[str, str, str]:
+    """Save the model, log and register it, make it champion when there is none.
 
-    named = {f"epoch/{name}": values for name, values in curves.items()}
-    step, schema = len(curves["final_loss"]), trained.preprocessor.schema
-    tracking.log_numbers(client, run_id, metrics, named, step=step)
-    y, unit = test_rows[schema.target.name].to_numpy(), trained.card["unit"]
+    Returns (its URI, version, verdict in words).
+    """
+    from toolkit import artifact, registry, report, tracking
+
+    artifact.save_preprocessor(trained.preprocessor, settings.models_dir / "preprocessor.pkl")
+    name, run_id, result = settings.model_name, trained.card["run_id"], trained.card["result"]
+    about = report.about(trained.card, trained.preprocessor.schema)
+    short = result.split(" on held-out")[0]
+    figures = draw(trained, curves, rows["held-out"], prediction)
+    with tracking.resumable():
+        artifact.save_folder(trained, settings.models_dir / MODEL_NAME)
+        by_epoch = {f"epoch/{key}": values for key, values in curves.items()}
+        tracking.log_numbers(client, run_id, metrics, by_epoch)
+        tracking.log_figures(figures)
+        uri = artifact.log_model(trained, MODEL_NAME)
+        with cli.uninterrupted():  # registered, promoted and told, or nothing of it
+            verdict, version = registry.register_and_promote(
+                client, name, uri, result, about, short
+            )
+    return uri, version, verdict
+
+
+def draw(
+    trained: Any, curves: dict[str, list[float]], test_rows: Any, prediction: Any
+) -> dict[str, Any]:
+    """Draw the learning curve, and the errors on held-out rows."""
+    from toolkit import comparison, figures
+
+    schema, unit = trained.preprocessor.schema, trained.card["unit"]
+    y = test_rows[schema.target.name].to_numpy()
+    scattered = figures.predicted_against_actual(y, {"model": prediction}, unit)
     pictures = {
         "learning_curve": figures.learning_curve(curves),
-        "predicted_against_actual": figures.predicted_against_actual(
-            y, {"model": prediction}, unit
-        ),
+        "predicted_against_actual": scattered,
     }
     categorical = [name for name, kind in schema.kinds.items() if kind == "categorical"]
     if categorical:
         groups = comparison.groups(test_rows, categorical, y, None, prediction)
         pictures["error_per_group"] = figures.error_per_group(groups, unit)
-    tracking.log_figures(pictures)
+    return pictures
 
 
-def publish(
-    client: "MlflowClient", run_id: str, settings: Settings, uri: str, trained: "TrainedModel"
-) -> tuple[str, str]:
-    """Register the model, make it champion when there is none, tell so in the run.
-
-    Returns (version, verdict in words).
-    """
-    from toolkit import registry, report, tracking
-    from toolkit.words import escape_markdown
-
-    result = trained.card["result"]
-    about = report.about(trained.card, trained.preprocessor.schema)
-    name = settings.model_name
-    version = registry.register(client, name, uri, f"{escape_markdown(result)}\n\n{about}")
-    is_first = registry.champion_version(client, name) is None
-    is_champion = is_first and registry.promote(client, name, version, None)
-    role = "champion" if is_champion else "not champion, another version is"
-    note = f"**{escape_markdown(name)} version {version}, {role}.** {escape_markdown(result)}"
-    tags = {"mlflow.note.content": note}
-    tags["mlflow.runName"] = f"trained: {result.split(' on held-out')[0]}"
-    tracking.log_numbers(client, run_id, {}, tags=tags)
-    return version, f"{role}: {result}"
-
-
-def say_all(
+def say(
     settings: Settings,
     terminal: cli.Terminal,
     run: Any,
     uri: str,
     version: str,
     verdict: str,
+    unit: str,
     metrics: dict[str, float],
 ) -> None:
     """Print the scores, the verdict and the next commands."""
     from toolkit.words import format_amount
 
-    unit = unit_of(settings)
     amounts = {key: format_amount(value, unit) for key, value in metrics.items()}
     rmse = format_amount(metrics["MSE"] ** 0.5, unit)
     header = ["held-out rows", "model", "mean predictor", "median predictor"]
     mae = ["MAE", amounts["MAE"], amounts["MAE_mean"], amounts["MAE_median"]]
-    rows = [mae, ["RMSE", rmse, "", ""], ["R²", f"{metrics['R2']:.3f}", "", ""]]
-    terminal.table(header, rows)
+    terminal.table(header, [mae, ["RMSE", rmse, "", ""], ["R²", f"{metrics['R2']:.3f}", "", ""]])
     terminal.say()
     flags = [] if settings.data == DATA else ["--data", "NEW_ROWS.csv"]
     flags += cli.same_place(settings)

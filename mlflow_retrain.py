@@ -7,22 +7,10 @@ python mlflow_retrain.py --rollback
 
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from toolkit import cli
 from toolkit.cli import option
-
-if TYPE_CHECKING:
-    import numpy as np
-    import pandas as pd
-    from mlflow import MlflowClient
-
-    from model_utils import Recipe
-    from toolkit.artifact import TrainedModel
-    from toolkit.checkpoint import Checkpoint
-    from toolkit.encoding import Preprocessor
-    from toolkit.report import Evidence
-    from toolkit.roles import RetrainingRows, Roles
 
 MODEL_NAME = "retrained_mlflow_model"
 PROMOTE = ("auto", "proven", "always", "never")
@@ -51,13 +39,14 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def retrain(settings: Settings) -> int:
-    """Do the work of `main`, phase by phase."""
+    """Load the parent, read the rows and look at them; everything else is one MLflow run."""
     with cli.quiet_start("starting", settings.quiet):
+        import model_utils  # noqa: F401 - TensorFlow speaks while it starts
         from toolkit import artifact, evidence, reading, registry, roles, tracking
     terminal = cli.Terminal(settings.quiet, settings.json)
 
     # Load the parent, and every row that its line has seen.
-    client, experiment_id = tracking.connect(settings.tracking_uri, settings.experiment)
+    client, experiment = tracking.connect(settings.tracking_uri, settings.experiment)
     champion = registry.champion_version(client, settings.model_name)
     uri = settings.model_uri or f"models:/{settings.model_name}@{registry.CHAMPION}"
     parent = artifact.load_model(uri, settings.models_dir / "preprocessor.pkl")
@@ -65,13 +54,16 @@ def retrain(settings: Settings) -> int:
         parent.uri = f"models:/{parent.model_id}"  # an alias will point elsewhere one day
     buffer, last = artifact.newest_buffer(client, settings.model_name, parent)
 
-    # Read, split: roles follow from the rows' content, as at the first training.
+    # Read: roles follow from the rows' content, as at the first training.
     with terminal.progress(f"reading {settings.data}"):
         table, role, notes = reading.read_again(settings, parent, generation=last + 1)
         rows = roles.gather(table, buffer, parent.generation, settings.replay)
     terminal.notes(notes)
     if rows.file.empty:
-        return nothing_new(terminal, settings)
+        words = f"nothing new in {settings.data}: every row was seen before, nothing is trained"
+        terminal.say(words)
+        terminal.result(verdict=words, verdict_kind="nothing_new", promoted=False, model_uri=None)
+        return 0
 
     # Look at the rows before anything is trained on them.
     found, whole = evidence.look(terminal, settings.data, parent, rows)
@@ -79,177 +71,155 @@ def retrain(settings: Settings) -> int:
         terminal.result(**evidence.as_json(parent, found))
         return 0
     roles.check_enough_new(rows, settings.data)
-
-    work = Work(settings, terminal, client, experiment_id, champion, parent, role, rows)
-    kept = roles.remember(buffer, table, settings.buffer_rows)
-    return track(work, found, whole, table, kept)
+    buffer = roles.remember(buffer, table, settings.buffer_rows)
+    work = Work(settings, client, experiment, champion, parent, role, rows, table, buffer)
+    return track(work, terminal, found, whole)
 
 
 @dataclass
 class Work:
-    """Hold what a retraining starts from; champion: the version that was it at that moment."""
+    """Hold what a retraining starts from.
+
+    champion: the version that was it at that moment. rows: those of `roles.gather`. table: the
+    whole file. buffer: what the child will remember.
+    """
 
     settings: Settings
-    terminal: cli.Terminal
-    client: "MlflowClient"
-    experiment_id: str
+    client: Any
+    experiment: str
     champion: str | None
-    parent: "TrainedModel"
-    role: "Roles"
-    rows: "RetrainingRows"
+    parent: Any
+    role: Any
+    rows: Any
+    table: Any
+    buffer: Any
 
 
-def track(
-    work: Work,
-    found: "Evidence",
-    whole: "np.ndarray",
-    table: "pd.DataFrame",
-    kept: "pd.DataFrame",
-) -> int:
+def track(work: Work, terminal: cli.Terminal, found: Any, whole: Any) -> int:
     """Train, compare, log, register and judge in one MLflow run."""
-    from toolkit import evidence, tracking
+    from toolkit import artifact, evidence, tracking
     from toolkit.checkpoint import Checkpoint
 
     settings, parent, rows = work.settings, work.parent, work.rows
     tags = {"phase": "retraining", "parent_model_uri": parent.uri, "parent_run_id": parent.run_id}
-    inputs = tracking.content_hash(table) + (parent.model_id or parent.uri)
+    inputs = tracking.content_hash(work.table) + (parent.model_id or parent.uri)
     checkpoint = Checkpoint(settings, __file__, inputs)
     name = f"retrain {settings.model_name}"
-    with tracking.tracked_run(work.experiment_id, name, tags, checkpoint.run_id) as run:
+    with tracking.tracked_run(work.experiment, name, tags, checkpoint.run_id) as run:
         run_id = checkpoint.begin(run.info.run_id)
         evidence.log_inputs(work.client, run_id, settings, parent, rows)
 
-        # Train the child and a control; score all of them on the same held-out rows.
-        with work.terminal.progress("training") as progress:
+        # Train the child and its control; score all models on the same held-out rows.
+        with terminal.progress("training") as progress:
             child = train_child(settings, parent, rows, checkpoint, progress.update)
-        schema, predictions = parent.preprocessor.schema, child.predictions
-        found = evidence.weigh(settings, work.role, rows, schema, predictions, found, whole)
+        schema = parent.preprocessor.schema
+        found = evidence.weigh(settings, work.role, rows, schema, child.predictions, found, whole)
 
         # Log, register, promote as the verdict allows.
-        trained = make_model(work, run_id, child, found, table, kept)
-        uri, version, verdict, metrics = keep(work, run_id, child, trained, found)
+        if settings.refit and found.verdict.promoted:
+            refit(work, child, checkpoint)
+        card = describe(work, run_id, child, found)
+        trained = artifact.TrainedModel(
+            child.network, child.preprocessor, work.role, work.buffer, card
+        )
+        uri, version, verdict, metrics = keep(work, trained, child, found)
         checkpoint.remove()
-    evidence.print_scores(work.terminal, found)
-    say_verdict(work, run.info, uri, version, verdict, metrics, found)
+    evidence.print_scores(terminal, found)
+    say(settings, terminal, run.info, uri, version, verdict, metrics, found)
     return 0
 
 
-def make_model(
-    work: Work,
-    run_id: str,
-    child: "Child",
-    found: "Evidence",
-    table: "pd.DataFrame",
-    kept: "pd.DataFrame",
-) -> "TrainedModel":
-    """Put everything that one URI will hold together; `kept` is the new replay buffer."""
-    from toolkit import artifact, report, roles
+def describe(work: Work, run_id: str, child: "Child", found: Any) -> dict[str, Any]:
+    """Describe a model for its card."""
+    from toolkit import roles
 
-    parent, settings = work.parent, work.settings
-    generation = int(table[roles.GENERATION].iloc[0])
-    data, counts = cli.without_password(settings.data), roles.counts(table)
-    lineage = {"generation": generation, "run_id": run_id, "data": data, **counts}
-    card = {
-        **child.facts,
+    parent, data = work.parent, cli.without_password(work.settings.data)
+    generation = int(work.table[roles.GENERATION].iloc[0])
+    step = {"generation": generation, "run_id": run_id, "data": data, **roles.counts(work.table)}
+    return {
+        **child.card,
         "run_id": run_id,
         "unit": found.unit,
         "result": found.verdict.reason,
         "verdict_kind": found.verdict.kind,
         "parent_model_uri": parent.uri,
-        "lineage": [*parent.card.get("lineage", []), lineage],
+        "lineage": [*parent.card.get("lineage", []), step],
     }
-    text = report.model_card(card, child.preprocessor.schema)
-    return artifact.TrainedModel(
-        child.network, child.preprocessor, work.role, kept, card, model_card=text
-    )
 
 
 def keep(
-    work: Work, run_id: str, child: "Child", trained: "TrainedModel", found: "Evidence"
+    work: Work, trained: Any, child: "Child", found: Any
 ) -> tuple[str, str, str, dict[str, float]]:
-    """Save, log, register and judge the child; return (URI, version, verdict in words, metrics)."""
+    """Save the child, log and register it, promote it if the verdict allows.
+
+    Returns (its URI, version, verdict in words, metrics).
+    """
     from toolkit import artifact, evidence, registry, report, tracking
 
-    settings, client, verdict = work.settings, work.client, found.verdict
-    about = report.about(trained.card, trained.preprocessor.schema)
+    settings, schema, run_id = work.settings, child.preprocessor.schema, trained.card["run_id"]
+    y_new = work.rows.held_out["new"][schema.target.name].to_numpy()
     with tracking.resumable():
         artifact.save_folder(trained, settings.models_dir / MODEL_NAME)
-        y_new = work.rows.held_out["new"][child.preprocessor.schema.target.name].to_numpy()
         metrics = evidence.log_evidence(
-            client, run_id, child.curves, y_new, child.predictions, found
+            work.client, run_id, child.curves, y_new, child.predictions, found
         )
-        uri = artifact.log_model(trained, MODEL_NAME, step=len(child.curves["final_loss"]))
+        uri = artifact.log_model(trained, MODEL_NAME)
         with cli.uninterrupted():  # registered, promoted and told, or nothing of it
-            words, version = registry.register_and_promote(
-                client,
+            verdict, version = registry.register_and_promote(
+                work.client,
                 settings.model_name,
                 uri,
-                verdict.reason,
+                found.verdict.reason,
+                report.about(trained.card, schema),
                 report.short_result(found, promoted=True).removeprefix("promoted: "),
-                about,
                 champion=work.champion,
-                wanted=verdict.promoted,
+                wanted=found.verdict.promoted,
                 parent_run=None if settings.promote == "always" else work.parent.run_id,
-                tags={"verdict_kind": verdict.kind},
+                tags={"verdict_kind": found.verdict.kind},
             )
-    return uri, version, words, metrics
+    return uri, version, verdict, metrics
 
 
-def say_verdict(
-    work: Work,
+def say(
+    settings: Settings,
+    terminal: cli.Terminal,
     run: Any,
     uri: str,
     version: str,
     verdict: str,
     metrics: dict[str, float],
-    found: "Evidence",
+    found: Any,
 ) -> None:
     """Print the verdict and the next commands, or all of it as one object."""
-    promoted, steps, kind = verdict.startswith("promoted"), [], found.verdict.kind
-    if promoted:
-        back = ["--rollback", *cli.same_place(work.settings)]
-        steps.append(cli.command("python", "mlflow_retrain.py", *back))
+    promoted, kind = verdict.startswith("promoted"), found.verdict.kind
+    back = cli.command("python", "mlflow_retrain.py", "--rollback", *cli.same_place(settings))
     facts = {
         "verdict_kind": kind,
         "promoted": promoted,
         "intervals": {part: asdict(held.change) for part, held in found.held_out.items()},
         "metrics": metrics,
     }
-    cli.conclude(
-        work.terminal, work.settings, run, uri, version, verdict, steps, kind=kind, **facts
-    )
-
-
-def nothing_new(terminal: cli.Terminal, settings: Settings) -> int:
-    """Say that a file holds no row which the model's line has not seen."""
-    words = f"nothing new in {settings.data}: every row was seen before, nothing is trained"
-    terminal.say(words)
-    terminal.result(verdict=words, verdict_kind="nothing_new", promoted=False, model_uri=None)
-    return 0
+    steps = [back] if promoted else []
+    cli.conclude(terminal, settings, run, uri, version, verdict, steps, kind=kind, **facts)
 
 
 @dataclass
 class Child:
     """Hold a retrained network, its curves, and every model's predictions by part of rows.
 
-    facts: what the model's card says of it.
+    card: what the model's card says of it.
     """
 
     network: Any
     preprocessor: Any
-    facts: dict[str, Any]
+    card: dict[str, Any]
     curves: dict[str, list[float]]
-    predictions: dict[str, dict[str, "np.ndarray"]] = field(default_factory=dict)
+    control: Any = None
+    predictions: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
-def train_child(
-    settings: Settings,
-    parent: "TrainedModel",
-    rows: "RetrainingRows",
-    checkpoint: "Checkpoint",
-    tell: Any,
-) -> Child:
-    """Train the child on new and remembered rows, the control on remembered ones alone.
+def train_child(settings: Settings, parent: Any, rows: Any, checkpoint: Any, tell: Any) -> Child:
+    """Train the child on new and remembered rows; predict held-out rows with every model.
 
     Half of the child's members continue the parent's, the others start afresh: their mean did
     better on the next file than either. The fresh ones alone are the control "scratch".
@@ -262,11 +232,9 @@ def train_child(
     predictions = {
         part: {"parent": model_utils.model_predict(parent.network, X)} for part, X in known.items()
     }
-    members, control = model_utils.member_count(parent.network), None
-    continued = continue_members if members else continue_foreign
-    child = continued(settings, parent, rows, checkpoint, tell)
-    if settings.controls and members:
-        control = train_control(settings, parent, rows, child, tell)
+    members = model_utils.member_count(parent.network)
+    train = continue_members if members else continue_foreign
+    child = train(settings, parent, rows, checkpoint, tell)
     y = rows.train[parent.preprocessor.schema.target.name]
     for part, table in rows.held_out.items():
         X, found = child.preprocessor.transform(table), predictions[part]
@@ -274,8 +242,8 @@ def train_child(
         if members:
             fresh = slice(model_utils.MEMBERS // 2, None)
             found["scratch"] = model_utils.member_predictions(child.network, X, fresh)
-        if control:
-            found["control"] = model_utils.model_predict(control, known[part])
+        if child.control:
+            found["control"] = model_utils.model_predict(child.control, X)
         found["mean"] = np.full(len(table), y.mean())
         found["median"] = np.full(len(table), y.median())
     child.predictions = predictions
@@ -283,78 +251,69 @@ def train_child(
 
 
 def continue_members(
-    settings: Settings,
-    parent: "TrainedModel",
-    rows: "RetrainingRows",
-    checkpoint: "Checkpoint",
-    tell: Any,
+    settings: Settings, parent: Any, rows: Any, checkpoint: Any, tell: Any, name: str = "training"
 ) -> Child:
     """Train members of the parent and fresh ones, which see all columns measured anew."""
     import model_utils
-
-    before = parent.preprocessor
-    preprocessor, new_categories, X, y = widened(before, rows)
-    dropped = (before.first_input, before.bins_before_latest)
-    scale = model_utils.rescaled(model_utils.TargetScale(**parent.card["scale"]), y)
-    recipe, fresh = base_recipes(settings, parent, len(X), preprocessor.first_input)
-    seed = settings.seed + rows.parent_generation + 1  # fresh members differ from the parent's
-    search = partial(
-        model_utils.choose_retraining,
-        parent.network,
-        *(X, y, preprocessor.bins, scale, recipe, fresh, rows.new, dropped),
-        callbacks=checkpoint.callbacks("search", tell),
-        seed=seed,
-    )
-    recipes, curves = search()
-    network = model_utils.create_nn_model(X.shape[1], recipe, scale, preprocessor.bins, seed=seed)
-    n_continued = sum(recipe.first_input == 0 for recipe in recipes)
-    latest = model_utils.latest_members(parent.network)[:n_continued]
-    model_utils.grow_network(parent.network, network, latest, range(n_continued), dropped)
-    callbacks = checkpoint.callbacks("training", tell)
-    history = model_utils.train_members(
-        network, X, y, scale, recipes, callbacks=callbacks, seed=seed
-    )
-    facts: dict[str, Any] = {
-        "recipe": asdict(recipes[n_continued]),  # the best of the fresh members
-        "scale": asdict(scale),
-        "new_categories": new_categories,
-        "continued_members": n_continued,
-    }
-    losses = history.history.get("loss", [])
-    return Child(network, preprocessor, facts, {**curves, "final_loss": losses})
-
-
-def widened(before: "Preprocessor", rows: "RetrainingRows") -> tuple:
-    """Measure the columns anew beside what the parent knows; also return inputs and targets."""
     from toolkit import roles
 
-    y, folds = rows.train[before.schema.target.name].to_numpy(), roles.folds(rows.train)
+    # Preprocess: columns are measured anew beside what the parent knows.
+    before, folds = parent.preprocessor, roles.folds(rows.train)
+    y = rows.train[before.schema.target.name].to_numpy()
     preprocessor, new_categories = before.widen(rows.train, y, folds)
-    return preprocessor, new_categories, preprocessor.transform(rows.train, folds), y
+    X, bins = preprocessor.transform(rows.train, folds), preprocessor.bins
+    scale = model_utils.rescaled(model_utils.TargetScale(**parent.card["scale"]), y)
 
-
-def base_recipes(
-    settings: Settings, parent: "TrainedModel", n_rows: int, first_input: int
-) -> tuple["Recipe", "Recipe"]:
-    """Return the parent's recipe and that of fresh members, both in sizes that suit the rows."""
-    import model_utils
-
-    base = model_utils.sized_recipe(n_rows, settings.epochs, settings.batch_size)
-    sizes: dict[str, Any] = {
-        "epochs": base.epochs,
-        "batch_size": base.batch_size,
-        "learning_rate": settings.learning_rate or base.learning_rate,
+    # Train: as validation rows advise, in sizes that suit the rows.
+    base = model_utils.sized_recipe(
+        len(X), settings.epochs, settings.batch_size, settings.learning_rate
+    )
+    base = replace(base, first_input=preprocessor.first_input)
+    dropped = (before.first_input, before.bins_before_latest)
+    recipe = model_utils.Recipe(**parent.card["recipe"])
+    start = model_utils.Parent(parent.network, recipe, dropped)
+    seed = settings.seed + rows.parent_generation + 1  # fresh members differ from the parent's
+    options: dict[str, Any] = {"callbacks": checkpoint.callbacks("search", tell), "seed": seed}
+    data = (start, X, y, bins, scale)
+    search = partial(model_utils.choose_retraining, *data, base, rows.new, **options)
+    recipes, curves = search()
+    options["callbacks"] = checkpoint.callbacks(name, tell)
+    old = ~rows.new if settings.controls and not rows.new.all() else None
+    network, control, history = model_utils.continue_training(*data, recipes, old, **options)
+    continued = sum(not recipe.first_input for recipe in recipes)
+    card = {
+        "recipe": asdict(recipes[continued]),  # the best of the fresh members
+        "scale": asdict(scale),
+        "new_categories": new_categories,
+        "continued_members": continued,
     }
-    recipe = replace(model_utils.Recipe(**parent.card["recipe"]), **sizes, first_input=0)
-    return recipe, replace(base, **sizes, first_input=first_input)
+    curves = {**curves, "final_loss": history.history.get("loss", [])}
+    return Child(network, preprocessor, card, curves, control)
+
+
+def refit(work: Work, child: Child, checkpoint: Any) -> None:
+    """Train the child once more, by the same recipes, on its held-out rows as well.
+
+    From now on those rows are training rows: no later model is judged by what an earlier one knew.
+    """
+    import pandas as pd
+
+    import model_utils
+    from toolkit import roles
+
+    if not model_utils.member_count(work.parent.network):
+        return
+    parts = [work.rows.train, *work.rows.held_out.values()]
+    rows = replace(work.rows, train=pd.concat(parts, ignore_index=True))
+    settings = replace(work.settings, controls=False)
+    again = continue_members(settings, work.parent, rows, checkpoint, str, "refit")
+    child.network, child.preprocessor = again.network, again.preprocessor
+    child.card = {**again.card, "refit": True}
+    work.buffer = work.buffer.assign(**{roles.ROLE: roles.TRAIN})
 
 
 def continue_foreign(
-    settings: Settings,
-    parent: "TrainedModel",
-    rows: "RetrainingRows",
-    checkpoint: "Checkpoint",
-    tell: Any,
+    settings: Settings, parent: Any, rows: Any, checkpoint: Any, tell: Any
 ) -> Child:
     """Train a network of another making on all rows as it is, by its own loss and optimizer."""
     import keras
@@ -362,51 +321,17 @@ def continue_foreign(
     import model_utils
 
     X, y, preprocessor = model_utils.preprocessing(rows.train, preprocessor=parent.preprocessor)
-    network = parent.network
     recipe = model_utils.sized_recipe(len(X), settings.epochs, settings.batch_size)
+    network = parent.network
     if not network.compiled:
         network.compile(keras.optimizers.AdamW(settings.learning_rate or 1e-3), loss="mse")
+    sizes: dict[str, Any] = {"epochs": recipe.epochs, "batch_size": recipe.batch_size}
     callbacks = checkpoint.callbacks("training", tell)
     _, history = model_utils.train_model(
-        network,
-        X,
-        y,
-        epochs=recipe.epochs,
-        batch_size=recipe.batch_size,
-        callbacks=callbacks,
-        seed=settings.seed,
+        network, X, y, callbacks=callbacks, seed=settings.seed, **sizes
     )
-    facts = {key: parent.card[key] for key in ("recipe", "scale") if key in parent.card}
-    return Child(network, preprocessor, facts, {"final_loss": history.history.get("loss", [])})
-
-
-def train_control(
-    settings: Settings, parent: "TrainedModel", rows: "RetrainingRows", child: Child, tell: Any
-) -> Any:
-    """Train the parent's members on its own rows alone, for as many updates as the child had.
-
-    Returns the network, or None where there is nothing to train it on.
-    """
-    import numpy as np
-
-    import model_utils
-
-    old, members = rows.train[~rows.new], model_utils.member_count(parent.network)
-    recipe = model_utils.Recipe(**parent.card["recipe"])
-    if len(old) < recipe.batch_size:
-        return None
-    X, y, preprocessor = model_utils.preprocessing(old, preprocessor=parent.preprocessor)
-    scale = model_utils.TargetScale(**parent.card["scale"])
-    epochs = max(1, round(child.facts["recipe"]["epochs"] * len(rows.train) / len(old)))
-    recipe = replace(recipe, epochs=epochs, learning_rate=recipe.learning_rate / 3, first_input=0)
-    network = model_utils.create_nn_model(
-        X.shape[1], recipe, scale, preprocessor.bins, members=members
-    )
-    model_utils.grow_network(parent.network, network, np.arange(members), np.arange(members))
-    tell("training the control")
-    recipes = [recipe] * members
-    model_utils.train_members(network, X, y, scale, recipes, seed=settings.seed)
-    return network
+    card = {key: parent.card[key] for key in ("recipe", "scale") if key in parent.card}
+    return Child(network, preprocessor, card, {"final_loss": history.history.get("loss", [])})
 
 
 def move_champion(settings: Settings) -> int:

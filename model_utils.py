@@ -17,8 +17,10 @@ the last layers: one ordinary Keras model, made of Keras' own layers.
 import itertools
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 # XLA reads this before its first program: less optimizing takes a quarter off the compilation, and
@@ -53,6 +55,8 @@ FOLDS = 3
 NEARLY = 1.02  # share of the lowest error up to which another candidate is as good
 MANY_VALIDATION, MUCH_BETTER = 100, 0.97
 MIN_VALIDATION = 20  # rows; with fewer there is nothing to choose by
+Callbacks = Sequence[keras.callbacks.Callback]
+Bins = Sequence[tuple[int, Sequence[float]]]  # numbers of inputs, each with the edges of its bins
 
 # --- data --------------------------------------------------------------------------------------
 
@@ -63,25 +67,21 @@ def preprocessing(
     schema: Schema | None = None,
     preprocessor: Preprocessor | None = None,
     target: str = TARGET,
-) -> tuple[np.ndarray, np.ndarray | None, Preprocessor]:
+) -> tuple[np.ndarray, Any, Preprocessor]:
     """Turn rows into network input, fitting the preprocessor or using a fitted one.
 
     Pass the training rows alone when fitting: nothing of the test rows may enter the statistics.
-    df holds raw rows, conformed ones where their `schema` is passed, or a table of `roles.py`,
-    whose rows are taken for training rows.
+    df holds raw rows or a table of `roles.py`, whose rows are taken for training rows.
 
     Returns (X, y, preprocessor): X float32 of shape (n_rows, n_inputs), y float64 of shape
     (n_rows,), or None when a fitted preprocessor is given and `df` has no target column.
     Raises errors.UserError for rows that cannot be used.
     """
-    is_raw = schema is None and roles.HASH not in df.columns
-    if schema is None:
-        schema = preprocessor.schema if preprocessor else infer_schema(df, target)[0]
+    schema = schema or (preprocessor.schema if preprocessor else infer_schema(df, target)[0])
     has_target = schema.target.name in df.columns
-    if is_raw:
+    if roles.HASH not in df.columns:
         df, _ = conform(df, schema, need_target=has_target)
-    if preprocessor is None and roles.HASH not in df.columns:
-        df = roles.hashed(df)
+        df = df if preprocessor else roles.hashed(df)
     y: Any = df[schema.target.name].to_numpy(np.float64) if has_target else None
     # A training row must not meet its own target in the mean target of its category.
     folds: Any = roles.folds(df) if roles.HASH in df.columns else None
@@ -168,21 +168,27 @@ class Recipe:
     first_input: int = 0
 
 
-def sized_recipe(n_rows: int, epochs: int | None = None, batch_size: int | None = None) -> Recipe:
+def sized_recipe(
+    n_rows: int,
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    learning_rate: float | None = None,
+) -> Recipe:
     """Choose epochs and batch size by the number of training rows, where they are not given."""
     if batch_size is None:
         power = round(math.log2(max(1.0, n_rows / 100)))
         batch_size = min(256 if n_rows < 250_000 else 1_024, max(32, 2**power))
     if epochs is None:
         epochs = min(80, max(4, round(1_000_000 / n_rows)))
-    return Recipe(epochs=epochs, batch_size=batch_size)
+    rate = learning_rate or LEARNING_RATE
+    return Recipe(epochs=epochs, batch_size=batch_size, learning_rate=rate)
 
 
 def create_nn_model(
     input_dim: int,
     recipe: Recipe | None = None,
     scale: TargetScale | None = None,
-    bins: Sequence[tuple[int, Sequence[float]]] = (),
+    bins: Bins = (),
     *,
     members: int = MEMBERS,
     seed: int = 0,
@@ -221,7 +227,7 @@ def create_nn_model(
 
 def _members(x: Any, members: int, seed: int) -> Any:
     """Apply as many networks; each starts as one of its own would (Glorot & Bengio 2010)."""
-    rng, equation = np.random.default_rng(seed), "bi,kio->bko"  # rows b, members k, inputs i
+    equation = "bi,kio->bko"  # rows b, members k, inputs i
     for number, width in enumerate([*HIDDEN, 1], 1):
         is_last = number > len(HIDDEN)
         layer = layers.EinsumDense(
@@ -233,11 +239,12 @@ def _members(x: Any, members: int, seed: int) -> Any:
         )
         x, equation = layer(x), "bki,kio->bko"
         bound = math.sqrt(6 / sum(layer.kernel.shape[1:]))
+        rng = np.random.default_rng((seed, number))  # the first ones are alike, however many
         layer.kernel.assign(rng.uniform(-bound, bound, layer.kernel.shape))
     return x
 
 
-def _binned(inputs: Any, bins: Sequence[tuple[int, Sequence[float]]]) -> Any:
+def _binned(inputs: Any, bins: Bins) -> Any:
     """Put beside the inputs, for each bin, how much of it lies below the value: 0 to 1."""
     if not bins:
         return inputs
@@ -271,11 +278,11 @@ def _trained_layers(model: keras.Model) -> list[layers.EinsumDense]:
     return [layer for layer in model.layers if isinstance(layer, layers.EinsumDense)]
 
 
-def grow_network(
+def copy_members(
     parent: keras.Model,
     child: keras.Model,
     sources: np.ndarray,
-    places: Sequence[int] | np.ndarray,
+    places: np.ndarray,
     dropped: tuple[int, int] = (0, 0),
 ) -> keras.Model:
     """Copy members `sources` of a parent over members `places` of a child with other inputs.
@@ -293,16 +300,10 @@ def grow_network(
             copied = np.zeros((len(places), *kernel.shape[1:]), np.float32)
             copied[:, : inputs.shape[1]] = inputs
             copied[:, n_after : n_after + bins.shape[1]] = bins
-        kernel[list(places)], bias[list(places)] = copied, old.bias.numpy()[sources]
+        kernel[places], bias[places] = copied, old.bias.numpy()[sources]
         new.kernel.assign(kernel)
         new.bias.assign(bias)
     return child
-
-
-def latest_members(parent: keras.Model) -> np.ndarray:
-    """Number the members that started afresh at the latest training: the second half."""
-    count = member_count(parent)
-    return np.arange(count // 2, count)
 
 
 def member_count(model: keras.Model) -> int:
@@ -315,7 +316,7 @@ def member_count(model: keras.Model) -> int:
 
 
 class BlockTrainer(keras.Model):
-    """Run all minibatches of a block of rows as one compiled program, inside Keras' own `fit`.
+    """Run all minibatches of a block of rows as one XLA program, inside Keras' own `fit`.
 
     It shares layers and optimizer with the model it trains. Each step of `fit` sees one block
     (X, y, …); the order of its rows follows from `seed` and the steps done so far, so that a
@@ -327,28 +328,33 @@ class BlockTrainer(keras.Model):
     shuffle: bool = True
 
     def train_step(self, data: tuple) -> dict:
-        known = data[0].shape[0]  # None where blocks differ: XLA compiles anew for each size
-        n_rows = known or tf.shape(data[0])[0]
-        size = min(self.batch_size, known) if known else tf.minimum(self.batch_size, n_rows)
-        whole, rest = n_rows // size, n_rows % size
+        n_rows = data[0].shape[0]
         if self.shuffle:
-            block = tf.cast(self.optimizer.iterations, tf.int32) // (whole + tf.minimum(rest, 1))
-            order = tf.argsort(tf.random.stateless_uniform([n_rows], [self.seed, block]))
+            block = self.optimizer.iterations.numpy() // math.ceil(n_rows / self.batch_size)
+            order = tf.range(n_rows)
+            order = tf.random.experimental.stateless_shuffle(order, [self.seed, block])
             data = tuple(tf.gather(values, order) for values in data)
+        return self.train_block(data)
 
-        def batch(start: Any, n: Any) -> Any:
+    @tf.function(jit_compile=True)
+    def train_block(self, data: tuple) -> dict:
+        """Train on all minibatches of a block, in its order; the last one may be shorter."""
+        whole, rest = divmod(data[0].shape[0], self.batch_size)
+
+        def batch(start: Any, size: int) -> Any:
             parts = [
-                tf.slice(values, [start, *[0] * (len(values.shape) - 1)], [n, *values.shape[1:]])
+                tf.slice(values, [start, *[0] * (len(values.shape) - 1)], [size, *values.shape[1:]])
                 for values in data
             ]
             super(BlockTrainer, self).train_step(tuple(parts))
-            return start + n
+            return start + size
 
-        tf.while_loop(lambda start: start < whole * size, lambda start: batch(start, size), (0,))
-        if not known:
-            tf.cond(rest > 0, lambda: batch(whole * size, rest), lambda: n_rows)
-        elif rest:
-            batch(whole * size, rest)
+        end = whole * self.batch_size
+        if whole:
+            body = partial(batch, size=self.batch_size)
+            tf.while_loop(lambda start: start < end, body, (0,))
+        if rest:
+            batch(end, rest)
         return self.get_metrics_result()
 
 
@@ -363,7 +369,7 @@ def train_model(
     verbose: int = 0,
     *,
     sample_weight: Any = None,
-    callbacks: Sequence[keras.callbacks.Callback] = (),
+    callbacks: Callbacks = (),
     shuffle: bool = True,
     seed: int = 0,
 ) -> tuple[keras.Model, keras.callbacks.History]:
@@ -379,7 +385,8 @@ def train_model(
     blocks = list(zip(*(v if isinstance(v, list) else [v] for v in parts), strict=True))
     trainer = BlockTrainer(model.inputs, model.outputs)
     trainer.batch_size, trainer.seed, trainer.shuffle = batch_size, seed, shuffle
-    trainer.compile(model.optimizer, loss=model.loss, jit_compile=True)
+    # Eagerly, since a step is one compiled program: tracing around it would only cost time.
+    trainer.compile(model.optimizer, loss=model.loss, run_eagerly=True)
     history = trainer.fit(
         _dataset(blocks),
         epochs=epochs,
@@ -410,39 +417,23 @@ def _dataset(blocks: list[tuple]) -> tf.data.Dataset:
 class MemberAdamW(keras.optimizers.Adam):
     """AdamW (Loshchilov & Hutter 2019) with a learning rate and weight decay for each member.
 
-    rates, decays: of shape (n_members,), the first axis of every weight. frozen: {shape of a
-    kernel: 0 where an entry must stay as it is}.
+    rates, decays: of shape (n_members,), the first axis of every weight.
     """
 
-    def __init__(self, rates: ArrayLike, decays: ArrayLike, frozen: dict | None = None) -> None:
+    def __init__(self, rates: ArrayLike, decays: ArrayLike) -> None:
         # Gradients are of the mean loss over members: epsilon shrinks as they do.
         super().__init__(1.0, epsilon=1e-7 / np.size(rates))
-        self.rates = keras.Variable(np.asarray(rates, np.float32), trainable=False)
-        self.decays = keras.Variable(np.asarray(decays, np.float32), trainable=False)
-        self.frozen = frozen or {}
+        self.rates = tf.constant(np.asarray(rates, np.float32))
+        self.decays = tf.constant(np.asarray(decays, np.float32))
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
         """Update one weight of all members."""
         shape = (-1, *[1] * (len(variable.shape) - 1))
-        rate = learning_rate * tf.reshape(self.rates.value, shape)
-        rate *= self.frozen.get(tuple(variable.shape), 1.0)
+        rate = learning_rate * tf.reshape(self.rates, shape)
         is_bias = variable.name.split(":")[0].endswith("bias")  # TensorFlow says "hidden_1/bias:0"
-        if len(variable.shape) > 1 and not is_bias:
-            self.assign_sub(variable, variable * rate * tf.reshape(self.decays.value, shape))
+        if not is_bias:
+            self.assign_sub(variable, variable * rate * tf.reshape(self.decays, shape))
         super().update_step(gradient, variable, rate)
-
-
-class CosineRates(keras.callbacks.Callback):
-    """Lower all learning rates along half a cosine (Loshchilov & Hutter 2017), epoch by epoch."""
-
-    def __init__(self, optimizer: MemberAdamW, epochs: int) -> None:
-        super().__init__()
-        self.optimizer, self.epochs = optimizer, epochs
-        self.start = optimizer.rates.numpy()
-
-    def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
-        factor = (1 + math.cos(math.pi * (epoch + 0.5) / self.epochs)) / 2
-        self.optimizer.rates.assign(self.start * factor)
 
 
 class MemberHuber(keras.losses.Loss):
@@ -470,43 +461,47 @@ def train_members(
     scale: TargetScale,
     recipes: Sequence[Recipe],
     *,
-    mask: np.ndarray | None = None,
-    callbacks: Sequence[keras.callbacks.Callback] = (),
+    mask: Any = None,
+    callbacks: Callbacks = (),
     seed: int = 0,
 ) -> keras.callbacks.History:
     """Train the members of a network of `create_nn_model` side by side, each by its own recipe.
 
-    X, y as of `train_model`. mask: bool of shape (n_rows, n_members), the rows a member trains on.
-    Epochs and batch size are of the first recipe. FloatingPointError for a loss that is not finite.
+    X, y as of `train_model`. mask: bool of shape (n_rows, n_members), the rows a member trains on;
+    of blocks a list. Epochs and batch size are of the first recipe; learning rates fall along half
+    a cosine (Loshchilov & Hutter 2017). FloatingPointError for a loss that is not finite.
     """
-    heads = _heads(model)
-    optimizer = MemberAdamW(
-        [recipe.learning_rate for recipe in recipes],
-        [recipe.weight_decay for recipe in recipes],
-        _unused_weights(model, recipes) if member_count(model) else {},
+    first, heads = recipes[0], _heads(model)
+    rates, decays, deltas = (
+        [getattr(recipe, name) for recipe in recipes]
+        for name in ("learning_rate", "weight_decay", "delta")
     )
-    heads.compile(optimizer, loss=MemberHuber([recipe.delta for recipe in recipes]))
-    mask = np.ones((1, len(recipes)), bool) if mask is None else mask
+    heads.compile(MemberAdamW(rates, decays), loss=MemberHuber(deltas))
 
-    def targets(values: ArrayLike) -> np.ndarray:
-        z = (np.asarray(values)[:, None] - scale.mean) / scale.scale
-        return np.where(mask, z, np.nan).astype(np.float32)
-
-    first = recipes[0]
-    z = [targets(block) for block in y] if isinstance(y, list) else targets(y)
-    callbacks = [CosineRates(optimizer, first.epochs), *callbacks]
-    sizes: dict[str, Any] = {"epochs": first.epochs, "batch_size": first.batch_size}
-    _, history = train_model(heads, X, z, **sizes, callbacks=callbacks, seed=seed)
+    X, y = (values if isinstance(values, list) else [values] for values in (X, y))
+    masks = mask if isinstance(mask, list) else [True if mask is None else mask] * len(y)
+    z = [
+        np.where(used, (values[:, None] - scale.mean) / scale.scale, np.nan)
+        for values, used in zip(y, masks, strict=True)
+    ]
+    cosine = keras.callbacks.LearningRateScheduler(
+        lambda epoch, _: (1 + math.cos(math.pi * (epoch + 0.5) / first.epochs)) / 2
+    )
+    sizes: dict[str, Any] = {"epochs": first.epochs, "batch_size": first.batch_size, "seed": seed}
+    with _only_used_weights(model, recipes):
+        _, history = train_model(heads, X, z, callbacks=[cosine, *callbacks], **sizes)
     losses = history.history.get("loss", [])
     if losses and not np.isfinite(losses[-1]):
         raise FloatingPointError(f"the loss is not finite at learning rate {first.learning_rate:g}")
     return history
 
 
-def _unused_weights(model: keras.Model, recipes: Sequence[Recipe]) -> dict:
-    """Set weights to zero that a member's recipe does not have; return which ones must stay so."""
-    if all(recipe.bins and not recipe.first_input for recipe in recipes):
-        return {}
+@contextmanager
+def _only_used_weights(model: keras.Model, recipes: Sequence[Recipe]) -> Iterator[None]:
+    """Keep weights at zero that a member's recipe does not have."""
+    if all(recipe.bins and not recipe.first_input for recipe in recipes) or not member_count(model):
+        yield
+        return
     kernel, n_inputs = model.get_layer("hidden_1").kernel, model.input_shape[-1]
     place_of = np.arange(kernel.shape[1])  # of each weight, the number of its input
     if kernel.shape[1] > n_inputs:
@@ -517,51 +512,50 @@ def _unused_weights(model: keras.Model, recipes: Sequence[Recipe]) -> dict:
         if not recipe.bins:
             used[member, n_inputs:] = 0
     kernel.assign(kernel * used)
-    return {tuple(kernel.shape): tf.constant(used)}
+    kernel.constraint = lambda weights: weights * used
+    yield
+    kernel.constraint = None
 
 
 # --- choosing a recipe ---------------------------------------------------------------------------
 
 
-class _ValidationErrors(keras.callbacks.Callback):
-    """Note each member's mean absolute error on its validation rows after every epoch."""
+def candidates(base: Recipe, n_rows: int, parent: Recipe | None = None) -> list[Recipe]:
+    """List the recipes that a training chooses from, in the sizes of `base`.
 
-    def __init__(self, model: keras.Model, X: np.ndarray, z: np.ndarray, used: np.ndarray) -> None:
-        super().__init__()
-        self.heads = _heads(model)
-        rows = used.any(axis=1)
-        self.X, self.z, self.used = tf.constant(X[rows]), z[rows, None], used[rows]
-        self.errors: list[np.ndarray] = []
-
-    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
-        predicted = self.heads.predict_on_batch(self.X)[..., 0]
-        error = np.where(self.used, np.abs(predicted - self.z), np.nan)
-        self.errors.append(_known_mean(error, axis=0))
-
-    def on_train_end(self, logs: dict | None = None) -> None:
-        if not self.errors:  # a training that was continued after its last epoch
-            self.on_epoch_end(0)
-
-
-def _known_mean(values: np.ndarray, axis: int) -> np.ndarray:
-    """Average along an axis what is not NaN; NaN where nothing is, without a warning."""
-    known = ~np.isnan(values)
-    total, counts = np.where(known, values, 0.0).sum(axis=axis), known.sum(axis=axis)
-    return np.where(counts > 0, total / np.maximum(counts, 1), np.nan)
-
-
-def candidates(base: Recipe, n_rows: int) -> list[Recipe]:
-    """List the recipes that a first training chooses from.
-
-    Few rows may want no bins and strong regularisation, many want bins and little of it.
+    Few rows may want no bins and strong regularisation, many want bins and little of it. A
+    retraining looks around the recipe of its parent.
     """
     few = n_rows < FEW_ROWS
-    decays = (0.3, 1.0, 3.0) if few else (0.03, 0.1, 0.3, 1.0)
-    bins = (True, False) if few else (True,)
+    decays, deltas = [0.3, 1.0, 3.0] if few else [0.03, 0.1, 0.3, 1.0], [0.1, 0.3]
+    if parent:
+        decays = [parent.weight_decay * factor for factor in (1 / 3, 1, 3)]
+        deltas = [parent.delta]
     return [
         replace(base, weight_decay=decay, delta=delta, bins=binned)
-        for decay, delta, binned in itertools.product(decays, (0.1, 0.3), bins)
+        for decay, delta in itertools.product(decays, deltas)
+        for binned in ((True, False) if few else (True,))
     ]
+
+
+def choose_recipe(
+    X: np.ndarray, y: np.ndarray, bins: Bins = (), *, base: Recipe | None = None, **options: Any
+) -> tuple[list[Recipe], dict[str, list[float]]]:
+    """Choose bins, Huber's delta and the weight decay by the error on validation rows.
+
+    All candidates train side by side, in one program, on at most SEARCH_ROWS of the rows; few rows
+    are split in three ways. X of shape (n_rows, n_inputs), y of shape (n_rows,); options are
+    `seed` and `callbacks` of `train_model`.
+
+    Returns (the recipe of each member, the best first, and those that are nearly as good;
+    {"loss": …, "val_mae": …} per epoch of the best, in standard deviations of the target).
+    """
+    base, scale = base or sized_recipe(len(X)), target_scale(y)
+    tried = candidates(base, len(X))
+    model = _search_network(X, base, scale, bins, len(tried), **options)
+    errors, loss = compare_recipes(model, X, y, scale, tried, **options)
+    best = _best(errors[-1])
+    return [tried[i] for i in best], {"loss": loss, "val_mae": errors[:, best[0]].tolist()}
 
 
 def compare_recipes(
@@ -572,8 +566,8 @@ def compare_recipes(
     recipes: Sequence[Recipe],
     valid: np.ndarray | None = None,
     *,
-    callbacks: Sequence[keras.callbacks.Callback] = (),
     seed: int = 0,
+    callbacks: Callbacks = (),
 ) -> tuple[np.ndarray, list[float]]:
     """Train one member per recipe (and fold) on most rows; return its validation errors by epoch.
 
@@ -581,45 +575,29 @@ def compare_recipes(
     `valid`, bool of shape (n_rows, n_recipes), says which of these validate a recipe (all).
     Returns (errors of shape (n_epochs, n_recipes) in standard deviations, loss per epoch).
     """
-    n, folds = len(recipes), member_count(model) // len(recipes)
-    order = np.random.default_rng(seed).permutation(len(X))
-    size = max(1, int(VALIDATION * len(X)))
-    mask = np.ones((len(X), folds * n), bool)
+    folds = member_count(model) // len(recipes)
+    order = np.random.default_rng(seed).permutation(len(X))[:SEARCH_ROWS]
+    X, y, size = X[order], y[order], max(1, int(VALIDATION * len(order)))
+    held_back = np.zeros((len(order), folds, len(recipes)), bool)
     for fold in range(folds):
-        mask[order[fold * size : (fold + 1) * size], fold * n : (fold + 1) * n] = False
-    used = ~mask if valid is None else ~mask & np.tile(valid, folds)
-    watch = _ValidationErrors(model, X, (y - scale.mean) / scale.scale, used)
-    tried, callbacks = [*recipes] * folds, [*callbacks, watch]
-    history = train_members(model, X, y, scale, tried, mask=mask, callbacks=callbacks, seed=seed)
-    errors = np.stack(watch.errors).reshape(len(watch.errors), folds, n)
-    return _known_mean(errors, axis=1), history.history.get("loss", [])
+        held_back[fold * size : (fold + 1) * size, fold] = True
+    judged = (held_back if valid is None else held_back & valid[order, None])[: folds * size]
+    rows, heads = tf.constant(X[: folds * size]), _heads(model)
+    z = (y[: folds * size, None, None] - scale.mean) / scale.scale
+    errors: list[np.ndarray] = []
 
+    def validate(*_: Any) -> Any:
+        error = np.abs(heads.predict_on_batch(rows).reshape(judged.shape) - z)
+        total, count = np.where(judged, error, 0).sum(axis=(0, 1)), judged.sum(axis=(0, 1))
+        errors.append(np.where(count, total / np.maximum(count, 1), np.inf))
 
-def choose_recipe(
-    X: np.ndarray,
-    y: np.ndarray,
-    bins: Sequence[tuple[int, Sequence[float]]] = (),
-    *,
-    base: Recipe | None = None,
-    callbacks: Sequence[keras.callbacks.Callback] = (),
-    seed: int = 0,
-) -> tuple[list[Recipe], dict[str, list[float]]]:
-    """Choose bins, Huber's delta and the weight decay by the error on validation rows.
-
-    All candidates train side by side, in one program, on at most SEARCH_ROWS of the rows; few rows
-    are split in three ways. X of shape (n_rows, n_inputs), y of shape (n_rows,).
-
-    Returns (the recipe of each member, the best first, and those that are nearly as good;
-    {"loss": …, "val_mae": …} per epoch of the best, in standard deviations of the target).
-    """
-    base, scale = base or sized_recipe(len(X)), target_scale(y)
-    tried = candidates(base, len(X))
-    model, rows = _search_network(X, base, scale, bins, len(tried), seed)
-    errors, loss = compare_recipes(
-        model, X[rows], y[rows], scale, tried, callbacks=callbacks, seed=seed
+    watch = keras.callbacks.LambdaCallback(  # the second: continued after its last epoch
+        on_epoch_end=validate, on_train_end=lambda *_: errors or validate()
     )
-    best = _best(errors[-1])
-    return [tried[i] for i in best], {"loss": loss, "val_mae": errors[:, best[0]].tolist()}
+    options: dict[str, Any] = {"callbacks": [*callbacks, watch], "seed": seed}
+    mask = ~held_back.reshape(len(order), -1)
+    history = train_members(model, X, y, scale, [*recipes] * folds, mask=mask, **options)
+    return np.stack(errors), history.history.get("loss", [])
 
 
 def _best(errors: np.ndarray) -> np.ndarray:
@@ -630,56 +608,82 @@ def _best(errors: np.ndarray) -> np.ndarray:
 
 
 def _search_network(
-    X: np.ndarray, base: Recipe, scale: TargetScale, bins: Sequence, n_tried: int, seed: int
-) -> tuple[keras.Model, np.ndarray]:
-    """Create members for all candidates in all folds, and choose the rows that they see.
-
-    The members start alike, so that only their recipes differ. Returns (model, row numbers).
-    """
+    X: np.ndarray,
+    base: Recipe,
+    scale: TargetScale,
+    bins: Bins,
+    n_tried: int,
+    seed: int = 0,
+    **_: Any,
+) -> keras.Model:
+    """Create members for all candidates in all folds, which start alike."""
     members = n_tried * (FOLDS if len(X) < FEW_ROWS else 1)
     model = create_nn_model(X.shape[1], base, scale, bins, members=members, seed=seed)
     for layer in _trained_layers(model):
         layer.kernel.assign(np.repeat(layer.kernel.numpy()[:1], members, axis=0))
-    return model, np.random.default_rng(seed).permutation(len(X))[:SEARCH_ROWS]
+    return model
 
 
 # --- retraining ----------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Parent:
+    """Hold what a retraining starts from.
+
+    dropped: how many inputs and bins of the parent, its first ones, the child no longer has.
+    """
+
+    network: keras.Model
+    recipe: Recipe
+    dropped: tuple[int, int] = (0, 0)
+
+    def ways_on(self, base: Recipe) -> list[Recipe]:
+        """List the recipes by which its members may go on, in the sizes of `base`."""
+        own = replace(base, bins=self.recipe.bins, delta=self.recipe.delta, first_input=0)
+        return [
+            replace(
+                own,
+                learning_rate=base.learning_rate * slower,
+                weight_decay=self.recipe.weight_decay * stronger,
+            )
+            for slower, stronger in itertools.product((1, 1 / 3), (1, 1 / 3, 3))
+        ]
+
+    def copy_to(self, network: keras.Model, places: np.ndarray) -> None:
+        """Copy the members that started afresh at the latest training, the second half."""
+        count = member_count(self.network)
+        sources = np.resize(np.arange(count // 2, count), len(places))
+        copy_members(self.network, network, sources, places, self.dropped)
+
+
 def choose_retraining(
-    parent: keras.Model,
+    parent: Parent,
     X: np.ndarray,
     y: np.ndarray,
-    bins: Sequence[tuple[int, Sequence[float]]],
+    bins: Bins,
     scale: TargetScale,
-    recipe: Recipe,
     base: Recipe,
     is_new: np.ndarray,
-    dropped: tuple[int, int] = (0, 0),
-    *,
-    callbacks: Sequence[keras.callbacks.Callback] = (),
-    seed: int = 0,
+    **options: Any,
 ) -> tuple[list[Recipe], dict[str, list[float]]]:
     """Choose how half of the members go on from the parent and the others start afresh, or all do.
 
-    recipe, base: of the parent, of the fresh ones. is_new: bool of shape (n_rows,), rows the parent
-    never saw: these alone validate going on and, where they are many, starting afresh.
-    Returns (the recipe of each member, curves of the best candidate) as `choose_recipe` does.
+    base: of the fresh ones. is_new: bool of shape (n_rows,), rows the parent never saw: these alone
+    validate going on and, where they are many, starting afresh.
+    Options and what is returned are those of `choose_recipe`.
     """
-    tried = _going_on(recipe)
+    tried = parent.ways_on(base)
     n = len(tried)
-    tried += candidates(base, len(X))
-    model, rows = _search_network(X, base, scale, bins, len(tried), seed)
-    continued = np.flatnonzero(np.arange(member_count(model)) % len(tried) < n)
-    sources = np.resize(latest_members(parent), len(continued))
-    grow_network(parent, model, sources, continued, dropped)
-    n_valid = is_new[rows].sum() * VALIDATION * len(continued) / n
-    valid = np.ones((len(rows), len(tried)), bool)
-    valid[:, : n if n_valid < MANY_VALIDATION else None] = is_new[rows, None]
-    errors, loss = compare_recipes(
-        model, X[rows], y[rows], scale, tried, valid, callbacks=callbacks, seed=seed
-    )
-    last = np.where(np.isfinite(errors[-1]), errors[-1], np.inf)
+    tried += candidates(base, len(X), parent.recipe)
+    model = _search_network(X, base, scale, bins, len(tried), **options)
+    parent.copy_to(model, np.flatnonzero(np.arange(member_count(model)) % len(tried) < n))
+    n_valid = VALIDATION * is_new.mean() * min(len(X), SEARCH_ROWS) * member_count(model)
+    n_valid /= len(tried)
+    valid = np.ones((len(X), len(tried)), bool)
+    valid[:, : n if n_valid < MANY_VALIDATION else None] = is_new[:, None]
+    errors, loss = compare_recipes(model, X, y, scale, tried, valid, **options)
+    last = np.nan_to_num(errors[-1], nan=np.inf)
     first = 3 if n_valid < MIN_VALIDATION else int(np.argmin(last[:n]))  # slower is the safer
     best = n + _best(last[n:])
     chosen = [tried[i] for i in best]
@@ -688,16 +692,41 @@ def choose_retraining(
     return chosen, {"loss": loss, "val_mae": errors[:, best[0]].tolist()}
 
 
-def _going_on(recipe: Recipe) -> list[Recipe]:
-    """List the recipes by which a parent's members may go on."""
-    return [
-        replace(
-            recipe,
-            learning_rate=recipe.learning_rate * slower,
-            weight_decay=recipe.weight_decay * stronger,
-        )
-        for slower, stronger in itertools.product((1, 1 / 3), (1, 1 / 3, 3))
+def continue_training(
+    parent: Parent,
+    X: np.ndarray,
+    y: np.ndarray,
+    bins: Bins,
+    scale: TargetScale,
+    recipes: Sequence[Recipe],
+    is_old: np.ndarray | None = None,
+    *,
+    callbacks: Callbacks = (),
+    seed: int = 0,
+) -> tuple[keras.Model, keras.Model | None, keras.callbacks.History]:
+    """Train a child by the recipes that `choose_retraining` returned and, beside it, its control.
+
+    The control is the same in everything but the new rows: as many updates, by rows where `is_old`,
+    bool of shape (n_rows,), alone. Returns (child, control or None, history).
+    """
+    copies = 1 if is_old is None else 2
+    shape = (X.shape[1], recipes[0], scale, bins)
+    network = create_nn_model(*shape, members=MEMBERS * copies, seed=seed)
+    parent.copy_to(network, np.array([i for i, r in enumerate(recipes) if not r.first_input], int))
+    for layer in _trained_layers(network):
+        for weights in (layer.kernel, layer.bias):
+            weights.assign(np.concatenate([weights.numpy()[:MEMBERS]] * copies))
+    mask = np.ones((len(X), MEMBERS), bool)
+    if is_old is not None:
+        mask = np.hstack([mask, np.repeat(is_old[:, None], MEMBERS, axis=1)])
+    every = [*recipes] * copies
+    history = train_members(network, X, y, scale, every, mask=mask, callbacks=callbacks, seed=seed)
+    numbers = np.arange(MEMBERS)
+    parts = [
+        copy_members(network, create_nn_model(*shape), numbers + MEMBERS * copy, numbers)
+        for copy in range(copies)
     ]
+    return parts[0], parts[1] if copies == 2 else None, history
 
 
 def member_predictions(model: keras.Model, X: np.ndarray, members: slice) -> np.ndarray:

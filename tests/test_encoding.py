@@ -9,7 +9,7 @@ import pytest
 
 from toolkit import encoding
 from toolkit.columns import Column, Schema
-from toolkit.encoding import FOLDS, Levels, MeanTarget, Number, Preprocessor
+from toolkit.encoding import FOLDS, PARTS, Input, Preprocessor
 
 N = 400
 RNG = np.random.default_rng
@@ -33,8 +33,15 @@ def fit(table, y=None, folds=None):
     return Preprocessor.fit(table, schema, y, folds)
 
 
-def only(preprocessor, kind):
-    return [each for each in preprocessor.inputs if isinstance(each, kind)]
+def only(preprocessor, *parts):
+    return [each for each in preprocessor.inputs if each.part in parts]
+
+
+def marks(column, *levels, other=False, missing=False):
+    """List the inputs of a category: its levels, one for the others, one where it is missing."""
+    found = [Input(column, "level", level) for level in levels]
+    found += [Input(column, "other")] if other else []
+    return [*found, Input(column, "missing")] if missing else found
 
 
 # --- numbers -------------------------------------------------------------------------------------
@@ -68,7 +75,7 @@ def test_column_that_never_varies_gets_no_input(values):
 def test_beyond_the_known_range_a_number_saturates_smoothly_and_in_order():
     values = RNG(0).normal(size=N)
     preprocessor = fit(table_of(x=values))
-    (number,) = only(preprocessor, Number)
+    (number,) = only(preprocessor, "value")
     grid = np.linspace(-10, 10, 4_001)
     z = preprocessor.transform(table_of(x=grid))[:, 0].astype(float)
     steps = np.diff(z) / np.diff(grid) * number.scale
@@ -118,7 +125,7 @@ def test_bins_hold_equally_many_rows_or_lie_at_each_of_few_values():
 def test_parts_of_a_date_are_those_of_the_calendar():
     times = pd.to_datetime(["1970-01-01 00:00", "2024-02-29 18:30", "1969-12-31 06:00"])
     days = (times - pd.Timestamp("1970-01-01")) / pd.Timedelta(days=1)
-    parts = {name: encoding._date_part(days.to_numpy(), name) for name in encoding.DATE_PARTS}
+    parts = {name: encoding._part(pd.Series(days), name) for name in PARTS["date"]}
     np.testing.assert_array_equal(parts["elapsed"], np.floor(days))
     np.testing.assert_array_equal(parts["year"], times.year)
     np.testing.assert_array_equal(parts["month"], times.month)
@@ -127,8 +134,8 @@ def test_parts_of_a_date_are_those_of_the_calendar():
     turn = 2 * np.pi * (times.dayofyear - 1) / encoding.YEAR
     np.testing.assert_allclose(parts["sine"], np.sin(turn), atol=1e-12)
     np.testing.assert_allclose(parts["cosine"], np.cos(turn), atol=1e-12)
-    for name in encoding.DATE_PARTS:
-        assert np.isnan(encoding._date_part(np.array([np.nan]), name)).all()
+    for name in PARTS["date"]:
+        assert np.isnan(encoding._part(pd.Series([np.nan]), name)).all()
 
 
 def test_dates_get_inputs_for_the_parts_that_vary():
@@ -146,7 +153,7 @@ def test_dates_get_inputs_for_the_parts_that_vary():
 def test_categories_missing_and_rare_ones_get_an_input_each_and_unknown_ones_that_of_the_rare():
     table = table_of(c=["b"] * 40 + ["a"] * 40 + ["r"] * 9 + ["s"] * 9 + [None] * 120)
     preprocessor = fit(table)
-    assert only(preprocessor, Levels) == [Levels("c", ("a", "b"), other=True, missing=True)]
+    assert [*preprocessor.inputs] == marks("c", "a", "b", other=True, missing=True)
     X = preprocessor.transform(table_of(c=["a", "b", "r", "s", "unknown", None]))
     a, b, other, missing = np.eye(4)
     np.testing.assert_array_equal(X, [a, b, other, other, other, missing])
@@ -159,7 +166,7 @@ def test_unknown_and_missing_categories_are_zeros_where_training_had_neither():
 
 def test_few_rows_keep_categories_of_a_twentieth_of_them():
     preprocessor = fit(table_of(c=["a"] * 36 + ["b"] * 2 + ["r", "s"]))
-    assert only(preprocessor, Levels) == [Levels("c", ("a", "b"), other=True)]
+    assert [*preprocessor.inputs] == marks("c", "a", "b", other=True)
 
 
 def many_levels():
@@ -172,7 +179,7 @@ def many_levels():
 def test_mean_target_of_many_categories_is_smoothed_towards_the_overall_mean():
     table, y, folds = many_levels()
     preprocessor = fit(table, y, folds)
-    assert len(only(preprocessor, MeanTarget)) == 1
+    assert len(only(preprocessor, "mean")) == 1
     z = (y - y.mean()) / y.std()
     X = preprocessor.transform(table_of(c=["level 0", "level 39", "unknown", None]))
     expected = [z[:20].sum() / (20 + encoding.SMOOTHING), z[-20:].sum() / (20 + encoding.SMOOTHING)]
@@ -194,7 +201,7 @@ def test_target_of_a_row_never_enters_its_own_training_input():
 
 
 def test_few_categories_need_no_mean_target():
-    assert not only(fit(table_of(c=["a", "b", "d"] * 40)), MeanTarget)
+    assert not only(fit(table_of(c=["a", "b", "d"] * 40)), "mean")
 
 
 # --- growing -------------------------------------------------------------------------------------
@@ -232,16 +239,16 @@ def test_known_inputs_keep_their_places_and_bits_and_all_columns_are_measured_an
     before = preprocessor.transform(old)
     wider, categories = widen(preprocessor, together)
     assert categories["c_short"] == ["z"]
-    assert wider.latest == len(preprocessor.inputs)
-    assert wider.first_input == preprocessor.width
+    assert wider.first_input == len(preprocessor.inputs) == preprocessor.width
     assert wider.bins_before_latest == sum(len(edges) - 1 for _, edges in preprocessor.bins)
     assert wider.transform(old)[:, : preprocessor.width].tobytes() == before.tobytes()
     folds = np.arange(len(together)) % FOLDS
     measured = fit(together, folds=folds)
-    assert wider.inputs[wider.latest :] == measured.inputs
-    added = [(each.column, getattr(each, "part", "")) for each in measured.inputs]
+    assert wider.inputs[wider.first_input :] == measured.inputs
+    added = [(each.column, each.part) for each in measured.inputs]
     assert ("x_fixed", "value") in added  # it varies for the first time
-    assert Levels("c_short", ("a", "b", "z"), other=False, missing=True) in measured.inputs
+    short = [each for each in measured.inputs if each.column == "c_short"]
+    assert short == marks("c_short", "a", "b", "z", missing=True)
     z = wider.transform(new)[:, wider.first_input :][:, 0]
     assert np.ptp(z) < 6
     assert np.unique(z.round(3)).size > 50  # the new range is told apart, not cut off
@@ -250,8 +257,8 @@ def test_known_inputs_keep_their_places_and_bits_and_all_columns_are_measured_an
 def test_second_widening_drops_the_inputs_before_the_latest():
     once, _ = widen(fit(everything()), changed())
     twice, categories = widen(once, changed())
-    assert twice.inputs[: twice.latest] == once.inputs[once.latest :]
-    assert twice.latest == len(once.inputs) - once.latest
+    assert twice.inputs[: twice.first_input] == once.inputs[once.first_input :]
+    assert twice.first_input == len(once.inputs) - once.first_input
     assert categories == {}
 
 

@@ -216,17 +216,15 @@ def test_bar_is_the_interval_of_the_difference_set_off_from_the_parent():
     ]
 
 
-def test_difference_without_bounds_or_without_parent_is_drawn_all_the_same():
+def test_difference_without_bounds_is_drawn_all_the_same():
     one_row = held_out(1, parent=4000, retrained=3000)
     figure = figures.before_after({"new": one_row})
     assert "-infinite to infinite" in words(figure)
     assert not figure.axes[0].collections
-    alone = figures.before_after({"new": held_out(retrained=3000)})
-    assert "retrained" in words(alone)
 
 
 def test_drift_is_a_bar_per_column_farthest_on_top_with_drifted_ones_coloured():
-    axes = figures.drift_figure(drift_table(taille=0.04, age=0.4), threshold=0.1).axes[0]
+    axes = figures.drift_figure(drift_table(taille=0.04, age=0.4)).axes[0]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["age", "taille"]
     bars = axes.containers[0]
     assert [bar.get_width() for bar in bars] == [0.4, 0.04]

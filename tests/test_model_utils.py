@@ -18,8 +18,8 @@ from model_utils import (
     Recipe,
     TargetScale,
     choose_recipe,
+    copy_members,
     create_nn_model,
-    grow_network,
     model_predict,
     target_scale,
     train_members,
@@ -89,7 +89,7 @@ def test_preprocessing_of_conformed_rows_is_that_of_raw_ones():
     schema, _ = kinds.infer_schema(rows, "price")
     table, _ = columns.conform(rows, schema)
     expected, _, _ = model_utils.preprocessing(rows, target="price")
-    for each in (table, roles.hashed(table)):
+    for each in (rows, roles.hashed(table)):
         inputs, y, _ = model_utils.preprocessing(each, schema=schema)
         np.testing.assert_array_equal(inputs, expected)
         np.testing.assert_array_equal(y, rows["price"])
@@ -275,16 +275,8 @@ def test_saved_network_needs_no_class_of_ours(tmp_path, launch):
 
 
 def order_of(n, seed, block):
-    """Give the order that `BlockTrainer` visits the rows of a block in.
-
-    Compiled, as it is there: TensorFlow draws other numbers otherwise.
-    """
-
-    @tf.function(jit_compile=True)
-    def order(number):
-        return tf.argsort(tf.random.stateless_uniform([n], [seed, number]))
-
-    return order(tf.constant(block)).numpy()
+    """Give the order that `BlockTrainer` visits the rows of a block in."""
+    return tf.random.experimental.stateless_shuffle(tf.range(n), [seed, block]).numpy()
 
 
 @pytest.mark.parametrize(
@@ -420,7 +412,7 @@ def beside():
 def test_member_gets_the_weights_beside_others_that_it_gets_alone(beside, member):
     before, after = beside
     alone = create_nn_model(N_INPUTS, QUICK, SCALE, [(0, EDGES), (2, EDGES)], members=1)
-    grow_network(before, alone, np.array([member]), np.array([0]))
+    copy_members(before, alone, np.array([member]), np.array([0]))
     train_members(alone, X, Y, SCALE, [BESIDE[member]], seed=4)
     assert_same_member(after, member, alone, 0, rtol=1e-3, atol=1e-5)
     moved = np.abs(layer_weights(after, member)[0] - layer_weights(before, member)[0]).max()
@@ -488,13 +480,10 @@ def test_loss_of_members_is_hubers_of_each_whatever_is_missing():
 
 
 def test_rates_fall_along_half_a_cosine():
-    optimizer, seen = MemberAdamW([0.1, 0.2], [0, 0]), []
-    callback = model_utils.CosineRates(optimizer, epochs=4)
-    for epoch in range(4):
-        callback.on_epoch_begin(epoch)
-        seen.append(optimizer.rates.numpy())
+    model = create_nn_model(N_INPUTS, QUICK, SCALE, members=2)
+    history = train_members(model, X, Y, SCALE, [replace(QUICK, epochs=4)] * 2)
     factors = (1 + np.cos(np.pi * (np.arange(4) + 0.5) / 4)) / 2
-    np.testing.assert_allclose(seen, np.outer(factors, [0.1, 0.2]), rtol=1e-6)
+    np.testing.assert_allclose(history.history["learning_rate"], factors, rtol=1e-6)
 
 
 def test_members_train_on_blocks_as_train_model_does():
@@ -521,7 +510,7 @@ def test_grown_network_predicts_as_before_whatever_the_new_inputs_hold(bins):
     before = weights_of(parent)
     wide = [*bins, (4, EDGES)] if bins else []
     child = create_nn_model(N_INPUTS + 2, QUICK, SCALE, wide, seed=9)
-    grow_network(parent, child, np.arange(4), np.arange(4))
+    copy_members(parent, child, np.arange(4), np.arange(4))
     rows = np.c_[X, RNG(0).normal(size=(N_ROWS, 2)) * 100]
     np.testing.assert_allclose(model_predict(child, rows), model_predict(parent, X), rtol=1e-5)
     np.testing.assert_array_equal(weights_of(parent), before)
@@ -530,7 +519,7 @@ def test_grown_network_predicts_as_before_whatever_the_new_inputs_hold(bins):
 def test_some_members_are_copied_to_some_places_and_the_others_stay():
     parent = create_nn_model(N_INPUTS, QUICK, SCALE, seed=1)
     child, untouched = (create_nn_model(N_INPUTS, QUICK, SCALE, seed=9) for _ in range(2))
-    grow_network(parent, child, np.array([3, 2]), np.array([0, 2]))
+    copy_members(parent, child, np.array([3, 2]), np.array([0, 2]))
     assert_same_member(child, 0, parent, 3, rtol=0)
     assert_same_member(child, 2, parent, 2, rtol=0)
     for member in (1, 3):
@@ -545,7 +534,7 @@ def test_inputs_and_bins_that_no_weight_uses_can_be_dropped():
     used[[0, 3, 4, 5]] = 0
     kernel.assign(kernel * used[:, None])
     child = create_nn_model(N_INPUTS, QUICK, SCALE, [(0, EDGES), (2, EDGES)], members=2)
-    grow_network(parent, child, np.arange(2), np.arange(2), dropped=(1, 3))
+    copy_members(parent, child, np.arange(2), np.arange(2), dropped=(1, 3))
     rows = np.c_[X[:, 1:], RNG(0).normal(size=N_ROWS) * 100]
     np.testing.assert_allclose(model_predict(child, rows), model_predict(parent, X), rtol=1e-5)
 
@@ -585,12 +574,12 @@ def test_steps_call_for_bins_and_weak_weight_decay():
 
 @pytest.fixture
 def searched(monkeypatch):
-    """Record what every search trains on: mask of rows and members, arguments."""
+    """Record what every search trains on: rows, targets, and the mask of rows and members."""
     calls = []
     original = train_members
 
     def spy(model, X, y, scale, recipes, **options):
-        calls.append(options["mask"])
+        calls.append((X, y, options["mask"]))
         return original(model, X, y, scale, recipes, **options)
 
     monkeypatch.setattr(model_utils, "train_members", spy)
@@ -601,38 +590,40 @@ def test_each_fold_of_a_search_holds_other_rows_back_from_all_its_candidates(sea
     recipes = [replace(QUICK, epochs=1, weight_decay=d) for d in (0.1, 1.0)]
     model = create_nn_model(N_INPUTS, QUICK, SCALE, members=6)
     errors, loss = model_utils.compare_recipes(model, X, Y, SCALE, recipes)
-    (mask,) = searched
+    ((rows, y, mask),) = searched
     assert mask.shape == (N_ROWS, 6)
     assert (~mask).sum(axis=0).tolist() == [14] * 6
     np.testing.assert_array_equal(mask[:, ::2], mask[:, 1::2])
     assert (~mask[:, ::2]).sum(axis=1).max() == 1
     assert errors.shape == (1, 2)
     assert len(loss) == 1
-    z, held_back = (Y - SCALE.mean) / SCALE.scale, ~mask
-    error = np.abs(heads_of(model, X) - z[:, None])
+    z, held_back = (y - SCALE.mean) / SCALE.scale, ~mask
+    error = np.abs(heads_of(model, rows) - z[:, None])
     by_fold = [error[held_back[:, member], member].mean() for member in range(6)]
     by_hand = [np.mean(by_fold[::2]), np.mean(by_fold[1::2])]
     np.testing.assert_allclose(errors[0], by_hand, rtol=1e-4)
+
+
+PARENT = model_utils.Parent(create_nn_model(N_INPUTS, QUICK, SCALE, seed=1), QUICK)
 
 
 def retraining(n_new):
     """Choose how to go on from a parent where the last n_new of 120 rows are new."""
     rows = RNG(0).normal(size=(120, N_INPUTS)).astype(np.float32)
     y = rows @ [1.0, -2.0, 3.0]
-    parent = create_nn_model(N_INPUTS, QUICK, SCALE, seed=1)
-    recipe = replace(QUICK, weight_decay=0.7)
-    return model_utils.choose_retraining(
-        parent, rows, y, [], target_scale(y), recipe, QUICK, np.arange(120) >= 120 - n_new
-    )
+    parent = replace(PARENT, recipe=replace(QUICK, weight_decay=0.7))
+    is_new = np.arange(120) >= 120 - n_new
+    return model_utils.choose_retraining(parent, rows, y, [], target_scale(y), QUICK, is_new)
 
 
 def test_half_of_the_members_go_on_from_the_parent_and_half_choose_anew():
     recipes, curves = retraining(n_new=80)
     half = model_utils.MEMBERS // 2
     assert len(recipes) == 2 * half
-    assert set(recipes[:half]) <= set(model_utils._going_on(replace(QUICK, weight_decay=0.7)))
+    parent = replace(PARENT, recipe=replace(QUICK, weight_decay=0.7))
+    assert set(recipes[:half]) <= set(parent.ways_on(QUICK))
     assert len(set(recipes[:half])) == 1
-    assert set(recipes[half:]) <= set(model_utils.candidates(QUICK, 120))
+    assert set(recipes[half:]) <= set(model_utils.candidates(QUICK, 120, parent.recipe))
     assert len(set(recipes[half:])) == half
     assert len(curves["loss"]) == len(curves["val_mae"]) == QUICK.epochs
 
@@ -640,6 +631,25 @@ def test_half_of_the_members_go_on_from_the_parent_and_half_choose_anew():
 def test_too_few_new_rows_to_choose_by_go_on_carefully():
     recipes, _ = retraining(n_new=10)
     assert recipes[0] == replace(QUICK, weight_decay=0.7, learning_rate=QUICK.learning_rate / 3)
+
+
+def test_control_is_the_child_without_the_new_rows():
+    is_old = np.arange(N_ROWS) < 40
+    base = replace(QUICK, first_input=1)
+    recipes = [*PARENT.ways_on(base)[:2], *model_utils.candidates(base, 60)[:2]]
+
+    def train(y, is_old):
+        arguments = (PARENT, X, y, [], SCALE, recipes)
+        return model_utils.continue_training(*arguments, is_old, seed=3)
+
+    child, control, history = train(Y, is_old)
+    assert len(history.history["loss"]) == QUICK.epochs
+    assert_same_weights(child, train(Y, None)[0])
+    same_child, same_control, _ = train(Y, np.ones(N_ROWS, bool))
+    assert_same_weights(same_child, same_control)
+    assert np.abs(weights_of(control) - weights_of(child)).max() > 1e-3
+    _, other_control, _ = train(np.where(is_old, Y, 1e3), is_old)
+    np.testing.assert_array_equal(weights_of(other_control), weights_of(control))
 
 
 # --- scores --------------------------------------------------------------------------------------

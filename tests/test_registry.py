@@ -170,7 +170,7 @@ def told(client, version):
 
 
 def publish(client, bench, **options):
-    words = ("better: MAE *down*", "MAE -3 €", "card")
+    words = ("better: MAE *down*", "card", "MAE -3 €")
     return registry.register_and_promote(client, NAME, bench.uri, *words, **options)
 
 
@@ -206,7 +206,7 @@ def test_model_that_may_not_become_champion_is_registered_with_the_reason(
 def test_model_of_the_champions_child_and_first_model_of_a_name_become_champion(client, bench):
     run_id = client.get_model_version(NAME, "1").run_id
     assert publish(client, bench, champion="1", parent_run=run_id)[0].startswith("promoted")
-    words = ("good", "MAE 3 €", "card")
+    words = ("good", "card", "MAE 3 €")
     verdict = registry.register_and_promote(client, "other", bench.uri, *words)
     assert verdict == ("promoted, good", "1")
     assert registry.champion_version(client, "other") == "1"

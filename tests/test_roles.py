@@ -295,11 +295,13 @@ def test_first_retraining_without_a_buffer_has_new_rows_alone():
     [(10, 2, True), (9, 2, False), (10, 1, False), (0, 0, False)],
 )
 def test_ten_rows_to_train_and_two_to_score_are_just_enough(n_train, n_held_out, enough):
+    given = [roles.TRAIN] * n_train + [roles.HELD_OUT] * n_held_out
+    table = pd.DataFrame({roles.ROLE: given})
     if enough:
-        roles.check_enough(n_train, n_held_out, "few.csv")
+        roles.check_enough(table, "few.csv")
         return
     with pytest.raises(UserError, match=rf"few\.csv leaves {n_train} rows .* --test-size$"):
-        roles.check_enough(n_train, n_held_out, "few.csv")
+        roles.check_enough(table, "few.csv")
 
 
 def test_rows_that_belong_together_share_a_label():

@@ -26,7 +26,7 @@ from mlflow.models import Model, ModelSignature
 from mlflow.types.schema import ColSpec, DataType, Schema
 
 from . import cli
-from .encoding import Levels, Number, Preprocessor
+from .encoding import Preprocessor
 from .errors import UserError
 from .roles import Roles
 
@@ -123,11 +123,11 @@ def example(preprocessor: Preprocessor) -> pd.DataFrame:
     values: dict[str, object] = dict.fromkeys(preprocessor.schema.features)
     forms = {column.name: column.date_format for column in preprocessor.schema.columns}
     for each in preprocessor.inputs:
-        if isinstance(each, Levels) and each.levels:
-            values[each.column] = each.levels[0]
-        elif isinstance(each, Number) and each.part == "value":
+        if each.part == "level":
+            values[each.column] = values[each.column] or each.level
+        elif each.part == "value":
             values[each.column] = float(f"{each.center:.4g}")
-        elif isinstance(each, Number) and each.part == "elapsed":
+        elif each.part == "elapsed":
             values[each.column] = _date(each.center, forms[each.column])
     return pd.DataFrame([values])
 

@@ -101,6 +101,7 @@ class TrainingSettings(StoreSettings):
     seed: int = option(42, "of roles, weights and order", type=natural)
     test_size: float = option(0.2, "share of rows held out for good", type=share)
     buffer_rows: int = option(20_000, "rows of each role kept for replay; 0: none", type=natural)
+    refit: bool = option(False, "train a promoted model on its held-out rows, too, once scored")
     resume: bool = option(False, "continue the same command where it was interrupted")
     exit_code: bool = option(False, f"exit with {KEPT} when the champion stays, or should")
 

@@ -23,7 +23,7 @@ from toolkit.words import format_amount, format_interval, printable
 PARENT, RETRAINED = "parent", "retrained"  # the names that `evaluate` looks for
 MISSING, OTHER = "(missing)", "(other)"
 SIZABLE_GROUP = 20  # rows; the mean of fewer says little about a group
-WAS_RELATED = 0.2  # rank correlation of predictions and targets, below which none is missed
+LARGEST = 12  # categories of a column that are compared one by one
 Kind = Literal["better", "no_worse", "worse", "suspicious", "nothing_new"]
 
 
@@ -42,14 +42,7 @@ class HeldOut:
 
     rows: int
     scores: pd.DataFrame
-    difference: Interval | None
-
-    @property
-    def change(self) -> Interval:
-        """Return the difference; raises ValueError where no pair of models was scored."""
-        if self.difference is None:
-            raise ValueError("expected predictions of a parent and a retrained model, got none")
-        return self.difference
+    change: Interval
 
 
 @dataclass(frozen=True)
@@ -85,8 +78,13 @@ def paired_interval(
     97 %, where the BCa bootstrap covers 88 to 94 %. A single unit has no bounds. Raises ValueError
     unless `difference` is 1-d, finite and not empty, and `groups` as long.
     """
-    values = _vector(difference, "difference")
-    sums, sizes = _units(values, groups)
+    (values,) = _vectors({"difference": difference})
+    units = np.arange(len(values)) if groups is None else pd.factorize(pd.Series(groups))[0]
+    if len(units) != len(values):
+        raise ValueError(f"expected a group per row. Received: {len(units)} for {len(values)}.")
+    alone = units < 0
+    units[alone] = units.max() + 1 + np.arange(alone.sum())
+    sums, sizes = np.bincount(units, values), np.bincount(units)
     mean, n_units = float(values.mean()), len(sums)
     if n_units == 1:
         return Interval(mean, -math.inf, math.inf)
@@ -94,39 +92,21 @@ def paired_interval(
     if np.ptp(values) == 0 or not residuals.any():
         return Interval(mean, mean, mean)
     error = math.sqrt(np.square(residuals).sum() * (n_units - 1) / n_units) / len(values)
-    quantile = float(stats.t.ppf((1 + confidence) / 2, n_units - 1))
-    skewness = float(stats.skew(residuals))
-    above = max(quantile, _hall(quantile, skewness, n_units))
-    below = max(quantile, -_hall(-quantile, skewness, n_units))
+    student = float(stats.t.ppf((1 + confidence) / 2, n_units - 1))
+    above, below, skewness = student, student, float(stats.skew(residuals))
+    if abs(skewness) > 1e-6:
+        root = math.sqrt(n_units)
+        inner = skewness * (np.array([student, -student]) / root - skewness / (6 * n_units))
+        hall = 3 / skewness * (np.cbrt(1 + inner) - 1) * root
+        above, below = max(student, float(hall[0])), max(student, -float(hall[1]))
     return Interval(mean, mean - above * error, mean + below * error)
-
-
-def _hall(quantile: float, skewness: float, n_units: int) -> float:
-    """Give the quantile of a studentised mean of skewed values from that of a symmetric one."""
-    root = math.sqrt(n_units)
-    if abs(skewness) < 1e-6:
-        return quantile
-    inner = quantile / root - skewness / (6 * n_units)
-    return 3 / skewness * (float(np.cbrt(1 + skewness * inner)) - 1) * root
-
-
-def _units(values: np.ndarray, groups: ArrayLike | None) -> tuple[np.ndarray, np.ndarray]:
-    """Sum the values of each group, and count its rows."""
-    if groups is None:
-        return values, np.ones(len(values))
-    codes = pd.factorize(pd.Series(groups))[0]
-    if len(codes) != len(values):
-        raise ValueError(f"expected a group per row. Received: {len(codes)} for {len(values)}.")
-    alone = codes < 0
-    codes[alone] = codes.max() + 1 + np.arange(alone.sum())
-    return np.bincount(codes, values), np.bincount(codes).astype(float)
 
 
 def mae_difference(
     y_true: ArrayLike, parent: ArrayLike, retrained: ArrayLike, groups: ArrayLike | None = None
 ) -> Interval:
     """Estimate MAE of retrained minus MAE of parent; three arrays of shape (n_rows,)."""
-    y, before, after = _vectors(y_true, {PARENT: parent, RETRAINED: retrained})
+    y, before, after = _vectors({"y_true": y_true, PARENT: parent, RETRAINED: retrained})
     return paired_interval(np.abs(y - after) - np.abs(y - before), groups=groups)
 
 
@@ -136,7 +116,7 @@ def compare(y_true: ArrayLike, predictions: Mapping[str, ArrayLike]) -> pd.DataF
     All arrays are of shape (n_rows,); R² of a single row is NaN. Raises ValueError for other
     shapes (a column of shape (n_rows, 1) would broadcast silently), no rows, NaN and infinity.
     """
-    y, *arrays = _vectors(y_true, predictions)
+    y, *arrays = _vectors({"y_true": y_true, **predictions})
     table = pd.DataFrame(index=pd.Index(predictions, name="model"))
     table["MAE"] = [float(np.abs(y - values).mean()) for values in arrays]
     table["MSE"] = [float(np.square(y - values).mean()) for values in arrays]
@@ -148,44 +128,40 @@ def evaluate(
     y_true: ArrayLike, predictions: Mapping[str, ArrayLike], groups: ArrayLike | None = None
 ) -> HeldOut:
     """Score models as `compare` does; add the difference of "retrained" against "parent"."""
-    scores, difference = compare(y_true, predictions), None
-    if PARENT in predictions and RETRAINED in predictions:
-        difference = mae_difference(y_true, predictions[PARENT], predictions[RETRAINED], groups)
-    return HeldOut(len(np.asarray(y_true)), scores, difference)
+    change = mae_difference(y_true, predictions[PARENT], predictions[RETRAINED], groups)
+    return HeldOut(len(np.asarray(y_true)), compare(y_true, predictions), change)
 
 
 def attribution(
     y_new: ArrayLike,
-    parent: ArrayLike,
-    control: ArrayLike,
-    retrained: ArrayLike,
+    predictions: Mapping[str, ArrayLike],
     unit: str = "",
     groups: ArrayLike | None = None,
 ) -> Attribution:
     """Split the gain on new rows into what more training brings and what the new data bring.
 
-    `control` is the parent trained for as many further updates on old rows only; parent minus
-    control is the gain from more training, control minus retrained that from the new data.
-    Arrays of shape (n_rows,): targets and the predictions of the three models.
+    `predictions` are those of "parent", "retrained" and "control", the parent trained for as many
+    further updates on old rows only. Parent minus control is the gain from more training, control
+    minus retrained that from the new data. Arrays of shape (n_rows,).
     """
+    parent, control, child = (predictions[name] for name in (PARENT, "control", RETRAINED))
     more = mae_difference(y_new, control, parent, groups)
-    new = mae_difference(y_new, retrained, control, groups)
-    total = mae_difference(y_new, retrained, parent, groups)
+    new = mae_difference(y_new, child, control, groups)
+    total = mae_difference(y_new, child, parent, groups)
     gain, by_more, by_new = (format_amount(part.estimate, unit) for part in (total, more, new))
     head = f"of the gain of {gain}{'' if total.low > 0 else ' (itself not proven)'}"
     if total.estimate <= 0:
         head = f"there is no gain but a loss of {format_amount(-total.estimate, unit)}"
-    if new.low > 0:
-        tail = f"{by_new} come with the new data, {by_more} from more training"
-    else:
+    tail = f"{by_new} come with the new data, {by_more} from more training"
+    if new.low <= 0:
         by_more = format_amount(more.estimate, unit, signed=True)
-        tail = f"{by_more} by more training and {format_interval(new, unit)} by the new data, "
-        tail += "which is no proven gain"
+        by_new = format_interval(new, unit)
+        tail = f"{by_more} by more training and {by_new} by the new data, which is no proven gain"
     return Attribution(total, more, new, f"{head}, {tail}")
 
 
 def decide(
-    new: HeldOut | None,
+    new: HeldOut,
     old: HeldOut | None,
     *,
     max_forgetting: float = 0.05,
@@ -198,47 +174,30 @@ def decide(
     *worse*: the interval on new rows lies wholly above zero, or that on old rows wholly above
     `max_forgetting` (a share) of the parent's MAE there. *better*: not worse, and the interval
     on new rows lies wholly below zero. *no_worse*: all between, promoted too, since fresh rows
-    pay on the next file; of fewer than two new rows, which show nothing, it is not promoted.
-    *suspicious*: any of `findings`; never promoted here. *nothing_new*: neither new rows (`new` is
-    None) nor findings. `promote` is "auto", "proven" (better alone), "always" or "never"; the last
-    two change what happens, not what was found. Raises ValueError for another word.
+    pay on the next file. *suspicious*: any of `findings`; never promoted here. `promote` is
+    "auto", "proven" (better alone), "always" or "never"; the last two change what happens, not
+    what was found.
     """
-    if promote not in ("auto", "proven", "always", "never"):
-        raise ValueError(f"promote: expected auto, proven, always or never, got {promote!r}")
     if findings:
         return Verdict("suspicious", False, printable(f"suspicious: {'; '.join(findings)}"))
-    if new is None:
-        return Verdict("nothing_new", False, "nothing new in this file")
-    if new.rows < 2:
-        few = f"no worse: {new.rows} new row held out, too few to judge, at least 2 are needed"
-        return Verdict("no_worse", promote == "always", few)
-    kind, found = _weigh(new, old, max_forgetting, unit)
-    promoted = {
-        "auto": kind != "worse",
-        "proven": kind == "better",
-        "always": True,
-        "never": False,
-    }[promote]
-    if promoted != (kind != "worse"):
-        asked = "; kept, since a proven gain was asked for"
-        found += asked if promote == "proven" else f"; promotion was set to '{promote}'"
-    return Verdict(kind, promoted, f"{kind.replace('_', ' ')}: {found}")
-
-
-def _weigh(new: HeldOut, old: HeldOut | None, share: float, unit: str) -> tuple[Kind, str]:
     gain, harm = new.change.high < 0, new.change.low > 0
     proof = "a proven gain" if gain else f"harm is {'' if harm else 'not '}proven"
-    found = f"MAE on new rows {format_interval(new.change, unit)}, {proof}"
+    found = f"MAE on new rows {format_interval(new.change, unit)}, {proof}; "
     if old is None:
-        kind: Kind = "worse" if harm else "better" if gain else "no_worse"
-        return kind, f"{found}; no old row at hand, so forgetting could not be checked"
-    allowed = share * float(old.scores.loc[PARENT, "MAE"])
-    forgotten = old.change.low > allowed
-    kind = "worse" if harm or forgotten else "better" if gain else "no_worse"
-    limit = f"the {format_amount(allowed, unit)} allowed"
-    text = f"within {limit}" if old.change.high <= allowed else f"not proven to exceed {limit}"
-    text = f"forgetting beyond {limit} is proven" if forgotten else text
-    return kind, f"{found}; on old rows {format_interval(old.change, unit)}, {text}"
+        found += "no old row at hand, so forgetting could not be checked"
+    else:
+        allowed = max_forgetting * float(old.scores.loc[PARENT, "MAE"])
+        limit = f"the {format_amount(allowed, unit)} allowed"
+        text = f"within {limit}" if old.change.high <= allowed else f"not proven to exceed {limit}"
+        if old.change.low > allowed:
+            harm, text = True, f"forgetting beyond {limit} is proven"
+        found += f"on old rows {format_interval(old.change, unit)}, {text}"
+    kind: Kind = "worse" if harm else "better" if gain else "no_worse"
+    promoted = {"auto": not harm, "proven": kind == "better", "always": True, "never": False}
+    if promoted[promote] != promoted["auto"]:
+        asked = "; kept, since a proven gain was asked for"
+        found += asked if promote == "proven" else f"; promotion was set to '{promote}'"
+    return Verdict(kind, promoted[promote], f"{kind.replace('_', ' ')}: {found}")
 
 
 def lost_skill(
@@ -247,46 +206,43 @@ def lost_skill(
     y_old: ArrayLike,
     old: Mapping[str, ArrayLike],
     *,
-    whole: tuple[ArrayLike, ArrayLike] | None = None,
+    whole: tuple[ArrayLike, ArrayLike],
     groups: ArrayLike | None = None,
 ) -> list[str]:
     """Find a file whose target has nothing to do with its features; for `decide`'s findings.
 
     `new` and `old` map "parent", "retrained", "mean" and "median" to predictions of held-out
     rows. `whole` is the target of the whole new file with the parent's predictions, made before
-    any training (default: the held-out rows). Never found where the target was hard to predict:
+    any training. Never found where the target was hard to predict:
 
     - The parent's rank correlation with the target has vanished: with 99.5 % confidence
-      (Spearman, Fisher's z) it is below a quarter of that on old rows.
+      (Spearman, Fisher's z) it is below a quarter of that on old rows, which was above 0.2.
     - The child is proven worse than the constants on new rows, although on old rows the parent
       errs at most 0.8 times as much as the best of them.
     """
-    y, before = whole or (y_new, new[PARENT])
-    n_rows, n_old = len(np.asarray(y)), len(np.asarray(y_old))
-    was, now = _rank_correlation(y_old, old[PARENT]), _rank_correlation(y, before)
-    limit = math.tanh(math.atanh(now) + 2.576 * 1.03 / math.sqrt(max(1, n_rows - 3)))
     findings = []
-    if min(n_rows, n_old) >= SIZABLE_GROUP and limit < was / 4 and was > WAS_RELATED:
+    was, now = _rank_correlation(y_old, old[PARENT]), _rank_correlation(*whole)
+    n_whole, n_old = (len(np.asarray(y)) for y in (whole[0], y_old))
+    limit = math.tanh(math.atanh(now) + 2.576 * 1.03 / math.sqrt(max(1, n_whole - 3)))
+    if min(n_whole, n_old) >= SIZABLE_GROUP and was > 0.2 and limit < was / 4:
         findings.append(
             f"target: its rank correlation with the parent's predictions fell from {was:.2f} "
             f"to {now:.2f}, as if it were shuffled"
         )
-    constants = [name for name in ("mean", "median") if name in new and name in old]
-    errors = compare(y_old, old)["MAE"]
-    if constants and errors[PARENT] <= 0.8 * errors[constants].min():
-        worse = [mae_difference(y_new, new[name], new[RETRAINED], groups) for name in constants]
-        if all(found.low > 0 for found in worse):
-            findings.append(
-                "target: on new rows the retrained model is proven worse than the constants "
-                f"{' and '.join(constants)}, by {format_interval(worse[-1])}"
-            )
+    errors, constants = compare(y_old, old)["MAE"], ["mean", "median"]
+    worse = [mae_difference(y_new, new[name], new[RETRAINED], groups) for name in constants]
+    predictable = errors[PARENT] <= 0.8 * errors[constants].min()
+    if predictable and all(found.low > 0 for found in worse):
+        findings.append(
+            "target: on new rows the retrained model is proven worse than the constants "
+            f"mean and median, by {format_interval(worse[-1])}"
+        )
     return findings
 
 
 def _rank_correlation(first: ArrayLike, second: ArrayLike) -> float:
     """Correlate ranks; 0 where one side is constant, and never exactly ±1."""
-    first, second = np.asarray(first, float), np.asarray(second, float)
-    if len(first) < 2 or np.ptp(first) == 0 or np.ptp(second) == 0:
+    if np.ptp(first) == 0 or np.ptp(second) == 0:
         return 0.0
     return float(np.clip(stats.spearmanr(first, second).statistic, -0.9999, 0.9999))
 
@@ -297,12 +253,10 @@ def groups(
     y_true: ArrayLike,
     parent_prediction: ArrayLike | None,
     child_prediction: ArrayLike,
-    *,
-    largest: int = 12,
 ) -> pd.DataFrame:
     """Compare actual and predicted means, MAE and bias per category, before and after.
 
-    One line per column and category: the `largest` of a column by size, the rest pooled as
+    One line per column and category: the 12 largest of a column by size, the rest pooled as
     "(other)", absent values as "(missing)". Bias is mean prediction minus mean actual. `worse`:
     Student's paired interval of the change in MAE lies above zero in a group of 20 rows or more;
     it is taken group by group, so that one unchanged group in forty is named by chance. Arrays
@@ -310,33 +264,28 @@ def groups(
     """
     models = {} if parent_prediction is None else {"before": parent_prediction}
     models |= {"after": child_prediction}
-    y, *arrays = _vectors(y_true, models)
-    by_model = dict(zip(models, arrays, strict=True))
+    y, *arrays = _vectors({"y_true": y_true, **models})
     values = pd.DataFrame({"actual": y})
-    values = values.assign(**{f"prediction_{when}": made for when, made in by_model.items()})
-    values = values.assign(**{f"MAE_{when}": np.abs(made - y) for when, made in by_model.items()})
-    values = values.assign(**{f"bias_{when}": made - y for when, made in by_model.items()})
+    for when, predicted in zip(models, arrays, strict=True):
+        values[f"prediction_{when}"] = predicted
+        values[f"MAE_{when}"] = np.abs(predicted - y)
+        values[f"bias_{when}"] = predicted - y
     if "before" in models:
         values["MAE_change"] = values["MAE_after"] - values["MAE_before"]
-    tables = [_groups_of(values, rows[name], largest) for name in categorical_columns]
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
-
-
-def _groups_of(values: pd.DataFrame, labels: pd.Series, largest: int) -> pd.DataFrame:
-    column = labels.name
-    labels = labels.astype(object).where(labels.notna(), MISSING).astype(str).reset_index(drop=True)
-    kept = labels.value_counts().index[:largest]
-    grouped = values.groupby(labels.where(labels.isin(kept), OTHER))
-    table, sizes = grouped.mean(), grouped.size()
-    if "MAE_change" in table:
-        error = grouped["MAE_change"].std() / np.sqrt(sizes)
-        width = error * stats.t.ppf(0.975, np.maximum(sizes - 1, 1))
-        table["worse"] = (table["MAE_change"] > width) & (sizes >= SIZABLE_GROUP)
-    table.insert(0, "column", column)
-    table.insert(1, "category", table.index)
-    table.insert(2, "rows", sizes)
-    pooled = table.index.difference(kept)
-    return table.loc[[*kept, *pooled]]
+    tables = []
+    for column in categorical_columns:
+        labels = rows[column].astype(object).fillna(MISSING).astype(str).reset_index(drop=True)
+        kept = labels.value_counts().index[:LARGEST]
+        grouped = values.groupby(labels.where(labels.isin(kept), OTHER))
+        table, sizes = grouped.mean(), grouped.size()
+        if "MAE_change" in table:
+            error = grouped["MAE_change"].std() / np.sqrt(sizes)
+            width = error * stats.t.ppf(0.975, np.maximum(sizes - 1, 1))
+            table["worse"] = (table["MAE_change"] > width) & (sizes >= SIZABLE_GROUP)
+        table.insert(0, "rows", sizes)
+        table = table.loc[[*kept, *table.index.difference(kept)]].rename_axis("category")
+        tables.append(pd.concat({column: table}, names=["column"]).reset_index())
+    return pd.concat(tables, ignore_index=True)
 
 
 def largest_gap(groups_table: pd.DataFrame, unit: str = "") -> str | None:
@@ -344,39 +293,33 @@ def largest_gap(groups_table: pd.DataFrame, unit: str = "") -> str | None:
 
     Only groups of 20 rows or more count, and no pooled ones; None where no column has two.
     """
-    if len(groups_table) == 0:
-        return None
     sizable = (groups_table["rows"] >= SIZABLE_GROUP) & (groups_table["category"] != OTHER)
-    best, sentence = -math.inf, None
-    for column, table in groups_table[sizable].groupby("column", sort=False):
-        table = table.sort_values("prediction_after")
-        low, high = table.iloc[0], table.iloc[-1]
-        gap = high["prediction_after"] - low["prediction_after"]
-        if len(table) > 1 and gap > best:
-            best, actual = gap, format_amount(high["actual"] - low["actual"], unit)
-            ends = [
-                f"{format_amount(end['prediction_after'], unit)} for '{end['category']}'"
-                for end in (low, high)
-            ]
-            gap = format_amount(gap, unit)
-            sentence = f"{column}: the mean prediction is {' and '.join(ends)}, a gap of {gap}"
-            sentence = printable(f"{sentence} (actual gap: {actual})")
-    return sentence
+    table = groups_table[sizable].sort_values("prediction_after")
+    column = table.groupby("column")["prediction_after"].agg(["size", "min", "max"])
+    column = column[column["size"] > 1]
+    if column.empty:
+        return None
+    name = (column["max"] - column["min"]).idxmax()
+    low, high = table[table["column"] == name].iloc[[0, -1]].to_dict("records")
+    predicted, actual = (high[key] - low[key] for key in ("prediction_after", "actual"))
+    ends = " and ".join(
+        f"{format_amount(end['prediction_after'], unit)} for '{end['category']}'"
+        for end in (low, high)
+    )
+    return printable(
+        f"{name}: the mean prediction is {ends}, a gap of {format_amount(predicted, unit)} "
+        f"(actual gap: {format_amount(actual, unit)})"
+    )
 
 
-def _vector(values: ArrayLike, name: str) -> np.ndarray:
-    array = np.asarray(values, dtype=float)
-    if array.ndim != 1 or len(array) == 0 or not np.isfinite(array).all():
-        raise ValueError(
-            f"{name}: expected finite numbers of shape (n_rows,), n_rows > 0. "
-            f"Received: shape {array.shape}, {int((~np.isfinite(array)).sum())} not finite."
-        )
-    return array
-
-
-def _vectors(y_true: ArrayLike, predictions: Mapping[str, ArrayLike]) -> list[np.ndarray]:
-    named = {"y_true": y_true, **predictions}
-    arrays = {name: _vector(values, name) for name, values in named.items()}
+def _vectors(named: Mapping[str, ArrayLike]) -> list[np.ndarray]:
+    arrays = {name: np.asarray(values, dtype=float) for name, values in named.items()}
+    for name, array in arrays.items():
+        if array.ndim != 1 or len(array) == 0 or not np.isfinite(array).all():
+            raise ValueError(
+                f"{name}: expected finite numbers of shape (n_rows,), n_rows > 0. "
+                f"Received: shape {array.shape}, {int((~np.isfinite(array)).sum())} not finite."
+            )
     sizes = {name: len(array) for name, array in arrays.items()}
     if len(set(sizes.values())) > 1:
         raise ValueError(f"expected as many predictions as targets. Received: {sizes}.")

@@ -4,7 +4,6 @@ Here belongs what follows from conformed tables alone, without any model. Dates 
 """
 
 import math
-import re
 from collections.abc import Mapping
 
 import numpy as np
@@ -16,11 +15,12 @@ from scipy.special import rel_entr
 from toolkit.words import format_amount, listed, printable
 
 DRIFT_DISTANCE = 0.1  # the default of Evidently for both distances, https://docs.evidentlyai.com
+LEVEL = 0.05  # of all tests of a file together
 DRIFT_COLUMNS = ["column", "kind", "distance", "p_value", "drifted", "new_categories"]
 DRIFT_COLUMNS += ["missing_before", "missing_after"]
 EXPECTED_COUNT = 5  # Cochran (1954): the chi-square approximation needs as many in each cell
 MIN_ROWS = 20  # with fewer rows a spread, a shape or a share of missing cells says little
-LEVELS = np.linspace(0.05, 0.95, 19)
+FEW_VALUES = 20  # a column of no more distinct numbers may well be a code, an hour or a year
 
 
 def drift(
@@ -28,35 +28,29 @@ def drift(
     current: pd.DataFrame,
     kinds: Mapping[str, str],
     target: str | None = None,
-    *,
-    threshold: float = DRIFT_DISTANCE,
-    level: float = 0.05,
 ) -> pd.DataFrame:
     """Measure how far each column of `current` has moved from `reference`: `DRIFT_COLUMNS`.
 
     `kinds` maps columns to "numeric", "categorical" or "date" (days, a number); `target` adds a
     numeric one. `distance` is Wasserstein's in reference standard deviations for numbers,
     Jensen–Shannon's (base 2, 0 to 1) for categories, where missing counts as one; `p_value` is
-    of a Kolmogorov–Smirnov or chi-square test. `drifted` asks for both a distance above
-    `threshold`, so that many rows alone do not fire, and p below `level` divided by the number
-    of tests, so that few do not either. Numbers and dates are tested, in the same way, for the
-    share of missing values; dates for nothing else, as they move forward. NaN where nothing can
-    be measured. Raises ValueError for an unknown kind.
+    of a Kolmogorov–Smirnov or chi-square test. `drifted` asks for both a distance above 0.1, so
+    that many rows alone do not fire, and p below 5 % divided by the number of tests, so that few
+    do not either. Numbers and dates are tested, in the same way, for the share of missing values;
+    dates for nothing else, as they move forward. NaN where nothing can be measured.
     """
     kinds = {**kinds, **({target: "numeric"} if target else {})}
-    p_limit = level / max(1, sum(2 if kind == "numeric" else 1 for kind in kinds.values()))
+    p_limit = LEVEL / max(1, sum(2 if kind == "numeric" else 1 for kind in kinds.values()))
     lines = []
     for name, kind in kinds.items():
         old, new, added = reference[name], current[name], ""
-        if kind in ("numeric", "date"):
-            tests = [_numeric_drift(old, new), _categorical_drift(old.isna(), new.isna())]
-        elif kind == "categorical":
+        if kind == "categorical":
             tests, known = [_categorical_drift(old, new)], set(old.dropna())
             added = listed(value for value in new.dropna().unique() if value not in known)
         else:
-            raise ValueError(f"{name!r}: expected numeric, categorical or date, got {kind!r}")
+            tests = [_numeric_drift(old, new), _categorical_drift(old.isna(), new.isna())]
         judged = tests[1:] if kind == "date" else tests
-        fired = any(distance > threshold and p < p_limit for distance, p in judged)
+        fired = any(distance > DRIFT_DISTANCE and p < p_limit for distance, p in judged)
         lines.append((name, kind, *tests[0], fired, added, old.isna().mean(), new.isna().mean()))
     return pd.DataFrame(lines, columns=DRIFT_COLUMNS)
 
@@ -74,19 +68,15 @@ def _numeric_drift(reference: pd.Series, current: pd.Series) -> tuple[float, flo
 
 
 def _categorical_drift(reference: pd.Series, current: pd.Series) -> tuple[float, float]:
+    """Return distance and p of the counts; categories too rare for the test count as one."""
+    if len(reference) == 0 or len(current) == 0:
+        return math.nan, math.nan
     both = pd.concat([reference, current], ignore_index=True)
     codes, names = pd.factorize(both, use_na_sentinel=False)
     halves = np.split(codes, [len(reference)])
     counts = np.stack([np.bincount(half, minlength=len(names)) for half in halves])
-    if len(reference) == 0 or len(current) == 0:
-        return math.nan, math.nan
     shares = counts / counts.sum(axis=1, keepdims=True)
     divergence = rel_entr(shares, shares.mean(axis=0)).sum() / (2 * math.log(2))
-    return math.sqrt(max(divergence, 0.0)), _independence_p(counts)
-
-
-def _independence_p(counts: np.ndarray) -> float:
-    """Test if two samples, counts of shape (2, n_categories), can share one distribution."""
     counts = counts[:, np.argsort(-counts.sum(axis=0))]
     expected = counts.sum(axis=0) * counts.sum(axis=1).min() / counts.sum()
     n_kept = int((expected >= EXPECTED_COUNT).sum())
@@ -95,116 +85,91 @@ def _independence_p(counts: np.ndarray) -> float:
         cells[:, -1] += rare
     elif rare.any():
         cells = np.column_stack([cells, rare])
-    return float(stats.chi2_contingency(cells).pvalue) if cells.shape[1] > 1 else 1.0
+    p_value = float(stats.chi2_contingency(cells).pvalue) if cells.shape[1] > 1 else 1.0
+    return math.sqrt(max(divergence, 0.0)), p_value
 
 
-def bounds_share(
-    y_old: ArrayLike, y_new: ArrayLike, low: float | None = None, high: float | None = None
-) -> pd.DataFrame:
-    """Count the share of targets exactly at a bound: columns bound, value, before, after.
-
-    `low` and `high` default to the smallest and largest of `y_old`; arrays of shape (n_rows,).
-    """
+def at_bounds(y_old: ArrayLike, y_new: ArrayLike) -> str:
+    """Tell the share of targets exactly at the lowest and highest old one, before and after."""
     old, new = np.asarray(y_old, float), np.asarray(y_new, float)
-    bounds = {"lowest": old.min() if low is None else low}
-    bounds["highest"] = old.max() if high is None else high
-    lines = [(name, at, (old == at).mean(), (new == at).mean()) for name, at in bounds.items()]
-    return pd.DataFrame(lines, columns=["bound", "value", "before", "after"])
-
-
-def bounds_text(bounds: pd.DataFrame) -> str:
-    """Tell `bounds_share`'s table in one line."""
     return "; ".join(
-        f"at its {row.bound}, {format_amount(row.value)}, {row.before:.1%} -> {row.after:.1%}"
-        for row in bounds.itertuples()
+        f"at its {name}, {format_amount(bound)}, {(old == bound).mean():.1%} -> "
+        f"{(new == bound).mean():.1%}"
+        for name, bound in (("lowest", old.min()), ("highest", old.max()))
     )
 
 
-def drift_summary(table: pd.DataFrame, bounds: pd.DataFrame | None = None) -> list[str]:
-    """Tell `drift`'s table, and `bounds_share`'s if given, in one to three lines of plain text."""
+def drift_summary(table: pd.DataFrame) -> list[str]:
+    """Tell `drift`'s table in one or two lines of plain text."""
     far = table[table["drifted"]].sort_values("distance", ascending=False)
     names = listed(f"{row.column} {row.distance:.2f}" for row in far.itertuples())
     lines = [f"drift: {len(far)} of {len(table)} columns{': ' if names else ''}{names}"]
     added = table[table["new_categories"] != ""].itertuples()
     names = listed((f"{row.column} ({row.new_categories})" for row in added), most=3)
     lines += [f"new categories: {names}"] if names else []
-    lines += [] if bounds is None else [f"target: {bounds_text(bounds)}"]
     return [printable(line) for line in lines]
 
 
 def suspicious(
-    reference: pd.DataFrame,
-    current: pd.DataFrame,
-    kinds: Mapping[str, str],
-    target: str | None = None,
+    reference: pd.DataFrame, current: pd.DataFrame, kinds: Mapping[str, str], target: str
 ) -> list[str]:
     """Name what looks broken in a file, in sentences; none for one that has merely drifted.
 
     `reference` holds the rows known so far, `current` a new file, both conformed; `kinds` maps
-    the features to "numeric", "categorical" or "date", `target` is looked at if given. Checked
-    are: a target far from what it was; a column nearly all missing, constant, or rescaled;
-    categories written in another way. The limits lie beyond what real files do from month to
-    month or between seasons: such files move means by up to 2.8 standard deviations and spreads
-    up to 2.2 times, and a season, a year or a holiday may well be constant in one of them.
+    the features to "numeric", "categorical" or "date". Checked are: a target far from what it was;
+    a column nearly all missing, constant, or rescaled; categories written in another way. The
+    limits lie beyond what real files do from month to month or between seasons: such files move
+    means by up to 2.8 standard deviations and spreads up to 2.2 times, and a season, a year or a
+    holiday may well be constant in one of them.
     """
-    checks = (_constant, _rescaled, _fahrenheit)
-    told, moves = [], [0.0]
+    told, farthest = {target: ""}, 0.0
     for name, kind in kinds.items():
-        found = _emptied(reference[name], current[name])
-        if not found and kind == "categorical":
-            found = _recoded(reference[name], current[name])
-        if not found and kind == "numeric":
+        before, after = reference[name].isna().mean(), current[name].isna().mean()
+        if len(current) >= 5 and before < 0.5 and after >= 0.895:
+            told[name] = f"{after:.0%} of the cells are missing, {before:.0%} before"
+        elif kind == "categorical":
+            told[name] = _recoded(reference[name], current[name])
+        elif kind == "numeric":
             old, new = _finite(reference[name]), _finite(current[name])
-            if len(old) < MIN_ROWS or len(new) < MIN_ROWS or np.ptp(old) == 0:
+            if min(len(old), len(new)) < MIN_ROWS or np.ptp(old) == 0:
                 continue
-            moves.append(abs(_move(old, new)[0]))
-            found = next((text for check in checks if (text := check(old, new))), "")
-        told.append((name, found))
-    if target is not None:
-        values = _finite(reference[target]), _finite(current[target])
-        told.insert(0, (target, _moved_target(*values, max(moves))))
-    return [printable(f"{name}: {finding}") for name, finding in told if finding]
+            farthest = max(farthest, abs(_move(old, new)))
+            if len(np.unique(old)) > FEW_VALUES:
+                told[name] = _constant(old, new) or _rescaled(old, new) or _fahrenheit(old, new)
+    told[target] = _moved_target(_finite(reference[target]), _finite(current[target]), farthest)
+    return [printable(f"{name}: {finding}") for name, finding in told.items() if finding]
 
 
-def _moved_target(old: np.ndarray, new: np.ndarray, features: float) -> str:
+def _moved_target(old: np.ndarray, new: np.ndarray, farthest: float) -> str:
     """Ask for 3 pooled standard deviations of the mean, or a spread outside 1/4 to 4 times.
 
-    Pooled, since an amount that grows spreads as well. Where a numeric feature moved at least
-    half as far (`features`, the farthest), a season may explain it and 6 are asked for.
+    Where a numeric feature moved at least half as far (`farthest`), a season may explain it and 6
+    are asked for.
     """
     if len(old) < MIN_ROWS or len(new) < 5 or np.ptp(old) == 0:
         return ""
-    moved, ratio = _move(old, new)
-    if abs(moved) > (6 if features >= abs(moved) / 2 else 3):
+    moved, ratio = abs(_move(old, new)), new.std() / old.std()
+    if moved > (6 if farthest >= moved / 2 else 3):
         ends = f"{format_amount(old.mean())} to {format_amount(new.mean())}"
-        return f"the mean moved from {ends}, by {abs(moved):.1f} standard deviations"
+        return f"the mean moved from {ends}, by {moved:.1f} standard deviations"
     if len(new) >= MIN_ROWS and not 1 / 4 <= ratio <= 4:
         return f"the spread is {format_amount(ratio)} times what it was"
     return ""
 
 
-def _emptied(old: pd.Series, new: pd.Series) -> str:
-    before, after = old.isna().mean(), new.isna().mean()
-    if len(new) < 5 or after < 0.895 or before >= 0.5:
-        return ""
-    return f"{after:.0%} of the cells are missing, {before:.0%} before"
-
-
 def _constant(old: np.ndarray, new: np.ndarray) -> str:
     """Find a sensor that is stuck, not a season or a year.
 
-    Natural are few distinct values, a value that was frequent before (no rain), one that comes
-    in blocks (a month) and one that moves on beyond the largest so far (a year).
+    Natural are a value that was frequent before (no rain), one that comes in blocks (a month) and
+    one that moves on beyond the largest so far (a year).
     """
-    distinct = len(np.unique(old))
-    if len(new) < 1.5 * MIN_ROWS or np.ptp(new) > 0 or distinct <= 20:
-        return ""
     in_blocks = (old[1:] == old[:-1]).mean() > 0.8
     frequent = (old == new[0]).mean() > 0.1
     moved_on = old.max() < new[0] <= old.max() + np.ptp(old)
-    if in_blocks or frequent or moved_on:
+    if len(new) < 1.5 * MIN_ROWS or np.ptp(new) > 0 or in_blocks or frequent or moved_on:
         return ""
-    return f"every row has {format_amount(new[0])}, where {distinct:,} values stood before"
+    distinct = f"{len(np.unique(old)):,} values stood before"
+    return f"every row has {format_amount(new[0])}, where {distinct}"
 
 
 def _fahrenheit(old: np.ndarray, new: np.ndarray) -> str:
@@ -212,19 +177,18 @@ def _fahrenheit(old: np.ndarray, new: np.ndarray) -> str:
 
     Such a row lies beyond 3 reference standard deviations as it stands, and within 2 once
     converted; half of them beyond 4.5, or they may be the tail of a hot summer. Only for columns
-    that look like temperatures: roughly symmetric, in such a range.
+    that look like temperatures: roughly symmetric, between -60 and 60 °C.
     """
     mean, spread = old.mean(), old.std()
-    if abs(np.median(old) - mean) > 0.3 * spread or len(np.unique(old)) <= 20:
-        return ""
+    symmetric = abs(np.median(old) - mean) <= 0.3 * spread
     for unit, before, coldest, hottest, back in (
         ("Fahrenheit", "Celsius", -60, 60, (new - 32) / 1.8),
         ("Celsius", "Fahrenheit", -76, 140, new * 1.8 + 32),
     ):
         away = np.abs(new - mean) / spread
         far = (away > 3) & (np.abs(back - mean) < 2 * spread)
-        in_range = coldest <= old.min() and old.max() <= hottest
-        if in_range and far.mean() >= 0.2 and np.median(away[far]) > 4.5:
+        possible = symmetric and coldest <= old.min() and old.max() <= hottest
+        if possible and far.mean() >= 0.2 and np.median(away[far]) > 4.5:
             return f"{far.mean():.0%} of the rows look like degrees {unit}, not {before}"
     return ""
 
@@ -237,19 +201,18 @@ def _rescaled(old: np.ndarray, new: np.ndarray) -> str:
     standardised. What runs in the order of the file, or counts in whole numbers without a
     repetition, is a clock or a counter and may run on.
     """
-    if len(np.unique(old)) <= 20 or len(np.unique(new)) <= 10:
+    factor, distance = new.std() / old.std(), abs(new.mean() - old.mean())
+    far = distance > 8 * max(old.std(), new.std())
+    one_factor = abs(new.mean() - factor * old.mean()) < 2 * new.std()
+    if not far and (1 / 8 <= factor <= 8 or not one_factor):
         return ""
-    larger, factor = max(old.std(), new.std()), new.std() / old.std()
-    far = abs(new.mean() - old.mean()) > 8 * larger
-    times = not 1 / 8 <= factor <= 8
-    times &= abs(new.mean() - factor * old.mean()) < 2 * new.std()
-    shapes = [np.quantile(values, LEVELS) for values in (old, new)]
-    if not (far or times) or min(np.ptp(shape) for shape in shapes) == 0:
+    shapes = [np.quantile(values, np.linspace(0.05, 0.95, 19)) for values in (old, new)]
+    if len(np.unique(new)) <= FEW_VALUES / 2 or min(np.ptp(shape) for shape in shapes) == 0:
         return ""
-    standard = [(shape - shape.mean()) / shape.std() for shape in shapes]
+    apart = np.abs(np.subtract(*(stats.zscore(shape) for shape in shapes))).mean()
     in_order = abs(stats.spearmanr(new, np.arange(len(new))).statistic) > 0.99
     counted = len(np.unique(new)) == len(new) and (new == np.round(new)).all()
-    if in_order or counted or np.abs(standard[0] - standard[1]).mean() > 0.3:
+    if apart > 0.3 or in_order or counted:
         return ""
     ends = f"{format_amount(old.mean())} to {format_amount(new.mean())}"
     return f"the same shape on another scale, mean {ends}, spread {format_amount(factor)} times"
@@ -261,30 +224,27 @@ def _recoded(reference: pd.Series, current: pd.Series) -> str:
     Natural are categories that come in blocks (a month, a region) and those that differ from
     known ones in their digits alone ("2024-W05").
     """
-    new = current.dropna().astype(str)
-    known = set(reference.dropna().astype(str))
-    unknown = new[~new.isin(known)]
-    if len(new) < 5 or len(unknown) == 0 or reference.count() < MIN_ROWS:
+    old, new = (column.dropna().astype(str) for column in (reference, current))
+    unknown = new[~new.isin(set(old))]
+    if len(old) < MIN_ROWS or len(new) < 5 or unknown.empty:
         return ""
-    spellings = {text.strip().casefold() for text in known}
-    respelt = unknown[[text.strip().casefold() in spellings for text in unknown]]
+    plain = [texts.str.strip().str.casefold() for texts in (old, unknown)]
+    respelt = unknown[plain[1].isin(plain[0])]
     if len(respelt) >= 0.2 * len(new):
-        named = listed((repr(text) for text in respelt.unique()), most=3)
+        named = listed(map(repr, respelt.unique()), most=3)
         return f"known categories are written in another way: {named}"
-    few_before = len(known) <= 0.2 * reference.notna().sum()
+    many_before = old.nunique() > 0.2 * len(old)
     in_blocks = (new.to_numpy()[1:] != new.to_numpy()[:-1]).sum() < new.nunique()
-    patterns = {re.sub(r"\d", "0", text) for text in known if re.search(r"\d", text)}
-    counted = all(re.sub(r"\d", "0", text) in patterns for text in unknown.unique())
-    if len(unknown) <= 0.9 * len(new) or not few_before or in_blocks or counted:
+    patterns = [set(texts.str.replace(r"\d", "0", regex=True)) for texts in (old, unknown)]
+    if len(unknown) <= 0.9 * len(new) or many_before or in_blocks or patterns[1] <= patterns[0]:
         return ""
-    named, old = (listed(map(repr, values), most=3) for values in (unknown.unique(), sorted(known)))
-    return f"hardly any category was known before: {named} instead of {old}"
+    named, known = (listed(map(repr, sorted(set(texts))), most=3) for texts in (unknown, old))
+    return f"hardly any category was known before: {named} instead of {known}"
 
 
-def _move(old: np.ndarray, new: np.ndarray) -> tuple[float, float]:
-    """Return how far the mean moved in pooled standard deviations, and the ratio of spreads."""
-    pooled = math.sqrt((old.var() + new.var()) / 2) or 1.0
-    return float((new.mean() - old.mean()) / pooled), float(new.std() / (old.std() or 1.0))
+def _move(old: np.ndarray, new: np.ndarray) -> float:
+    """Measure how far the mean moved, in pooled standard deviations: what grows spreads, too."""
+    return float((new.mean() - old.mean()) / (math.sqrt((old.var() + new.var()) / 2) or 1.0))
 
 
 def _finite(column: pd.Series) -> np.ndarray:

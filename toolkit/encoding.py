@@ -1,11 +1,13 @@
 """From conformed rows to the network's input, and from its output to predictions.
 
 Belongs here: the fitted preprocessor, and how it grows for a retraining. A copy of this file
-travels inside every model. Not here: how columns are recognised (`columns.py`), and training.
+travels inside every model. Not here: how columns are recognised (`kinds.py`), and training.
 """
 
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -22,6 +24,10 @@ MAX_LEVELS = 200  # inputs of one column; the commonest categories get their own
 FOLDS = 5  # a training row never meets its own target in the mean of its category
 SMOOTHING = 10.0  # rows of the overall mean that each category's mean is mixed with
 YEAR = 365.2425
+PARTS = {
+    "numeric": ("value",),
+    "date": ("elapsed", "year", "month", "weekday", "sine", "cosine", "hour"),
+}
 # Rows are scored by the block, large enough to be fast, small enough to stay in cache; the last one
 # is filled up to a multiple of LANE. Both are multiples of 64 and of 3: kernels take 4, 6, 8, 16 or
 # 24 rows at once, and round what is left over in another way.
@@ -29,100 +35,60 @@ BLOCK, LANE = 6_144, 192
 
 
 @dataclass(frozen=True)
-class Number:
-    """One input that holds a number: (value - center) / scale, bent smoothly beyond low and high.
+class Input:
+    """One input of the network: what it holds of a column.
 
-    part is "value", "missing" (1 where the value is), or a part of a date. edges, in standardised
-    units, are the bins that the network lays over it (Gorishniy et al. 2022).
-    """
-
-    column: str
-    part: str = "value"
-    center: float = 0.0
-    scale: float = 1.0
-    low: float = -np.inf
-    high: float = np.inf
-    edges: tuple[float, ...] = ()
-
-
-@dataclass(frozen=True)
-class Levels:
-    """One input per category of a column, 1 where the row has it.
-
-    `other` adds one for every value that is none of the levels, `missing` one for no value.
-    """
-
-    column: str
-    levels: tuple[str, ...]
-    other: bool = False
-    missing: bool = False
-
-    @property
-    def width(self) -> int:
-        return len(self.levels) + self.other + self.missing
-
-
-@dataclass(frozen=True)
-class MeanTarget:
-    """One input that holds the mean standardised target of the row's category.
-
+    part is one of PARTS, a number as (number - center) / scale, bent smoothly beyond low and high;
+    edges, in standardised units, are the bins that the network lays over it (Gorishniy et al.
+    2022). Or it is a mark, 1 or 0: "missing"; "level", the row is of this level; "other", of none
+    that has an input. Or "mean", the mean standardised target of the row's level, one of levels:
     sums and counts, of shape (n_levels, FOLDS), are kept by fold, so that a training row is given
     the mean of the other folds (Micci-Barreca 2001, out of fold as in scikit-learn).
     """
 
     column: str
-    levels: tuple[str, ...]
-    sums: list[list[float]]
-    counts: list[list[float]]
-
-
-Input = Number | Levels | MeanTarget
-KINDS = {kind.__name__: kind for kind in (Number, Levels, MeanTarget)}
+    part: str
+    level: str = ""
+    center: float = 0.0
+    scale: float = 1.0
+    low: float = -np.inf
+    high: float = np.inf
+    edges: tuple[float, ...] = ()
+    levels: tuple[str, ...] = ()
+    sums: tuple[list[float], ...] = ()
+    counts: tuple[list[int], ...] = ()
 
 
 @dataclass(frozen=True)
 class Preprocessor:
     """Turn conformed rows into float32 inputs; made by `fit`, renewed by `widen`.
 
-    latest: place in `inputs` of the first one that was measured at the latest training.
+    first_input: number of the first input that was measured at the latest training.
     """
 
     schema: Schema
     inputs: tuple[Input, ...] = ()
-    latest: int = 0
+    first_input: int = 0
 
     @property
     def width(self) -> int:
         """Return the number of inputs of the network."""
-        return sum(getattr(each, "width", 1) for each in self.inputs)
-
-    @property
-    def first_input(self) -> int:
-        """Return the number of the first network input that was measured at the latest training."""
-        return sum(getattr(each, "width", 1) for each in self.inputs[: self.latest])
+        return len(self.inputs)
 
     @property
     def bins(self) -> list[tuple[int, tuple[float, ...]]]:
         """List (number of the input, edges of its bins) of the binned inputs."""
-        return [
-            (place, each.edges)
-            for place, each in self._places()
-            if isinstance(each, Number) and each.edges
-        ]
+        return [(number, each.edges) for number, each in enumerate(self.inputs) if each.edges]
 
     @property
     def bins_before_latest(self) -> int:
         """Count the bins of the inputs that were measured before the latest training."""
-        return sum(len(edges) - 1 for place, edges in self.bins if place < self.first_input)
-
-    def _places(self) -> Iterator[tuple[int, Input]]:
-        start = 0
-        for each in self.inputs:
-            yield start, each
-            start += getattr(each, "width", 1)
+        return sum(len(edges) - 1 for number, edges in self.bins if number < self.first_input)
 
     @classmethod
-    def fit(cls, rows: pd.DataFrame, schema: Schema, y: np.ndarray, folds: np.ndarray) -> Any:
+    def fit(
+        cls, rows: pd.DataFrame, schema: Schema, y: np.ndarray, folds: np.ndarray
+    ) -> "Preprocessor":
         """Measure conformed training rows; y of shape (n_rows,), folds whole numbers below FOLDS.
 
         A column that never varies gets no input, so that it has no say in any prediction.
@@ -130,10 +96,14 @@ class Preprocessor:
         inputs: list[Input] = []
         z = (y - y.mean()) / (y.std() or 1.0)
         for name, kind in schema.kinds.items():
-            if kind == "categorical":
-                inputs += _fit_levels(rows[name], z, folds)
-            else:
-                inputs += _fit_numbers(rows[name], kind)
+            values, counts = rows[name], rows[name].value_counts()
+            missing = [Input(name, "missing")] if 0 < counts.sum() < len(values) else []
+            if kind != "categorical":
+                inputs += [*_fit_numbers(values, PARTS[kind]), *missing]
+            elif len(counts) + len(missing) > 1:
+                inputs += [*_fit_levels(counts, len(values)), *missing]
+                if len(counts) > MANY_LEVELS:
+                    inputs.append(_fit_mean(values, counts, z, folds))
         return cls(schema, tuple(inputs))
 
     def transform(self, rows: pd.DataFrame, folds: np.ndarray | None = None) -> np.ndarray:
@@ -141,14 +111,22 @@ class Preprocessor:
 
         folds: of training rows, as they were given to `fit`; None for rows to be predicted.
         """
-        X = np.zeros((len(rows), self.width), dtype=np.float32)
-        for start, each in self._places():
-            if isinstance(each, Number):
-                X[:, start] = _standardised(rows[each.column], each)
-            elif isinstance(each, Levels):
-                _set_levels(X[:, start : start + each.width], rows[each.column], each)
-            else:
-                X[:, start] = _mean_target(rows[each.column], each, folds)
+        X = np.empty((len(rows), self.width), dtype=np.float32)
+        runs = groupby(enumerate(self.inputs), lambda i: (i[0] < self.first_input, i[1].column))
+        for (_, name), run in runs:
+            inputs = dict(run)
+            levels = [each.level for each in inputs.values() if each.part == "level"]
+            is_text = self.schema.kinds[name] == "categorical"
+            codes = _codes(rows[name], levels) if is_text else np.empty(0)
+            for place, (number, each) in enumerate(inputs.items()):
+                if each.part == "level":  # those of a column come first
+                    X[:, number] = codes == place
+                elif each.part == "other":
+                    X[:, number] = (codes < 0) & rows[name].notna()
+                elif each.part == "mean":
+                    X[:, number] = _mean_target(rows[name], each, folds)
+                else:
+                    X[:, number] = _standardised(_part(rows[name], each.part), each)
         return X
 
     def encode(self, raw: pd.DataFrame, source: str = "the table") -> np.ndarray:
@@ -165,50 +143,45 @@ class Preprocessor:
         and columns that did not vary before are among them. Arguments as of `fit`, old and new
         training rows together. Returns (preprocessor, {column: [new categories]}).
         """
-        kept = self.inputs[self.latest :]
+        kept = self.inputs[self.first_input :]
         fresh = Preprocessor.fit(rows, self.schema, y, folds).inputs
-        known = {each.column: each.levels for each in kept if isinstance(each, Levels)}
-        new = {
-            each.column: sorted(set(each.levels) - set(known.get(each.column, ())))
-            for each in fresh
-            if isinstance(each, Levels)
-        }
-        wider = Preprocessor(self.schema, (*kept, *fresh), latest=len(kept))
-        return wider, {name: levels for name, levels in new.items() if levels}
+        known = {(each.column, each.level) for each in kept}
+        new: dict[str, list[str]] = {}
+        for each in fresh:
+            if each.part == "level" and (each.column, each.level) not in known:
+                new.setdefault(each.column, []).append(each.level)
+        return Preprocessor(self.schema, (*kept, *fresh), len(kept)), new
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain numbers, texts and lists, for JSON."""
-        inputs = [{"kind": type(each).__name__, **asdict(each)} for each in self.inputs]
-        return {"schema": self.schema.to_dict(), "inputs": inputs, "latest": self.latest}
+        usual = vars(Input("", ""))
+        inputs = [{k: v for k, v in vars(i).items() if v != usual[k]} for i in self.inputs]
+        return {
+            "schema": self.schema.to_dict(),
+            "inputs": inputs,
+            "first_input": self.first_input,
+        }
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> "Preprocessor":
         """Build a preprocessor from what `to_dict` returned, also after a way through JSON."""
         inputs = []
         for each in content["inputs"]:
-            values: dict[str, Any] = {
-                k: tuple(v) if k in ("levels", "edges") else v for k, v in each.items()
-            }
-            inputs.append(KINDS[values.pop("kind")](**values))
-        return cls(Schema.from_dict(content["schema"]), tuple(inputs), content["latest"])
+            values: Any = {k: tuple(v) if isinstance(v, list) else v for k, v in each.items()}
+            inputs.append(Input(**values))
+        return cls(Schema.from_dict(content["schema"]), tuple(inputs), content["first_input"])
 
 
 # --- numbers -------------------------------------------------------------------------------------
 
 
-def _parts(values: pd.Series, kind: str) -> dict[str, np.ndarray]:
-    """Give the numbers that a column stands for: itself, or the parts of its dates."""
-    numbers = values.to_numpy(np.float64)
-    if kind == "numeric":
-        return {"value": numbers}
-    return {part: _date_part(numbers, part) for part in DATE_PARTS}
-
-
-DATE_PARTS = ("elapsed", "year", "month", "weekday", "sine", "cosine", "hour")
-
-
-def _date_part(days: np.ndarray, part: str) -> np.ndarray:
-    """Take one part of days since 1970-01-01, of shape (n_rows,); missing stays NaN."""
+def _part(values: pd.Series, part: str) -> np.ndarray:
+    """Take a part of a number or of days since 1970-01-01; missing stays NaN, but for "missing"."""
+    if part == "missing":
+        return values.isna().to_numpy(np.float64)
+    days = values.to_numpy(np.float64)
+    if part == "value":
+        return days
     whole = np.floor(days)
     if part == "elapsed":
         return whole
@@ -218,125 +191,90 @@ def _date_part(days: np.ndarray, part: str) -> np.ndarray:
         return (whole + 3) % 7  # 1970-01-01 was a Thursday, the fourth day
     dates = whole.astype("datetime64[D]")
     years = dates.astype("datetime64[Y]")
-    day_of_year = whole - years.astype("datetime64[D]").astype(np.float64)
-    number = {
-        "year": years.astype(np.float64) + 1970,
-        "month": (dates.astype("datetime64[M]").astype(np.int64) % 12 + 1).astype(np.float64),
-        "sine": np.sin(2 * np.pi * day_of_year / YEAR),
-        "cosine": np.cos(2 * np.pi * day_of_year / YEAR),
-    }[part]
-    return np.where(np.isnan(days), np.nan, number)
+    turn = 2 * np.pi * (dates - years.astype("datetime64[D]")).astype(np.float64) / YEAR
+    return np.where(
+        np.isnan(days),
+        np.nan,
+        {
+            "year": years.astype(np.float64) + 1970,
+            "month": dates.astype("datetime64[M]").astype(np.int64) % 12 + 1.0,
+            "sine": np.sin(turn),
+            "cosine": np.cos(turn),
+        }[part],
+    )
 
 
-def _fit_numbers(values: pd.Series, kind: str) -> list[Number]:
+def _fit_numbers(values: pd.Series, parts: Iterable[str]) -> list[Input]:
+    """Measure the parts of a column that vary.
+
+    Center and scale are of values cut off one range beyond their 0.5 % quantiles, so that one
+    absurd cell does not squeeze all others together. Bins hold equally many rows, or lie at each
+    value where there are few.
+    """
     found = []
-    for part, numbers in _parts(values, kind).items():
-        if number := _measured(str(values.name), part, numbers):
-            found.append(number)
-    missing = values.isna().to_numpy()
-    if missing.any() and not missing.all():
-        found.append(Number(str(values.name), "missing"))
+    for part in parts:
+        numbers = _part(values, part)
+        known = numbers[np.isfinite(numbers)]
+        if not len(known) or known.min() == known.max():
+            continue
+        low, high = np.quantile(known, [0.005, 0.995])
+        reach = high - low or known.max() - known.min()
+        cut = np.clip(known, low - reach, high + reach)
+        center, scale = float(cut.mean()), float(cut.std()) or 1.0
+        z = (cut - center) / scale
+        bins = FEW_ROWS_BINS if len(known) < MANY_ROWS else BINS
+        edges = np.unique(z)
+        if len(edges) > bins + 1:
+            edges = np.unique(np.quantile(z, np.linspace(0, 1, bins + 1)))
+        low, high = float(edges[0]), float(edges[-1])
+        binned = tuple(edges.tolist()) if len(edges) > 2 else ()
+        found.append(Input(str(values.name), part, "", center, scale, low, high, binned))
     return found
 
 
-def _measured(column: str, part: str, numbers: np.ndarray) -> Number | None:
-    """Measure one number of training rows; None where it never varies.
-
-    Center and scale are of values cut off one range beyond their 0.5 % quantiles, so that one
-    absurd cell does not squeeze all others together.
-    """
-    known = numbers[np.isfinite(numbers)]
-    if not len(known) or known.min() == known.max():
-        return None
-    low, high = np.quantile(known, [0.005, 0.995])
-    reach = high - low or known.max() - known.min()
-    cut = np.clip(known, low - reach, high + reach)
-    center, scale = float(cut.mean()), float(cut.std()) or 1.0
-    z = (cut - center) / scale
-    few = len(known) < MANY_ROWS
-    edges = _edges(z, FEW_ROWS_BINS if few else BINS)
-    return Number(column, part, center, scale, float(z.min()), float(z.max()), edges)
-
-
-def _edges(z: np.ndarray, bins: int) -> tuple[float, ...]:
-    """Place edges so that bins hold equally many rows, or at each value where there are few."""
-    values = np.unique(z)
-    if len(values) > bins + 1:
-        values = np.unique(np.quantile(z, np.linspace(0, 1, bins + 1)))
-    return tuple(map(float, values)) if len(values) > 2 else ()
-
-
-def _standardised(values: pd.Series, number: Number) -> np.ndarray:
-    """Standardise a column; missing becomes 0, the mean; beyond the known range it saturates."""
-    if number.part == "missing":
-        return values.isna().to_numpy(np.float64)
-    numbers = values.to_numpy(np.float64)
-    if number.part != "value":
-        numbers = _date_part(numbers, number.part)
-    z = (numbers - number.center) / number.scale
-    inside = np.clip(z, number.low, number.high)
+def _standardised(numbers: np.ndarray, fitted: Input) -> np.ndarray:
+    """Standardise numbers; missing becomes 0, the mean; beyond the known range they saturate."""
+    z = (numbers - fitted.center) / fitted.scale
+    inside = np.clip(z, fitted.low, fitted.high)
     return np.nan_to_num(inside + np.tanh(z - inside))
 
 
 # --- categories ----------------------------------------------------------------------------------
 
 
-def _counts(values: pd.Series) -> pd.Series:
-    """Count the categories, the commonest first, equally common ones in their order."""
-    counts = values.value_counts().sort_index()
-    return counts.sort_values(ascending=False, kind="stable")
+def _fit_levels(counts: pd.Series, n_rows: int) -> list[Input]:
+    """Give common categories an input each, and all others one together; `counts` by category."""
+    name = str(counts.index.name)
+    common = counts.sort_index().sort_values(ascending=False, kind="stable")[:MAX_LEVELS]
+    common = common[common >= min(RARE, max(2, n_rows // 20))]
+    found = [Input(name, "level", level) for level in sorted(common.index)]
+    return [*found, Input(name, "other")] if len(common) < len(counts) else found
 
 
-def _fit_levels(values: pd.Series, z: np.ndarray, folds: np.ndarray) -> list[Input]:
-    name, counts = str(values.name), _counts(values)
-    missing = bool(values.isna().any())
-    if len(counts) + missing < 2:
-        return []
-    common = counts[counts >= min(RARE, max(2, len(values) // 20))][:MAX_LEVELS]
-    levels = tuple(sorted(common.index))
-    found: list[Input] = [Levels(name, levels, len(levels) < len(counts), missing)]
-    if len(counts) > MANY_LEVELS:
-        found.append(_fit_mean_target(values, tuple(counts[counts > 1].index), z, folds))
-    return [each for each in found if getattr(each, "width", 1)]
-
-
-def _fit_mean_target(
-    values: pd.Series, levels: tuple[str, ...], z: np.ndarray, folds: np.ndarray
-) -> MeanTarget:
+def _fit_mean(values: pd.Series, counts: pd.Series, z: np.ndarray, folds: np.ndarray) -> Input:
+    levels = tuple(counts[counts > 1].index)
     codes = _codes(values, levels)
     known = codes >= 0
-    cells = codes[known] * FOLDS + folds[known]
-    size = len(levels) * FOLDS
-    sums: Any = np.bincount(cells, z[known], size).reshape(-1, FOLDS)
-    counts: Any = np.bincount(cells, np.ones(len(cells)), size).reshape(-1, FOLDS)
-    return MeanTarget(str(values.name), levels, sums.tolist(), counts.tolist())
+    cells, shape = codes[known] * FOLDS + folds[known], (len(levels), FOLDS)
+    sums: Any = np.bincount(cells, z[known], math.prod(shape)).reshape(shape).tolist()
+    n_rows = np.bincount(cells, None, math.prod(shape)).reshape(shape).tolist()
+    name = str(values.name)
+    return Input(name, "mean", levels=levels, sums=tuple(sums), counts=tuple(n_rows))
 
 
-def _mean_target(values: pd.Series, encoding: MeanTarget, folds: np.ndarray | None) -> np.ndarray:
-    codes = _codes(values, encoding.levels)
+def _mean_target(values: pd.Series, fitted: Input, folds: np.ndarray | None) -> np.ndarray:
+    codes = _codes(values, fitted.levels)
     known = np.flatnonzero(codes >= 0)
-    sums, counts = np.array(encoding.sums), np.array(encoding.counts)
-    total, number = sums.sum(axis=1)[codes[known]], counts.sum(axis=1)[codes[known]]
+    sums, counts = np.array(fitted.sums)[codes[known]], np.array(fitted.counts)[codes[known]]
     if folds is not None:
-        total = total - sums[codes[known], folds[known]]
-        number = number - counts[codes[known], folds[known]]
+        own = np.arange(len(known)), folds[known]
+        sums[own] = counts[own] = 0
     means = np.zeros(len(values))
-    means[known] = total / (number + SMOOTHING)  # the overall mean of z is 0
+    means[known] = sums.sum(axis=1) / (counts.sum(axis=1) + SMOOTHING)  # the mean of z is 0
     return means
 
 
-def _set_levels(X: np.ndarray, values: pd.Series, encoding: Levels) -> None:
-    codes = _codes(values, encoding.levels)
-    known = np.flatnonzero(codes >= 0)
-    X[known, codes[known]] = 1
-    missing = values.isna().to_numpy()
-    if encoding.other:
-        X[(codes < 0) & ~missing, len(encoding.levels)] = 1
-    if encoding.missing:
-        X[missing, -1] = 1
-
-
-def _codes(values: pd.Series, levels: tuple[str, ...]) -> np.ndarray:
+def _codes(values: pd.Series, levels: Sequence[str]) -> np.ndarray:
     """Number each value by its place in `levels`; -1 for a value that is none of them."""
     text = pa.array(values, type=pa.string(), from_pandas=True)
     found = pc.index_in(text, pa.array(levels, type=pa.string()))

@@ -5,11 +5,9 @@ are in `comparison.py` and `drift.py`, the words of the report in `report.py`.
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModelInput
 
@@ -18,7 +16,7 @@ from .artifact import TrainedModel
 from .columns import Schema
 from .report import Evidence
 from .roles import RetrainingRows
-from .words import format_amount, safe_cells
+from .words import format_amount, format_interval, safe_cells
 
 Predictions = Mapping[str, Mapping[str, np.ndarray]]  # by part of the held-out rows, by model
 
@@ -39,21 +37,17 @@ def look(
         f"parent {parent.uri}: its MAE on the {len(y):,} new rows of {data}, before any training "
         f"on them, is {format_amount(error, unit)}"
     )
-    evidence = Evidence(unit=unit, prequential=error, prequential_rows=len(y))
-    reference = rows.remembered
+    found = Evidence(unit=unit, prequential=error, prequential_rows=len(y))
     lines = ["drift: unknown, the parent remembers no training row"]
-    if len(reference):
-        evidence = replace(
-            evidence,
-            drift=drift.drift(reference, rows.file, kinds, target),
-            bounds=drift.bounds_share(reference[target], y),
-            findings=drift.suspicious(reference, rows.file, kinds, target),
-        )
-        lines = drift.drift_summary(evidence.drift, evidence.bounds)
-        lines += [f"suspicious: {finding}" for finding in evidence.findings]
+    if len(rows.remembered):
+        found.drift = drift.drift(rows.remembered, rows.file, kinds, target)
+        found.bounds = drift.at_bounds(rows.remembered[target], y)
+        found.findings = drift.suspicious(rows.remembered, rows.file, kinds, target)
+        lines = [*drift.drift_summary(found.drift), f"target: {found.bounds}"]
+        lines += [f"suspicious: {finding}" for finding in found.findings]
     for line in lines:
         terminal.say(line)
-    return evidence, prediction
+    return found, prediction
 
 
 def as_json(parent: TrainedModel, evidence: Evidence) -> dict[str, Any]:
@@ -76,52 +70,36 @@ def weigh(
     evidence: Evidence,
     whole: np.ndarray,
 ) -> Evidence:
-    """Compare both models on the same held-out rows and reach a verdict.
+    """Compare both models on the same held-out rows, reach a verdict, and add it to `evidence`.
 
     predictions: of every model, by part of the held-out rows; whole: the parent's for the file's
     new rows, made before any training.
     """
-    target, unit = schema.target.name, evidence.unit
+    target, kinds, new = schema.target.name, schema.kinds, predictions["new"]
     y = {part: table[target].to_numpy() for part, table in rows.held_out.items()}
     labels = {part: roles.blocks_of_rows(table, role) for part, table in rows.held_out.items()}
     held_out = {part: comparison.evaluate(y[part], predictions[part], labels[part]) for part in y}
-    new, findings = predictions["new"], list(evidence.findings)
+    findings, both = list(evidence.findings), (rows.file[target], whole)
     if "old" in y:
-        before = (y["old"], predictions["old"])
-        both = (rows.file[target], whole)
-        findings += comparison.lost_skill(y["new"], new, *before, whole=both, groups=labels["new"])
-    verdict = comparison.decide(
+        old = (y["old"], predictions["old"])
+        findings += comparison.lost_skill(y["new"], new, *old, whole=both, groups=labels["new"])
+    evidence.held_out, evidence.leakage = held_out, rows.counts
+    evidence.verdict = comparison.decide(
         held_out["new"],
         held_out.get("old"),
         max_forgetting=settings.max_forgetting,
         promote=settings.promote,
         findings=findings,
-        unit=unit,
+        unit=evidence.unit,
     )
-    return replace(
-        evidence,
-        verdict=verdict,
-        held_out=held_out,
-        attribution=_attribution(y["new"], new, unit, labels["new"]),
-        groups=_groups(rows.held_out["new"], schema, new),
-        leakage=rows.counts,
-        caveats=_caveats(schema, role),
-    )
-
-
-def _attribution(y: np.ndarray, new: Mapping[str, np.ndarray], unit: str, labels: Any) -> Any:
-    if "control" not in new:
-        return None
-    models = (new["parent"], new["control"], new["retrained"])
-    return comparison.attribution(y, *models, unit, labels)
-
-
-def _groups(table: pd.DataFrame, schema: Schema, new: Mapping[str, np.ndarray]) -> Any:
-    categorical = [name for name, kind in schema.kinds.items() if kind == "categorical"]
-    if not categorical:
-        return None
-    y = table[schema.target.name].to_numpy()
-    return comparison.groups(table, categorical, y, new["parent"], new["retrained"])
+    if "control" in new:
+        evidence.attribution = comparison.attribution(y["new"], new, evidence.unit, labels["new"])
+    texts = [name for name, kind in kinds.items() if kind == "categorical"]
+    if texts:
+        models = (new["parent"], new["retrained"])
+        evidence.groups = comparison.groups(rows.held_out["new"], texts, y["new"], *models)
+    evidence.caveats = _caveats(schema, role)
+    return evidence
 
 
 def _caveats(schema: Schema, role: roles.Roles) -> list[str]:
@@ -139,15 +117,12 @@ def log_inputs(
     client: MlflowClient, run_id: str, settings: Any, parent: TrainedModel, rows: RetrainingRows
 ) -> None:
     """Log settings, parent and datasets, before training starts."""
-    tracking.log_settings(client, run_id, settings, parent=parent.uri)
     if parent.model_id:
         client.log_inputs(run_id, models=[LoggedModelInput(parent.model_id)])
     parts = {"training": rows.train[rows.new], "replay": rows.train[~rows.new]}
     parts |= {f"held-out {name}": table for name, table in rows.held_out.items()}
     target = parent.preprocessor.schema.target.name
-    for context, table in parts.items():
-        if len(table):
-            tracking.log_rows(roles.own_columns(table), target, settings.data, context)
+    tracking.log_inputs(client, run_id, settings, target, parts, parent=parent.uri)
 
 
 def log_evidence(
@@ -165,17 +140,19 @@ def log_evidence(
     shown = {name: predictions["new"][name] for name in ("parent", "retrained")}
     pictures = {
         "before_after": figures.before_after(evidence.held_out, unit),
-        "learning_curve": figures.learning_curve(curves),
         "predicted_against_actual": figures.predicted_against_actual(y_new, shown, unit),
     }
-    files = {"report.md": report.to_markdown(report.sections(evidence))}
+    tables = {"groups": evidence.groups, "drift": evidence.drift}
     if evidence.groups is not None:
         pictures["error_per_group"] = figures.error_per_group(evidence.groups, unit)
-        files["groups.csv"] = safe_cells(evidence.groups).to_csv(index=False)
     if evidence.drift is not None:
         pictures["drift"] = figures.drift_figure(evidence.drift)
-        files["drift.csv"] = safe_cells(evidence.drift).to_csv(index=False)
-    tracking.log_figures(pictures)
+    evidence.figures = pictures | {"learning_curve": figures.learning_curve(curves)}
+    tracking.log_figures(evidence.figures)
+    files = {name: report.render(evidence, name) for name in ("report.html", "report.md")}
+    for name, table in tables.items():
+        if table is not None:
+            files[f"{name}.csv"] = safe_cells(table).to_csv(index=False)
     tracking.log_files(files)
     return metrics
 
@@ -185,7 +162,8 @@ def print_scores(terminal: cli.Terminal, evidence: Evidence) -> None:
     terminal.say()
     terminal.table(*report.score_table(evidence), bold="retrained")
     terminal.say()
-    for name, held in evidence.held_out.items():
-        terminal.say(f"retrained − parent: {report.change(name, held, evidence.unit)}")
+    for part, held in evidence.held_out.items():
+        change = format_interval(held.change, evidence.unit)
+        terminal.say(f"retrained − parent: MAE on {part} rows {change}")
     if evidence.attribution:
         terminal.say(evidence.attribution.sentence)

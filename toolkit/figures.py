@@ -6,7 +6,7 @@ where a figure goes. Nothing is written; pyplot, slow and with a global state, i
 
 from collections.abc import Mapping, Sequence
 from itertools import cycle
-from typing import Any
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -22,6 +22,7 @@ from toolkit.words import format_amount, format_interval
 # Okabe and Ito, https://jfly.uni-koeln.de/color: told apart with any kind of colour vision.
 BLUE, ORANGE, GREY, LIGHT = "#0072B2", "#D55E00", "#666666", "#BBBBBB"
 CURVES = (BLUE, ORANGE, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+STYLES: tuple[Literal["-", ":", "--", "-."], ...] = ("-", ":", "--", "-.")
 MAX_POINTS = 2_000
 MAX_LINES = 80  # categories or columns in one picture
 MAX_DISTANCE = 2.0  # longer bars are cut, or one column would hide all others
@@ -36,11 +37,10 @@ def learning_curve(curves: Mapping[str, Sequence[float]]) -> Figure:
     The axis is logarithmic where all losses are positive and the largest is over 20 times the
     smallest.
     """
-    figure, axes = _canvas(4.5, "Learning curve")
+    figure, (axes,) = _canvas(3.7, ["Learning curve"])
     drawn = {name: np.asarray(values, float) for name, values in curves.items() if len(values)}
-    for number, (name, values) in enumerate(drawn.items()):
-        colour, label = CURVES[number % len(CURVES)], _label(name.replace("_", " "))
-        epochs = np.arange(1, len(values) + 1)
+    for (name, values), colour in zip(drawn.items(), cycle(CURVES), strict=False):
+        epochs, label = np.arange(1, len(values) + 1), _label(name.replace("_", " "))
         axes.plot(epochs, values, ".-", color=colour, label=label, linewidth=1.3)
     losses = np.concatenate([np.empty(0), *drawn.values()])
     losses = losses[np.isfinite(losses)]
@@ -62,16 +62,16 @@ def predicted_against_actual(
     """
     y = np.asarray(y_true, float)
     shown = np.random.default_rng(0).permutation(len(y))[:MAX_POINTS]
-    figure = Figure(figsize=(max(5, 4 * len(predictions)), 4.4), dpi=110, layout="constrained")
-    panels = figure.subplots(1, len(predictions), sharex=True, sharey=True, squeeze=False)[0]
-    for number, (axes, name) in enumerate(zip(panels, predictions, strict=True)):
-        predicted = np.asarray(predictions[name], float)
-        colour = BLUE if number == 0 and len(predictions) > 1 else ORANGE
-        error = format_amount(float(np.abs(predicted - y).mean()), unit)
+    made = {name: np.asarray(predicted, float) for name, predicted in predictions.items()}
+    errors = {name: float(np.abs(predicted - y).mean()) for name, predicted in made.items()}
+    titles = [f"{name}: MAE {format_amount(error, unit)}" for name, error in errors.items()]
+    figure, panels = _canvas(3.7, titles, shared=True)
+    colours = [BLUE, ORANGE] if len(made) > 1 else [ORANGE]
+    for axes, predicted, colour in zip(panels, made.values(), colours, strict=True):
         axes.axline((y[0], y[0]), slope=1, color="black", linewidth=0.8)
-        axes.scatter(y[shown], predicted[shown], s=10, alpha=0.4, color=colour, linewidths=0)
-        _restrain(axes, f"{name}: MAE {error}")
-        axes.set(xlabel="actual", ylabel="" if number else "predicted")
+        dots = axes.scatter(y[shown], predicted[shown], 10, colour, alpha=0.4, linewidths=0)
+        dots.set_rasterized(True)  # or a page would hold 2,000 paths
+        axes.set(xlabel="actual", ylabel="" if axes is not panels[0] else "predicted")
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_formatter(AMOUNTS)
             axis.set_major_locator(MaxNLocator(5))
@@ -84,29 +84,20 @@ def error_per_group(groups_table: pd.DataFrame, unit: str = "") -> Figure:
     Of more than 80 categories the largest are drawn. A star marks groups that got worse.
     """
     table = groups_table.nlargest(MAX_LINES, "rows").sort_index()
-    labels: list[str] = []
-    places: list[int] = []
-    headers: list[int] = []
-    for column, part in table.groupby("column", sort=False):
-        headers.append(len(labels))
-        places += range(len(labels) + 1, len(labels) + 1 + len(part))
-        stars = np.where(part["worse"], " *", "") if "worse" in part else [""] * len(part)
-        named = zip(part["category"], part["rows"], stars, strict=True)
-        labels += [_label(column), *(f"{_label(name)} ({n:,}){star}" for name, n, star in named)]
-    series = [("before", PARENT, BLUE), ("after", RETRAINED, ORANGE)]
-    series = [entry for entry in series if f"MAE_{entry[0]}" in table]
-    figure, axes = _canvas(max(3.0, 0.22 * len(labels) + 1.2), "Mean absolute error per group")
-    height = 0.8 / len(series)
-    for number, (when, name, colour) in enumerate(series):
-        at = np.array(places) + (number - (len(series) - 1) / 2) * height
-        axes.barh(at, table[f"MAE_{when}"], height, color=colour, label=name)
-    _name_lines(axes, labels)
+    is_first = ~table["column"].duplicated().to_numpy()
+    places = np.arange(len(table)) + is_first.cumsum()  # the column's name stands above
+    headers = dict(zip(places[is_first] - 1, map(_label, table["column"][is_first]), strict=True))
+    worse = table["worse"] if "worse" in table else [False] * len(table)
+    lines = zip(table["category"], table["rows"], worse, strict=True)
+    texts = [f"{_label(name)} ({rows:,}){' *' if bad else ''}" for name, rows, bad in lines]
+    labels = headers | dict(zip(places, texts, strict=True))
+    figure, (axes,) = _canvas(0.2 * len(labels) + 1.4, ["Mean absolute error per group"])
+    series = {PARENT: "MAE_before", RETRAINED: "MAE_after"}
+    _bars(axes, places, {name: table[key] for name, key in series.items() if key in table})
+    _name_lines(axes, [labels[place] for place in sorted(labels)])
     for header in headers:
         axes.get_yticklabels()[header].set_fontweight("bold")
     axes.set_xlabel(_with_unit("MAE", unit) + ", number of rows in brackets")
-    axes.xaxis.set_major_formatter(AMOUNTS)
-    if len(series) > 1:
-        figure.legend(loc="outside lower center", ncols=2, frameon=False)
     return figure
 
 
@@ -116,72 +107,74 @@ def before_after(held_out: Mapping[str, HeldOut], unit: str = "") -> Figure:
     The bar around the retrained model is the interval of the difference, set off from the
     parent. Ticks are the controls, those beyond twice the larger of the two left out.
     """
-    figure, axes = _canvas(1.8 + 1.1 * len(held_out), "Same held-out rows, both models")
-    names = dict.fromkeys(name for held in held_out.values() for name in held.scores.index)
-    controls = [name for name in names if name not in (PARENT, RETRAINED)]
-    styles = dict(zip(controls, cycle(["-", ":", "--", "-."]), strict=False))
+    height = 1.7 + 0.9 * len(held_out)
+    figure, (axes,) = _canvas(height, ["Same held-out rows, both models: left is better"])
     for line, held in enumerate(held_out.values()):
-        _draw_pair(axes, line, held, unit, styles)
+        error, styles = held.scores["MAE"], cycle(STYLES)
+        parent, child = error[PARENT], error[RETRAINED]
+        for name, value in error.drop([PARENT, RETRAINED]).items():
+            style, ends = next(styles), (line - 0.2, line + 0.2)
+            if value < 2 * max(parent, child):
+                axes.vlines(value, *ends, GREY, style, label=_label(name), linewidth=1.2)
+        bounds = parent + held.change.low, parent + held.change.high
+        axes.plot([parent, child], [line, line], color=GREY, linewidth=0.8)
+        if np.isfinite(bounds).all():
+            axes.hlines(line, *bounds, ORANGE, lw=7, alpha=0.35, label="95 % interval")
+        text, at = _label(format_interval(held.change, unit), 60), (parent + child) / 2
+        axes.annotate(text, (at, line - 0.26), ha="center", va="bottom", fontsize=9)
+        axes.plot(parent, line, "o", color=BLUE, markersize=9, label=PARENT)
+        axes.plot(child, line, "D", color=ORANGE, markersize=8, label=RETRAINED)
     _name_lines(axes, [f"{_label(name)} ({held.rows:,})" for name, held in held_out.items()])
     axes.set_xlabel(_with_unit("MAE", unit))
     axes.xaxis.set_major_formatter(AMOUNTS)
     handles = dict(zip(*axes.get_legend_handles_labels()[::-1], strict=True))
-    figure.legend(handles.values(), handles, loc="outside lower center", ncols=6, frameon=False)
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=4, frameon=False)
     return figure
 
 
-def _draw_pair(axes: Axes, line: int, held: HeldOut, unit: str, styles: Mapping[str, Any]) -> None:
-    error = held.scores["MAE"]
-    pair = error.reindex([PARENT, RETRAINED])
-    for name, style in styles.items():
-        if name in error and error[name] < 2 * pair.max():
-            ends = (line - 0.2, line + 0.2)
-            axes.vlines(error[name], *ends, GREY, style, label=_label(name), linewidth=1.2)
-    if held.difference is not None:
-        low, high = held.difference.low + pair[PARENT], held.difference.high + pair[PARENT]
-        axes.plot(pair, [line, line], color=GREY, linewidth=0.8)
-        if np.isfinite([low, high]).all():
-            axes.hlines(line, low, high, ORANGE, lw=7, alpha=0.35, label="95 % interval")
-        text = _label(format_interval(held.difference, unit), 60)
-        axes.annotate(text, (pair.mean(), line - 0.26), ha="center", va="bottom", fontsize=9)
-    axes.plot(pair[PARENT], line, "o", color=BLUE, markersize=9, label=PARENT)
-    axes.plot(pair[RETRAINED], line, "D", color=ORANGE, markersize=8, label=RETRAINED)
-
-
-def drift_figure(drift_table: pd.DataFrame, threshold: float = DRIFT_DISTANCE) -> Figure:
-    """Draw the distance of each column in `comparison.drift`'s table, far ones on top.
+def drift_figure(drift_table: pd.DataFrame) -> Figure:
+    """Draw the distance of each column in `drift.drift`'s table, far ones on top.
 
     Bars are cut at 2 and carry their value; of more than 80 columns the farthest are drawn.
     """
     table = drift_table.sort_values("distance", ascending=False, na_position="last")[:MAX_LINES]
     title = "New rows against old ones (orange: drifted)"
-    figure, axes = _canvas(max(3.0, 0.3 * len(table) + 1.6), title)
+    figure, (axes,) = _canvas(0.25 * len(table) + 1.4, [title])
     colours = np.where(table["drifted"], ORANGE, LIGHT)
     lengths = table["distance"].fillna(0.0).clip(upper=MAX_DISTANCE)
     bars = axes.barh(range(len(table)), lengths, 0.7, color=colours)
-    texts = [format_amount(value) for value in table["distance"]]
-    background = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
-    axes.bar_label(bars, texts, padding=3, fontsize=9, bbox=background)
-    axes.axvline(threshold, color="black", linestyle="--", linewidth=1, label="threshold")
+    axes.bar_label(bars, [format_amount(value) for value in table["distance"]], padding=3, size=9)
+    axes.axvline(DRIFT_DISTANCE, color="black", linestyle="--", linewidth=1, label="threshold")
     _name_lines(axes, [_label(name) for name in table["column"]])
     axes.margins(x=0.1)
     axes.legend(loc="lower right", frameon=False)
-    axes.set_xlabel("distance: Wasserstein / standard deviation (numbers), Jensen–Shannon (text)")
+    axes.set_xlabel("distance: Wasserstein / standard deviation, or Jensen–Shannon (text)")
     return figure
 
 
-def _canvas(height: float, title: str) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(8, height), dpi=110, layout="constrained")
-    axes = figure.subplots()
-    _restrain(axes, title)
-    return figure, axes
+def _canvas(
+    height: float, titles: Sequence[str], shared: bool = False
+) -> tuple[Figure, list[Axes]]:
+    """Return a figure with one panel per title, narrow enough to be read on a telephone."""
+    figure = Figure(figsize=(6.6, max(2.6, height)), dpi=130, layout="constrained")
+    panels = figure.subplots(1, len(titles), sharex=shared, sharey=shared, squeeze=False)[0]
+    for axes, title in zip(panels, titles, strict=True):
+        axes.set_title(_label(title, 60 // len(titles)), fontsize=11, loc="left")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(color="#E6E6E6", linewidth=0.6)
+        axes.set_axisbelow(True)
+    return figure, list(panels)
 
 
-def _restrain(axes: Axes, title: str) -> None:
-    axes.set_title(_label(title, 60), fontsize=11, loc="left")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(color="#E6E6E6", linewidth=0.6)
-    axes.set_axisbelow(True)
+def _bars(axes: Axes, places: np.ndarray, series: Mapping[str, pd.Series]) -> None:
+    """Draw one horizontal bar per model at each place, with a legend if there are two."""
+    height = 0.8 / len(series)
+    for number, (name, lengths) in enumerate(series.items()):
+        at = places + (number - (len(series) - 1) / 2) * height
+        axes.barh(at, lengths, height, color=BLUE if name == PARENT else ORANGE, label=name)
+    axes.xaxis.set_major_formatter(AMOUNTS)
+    if len(series) > 1:
+        axes.figure.legend(loc="outside lower center", ncols=2, frameon=False)
 
 
 def _name_lines(axes: Axes, labels: Sequence[str]) -> None:

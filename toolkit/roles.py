@@ -168,12 +168,14 @@ def counts(table: pd.DataFrame) -> dict[str, int]:
     return {"rows": len(table), "trained_on": len(table) - held_out, "held_out": held_out}
 
 
-def check_enough(n_train: int, n_held_out: int, source: str) -> None:
-    """Raise UserError where too few rows are left to train or to score."""
-    if n_train < MIN_TRAIN or n_held_out < MIN_HELD_OUT:
+def check_enough(table: pd.DataFrame, source: str) -> None:
+    """Raise UserError where a table with roles leaves too few rows to train or to score."""
+    found = counts(table)
+    if found["trained_on"] < MIN_TRAIN or found["held_out"] < MIN_HELD_OUT:
         raise UserError(
-            f"{source} leaves {n_train} rows to train on and {n_held_out} to score; expected at "
-            f"least {MIN_TRAIN} and {MIN_HELD_OUT}: add rows or change --test-size"
+            f"{source} leaves {found['trained_on']} rows to train on and {found['held_out']} to "
+            f"score; expected at least {MIN_TRAIN} and {MIN_HELD_OUT}: add rows or change "
+            "--test-size"
         )
 
 

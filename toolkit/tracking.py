@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import pandas as pd
@@ -26,7 +27,7 @@ from mlflow.data.pandas_dataset import from_pandas
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
-from . import cli
+from . import cli, roles
 from .errors import UserError
 
 # The exception says all that this logger prints over a hundred lines.
@@ -175,6 +176,22 @@ def resumable() -> Iterator[None]:
             f"the training is done but could not be logged ({cli.reason(error)}); mend that, then "
             f"log it with: {again}"
         ) from error
+
+
+def log_inputs(
+    client: MlflowClient,
+    run_id: str,
+    settings: Any,
+    target: str,
+    datasets: Mapping[str, pd.DataFrame],
+    **more: object,
+) -> None:
+    """Log settings, what else was decided, and the rows by what they are for, but no empty ones."""
+    sizes = {f"rows_{name}": len(table) for name, table in datasets.items()}
+    log_settings(client, run_id, settings, **sizes, **more)
+    for context, table in datasets.items():
+        if len(table):
+            log_rows(roles.own_columns(table), target, settings.data, context)
 
 
 def log_settings(
