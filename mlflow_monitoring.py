@@ -68,7 +68,7 @@ def track(settings: Settings, terminal: cli.Terminal, table: Any, schema: Any, r
     checkpoint = Checkpoint(settings, __file__, tags["data_sha256"])
     name = f"train {settings.model_name}"
     with tracking.tracked_run(experiment, name, tags, checkpoint.run_id) as run:
-        run_id = checkpoint.once("run_id", lambda: run.info.run_id)
+        run_id = checkpoint.begin(run.info.run_id)
         y, held_out = table[settings.target].to_numpy(), role.held_out(table)
         train_rows, test_rows, y_train, y_test = model_utils.split(table, y, held_out=held_out)
         rows = {"training": train_rows, "held-out": test_rows}
@@ -116,7 +116,7 @@ def fit(
         options: dict[str, Any] = {"base": base, "seed": settings.seed}
         options["callbacks"] = checkpoint.callbacks("search", tell)
         search = partial(model_utils.choose_recipe, X, y, bins, **options)
-        recipes, curves = checkpoint.search(model_utils.Recipe, search)
+        recipes, curves = search()
     scale = model_utils.target_scale(y)
     network = model_utils.create_nn_model(
         X.shape[1], recipes[0], scale, bins, seed=settings.seed, build=build
@@ -177,19 +177,19 @@ def keep(
     from toolkit import artifact, registry, report, tracking
 
     artifact.save_preprocessor(trained.preprocessor, settings.models_dir / "preprocessor.pkl")
-    folder = artifact.save_folder(trained, settings.models_dir / MODEL_NAME)
     name, run_id, result = settings.model_name, trained.card["run_id"], trained.card["result"]
     about = report.about(trained.card, trained.preprocessor.schema)
     short = result.split(" on held-out")[0]
     figures = draw(trained, curves, rows["held-out"], prediction)
-    with tracking.kept_if_logging_fails(folder):
+    with tracking.resumable():
+        artifact.save_folder(trained, settings.models_dir / MODEL_NAME)
         by_epoch = {f"epoch/{key}": values for key, values in curves.items()}
         tracking.log_numbers(client, run_id, metrics, by_epoch)
         tracking.log_figures(figures)
         uri = artifact.log_model(trained, MODEL_NAME)
         with cli.uninterrupted():  # registered, promoted and told, or nothing of it
             verdict, version = registry.register_and_promote(
-                client, name, uri, run_id, result, about, short
+                client, name, uri, result, about, short
             )
     return uri, version, verdict
 

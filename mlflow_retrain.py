@@ -106,7 +106,7 @@ def track(work: Work, terminal: cli.Terminal, found: Any, whole: Any) -> int:
     checkpoint = Checkpoint(settings, __file__, inputs)
     name = f"retrain {settings.model_name}"
     with tracking.tracked_run(work.experiment, name, tags, checkpoint.run_id) as run:
-        run_id = checkpoint.once("run_id", lambda: run.info.run_id)
+        run_id = checkpoint.begin(run.info.run_id)
         evidence.log_inputs(work.client, run_id, settings, parent, rows)
 
         # Train the child and its control; score all models on the same held-out rows.
@@ -158,9 +158,9 @@ def keep(
     from toolkit import artifact, evidence, registry, report, tracking
 
     settings, schema, run_id = work.settings, child.preprocessor.schema, trained.card["run_id"]
-    folder = artifact.save_folder(trained, settings.models_dir / MODEL_NAME)
     y_new = work.rows.held_out["new"][schema.target.name].to_numpy()
-    with tracking.kept_if_logging_fails(folder):
+    with tracking.resumable():
+        artifact.save_folder(trained, settings.models_dir / MODEL_NAME)
         metrics = evidence.log_evidence(
             work.client, run_id, child.curves, y_new, child.predictions, found
         )
@@ -170,15 +170,13 @@ def keep(
                 work.client,
                 settings.model_name,
                 uri,
-                run_id,
                 found.verdict.reason,
                 report.about(trained.card, schema),
                 report.short_result(found, promoted=True).removeprefix("promoted: "),
                 champion=work.champion,
                 wanted=found.verdict.promoted,
                 parent_run=None if settings.promote == "always" else work.parent.run_id,
-                note=f"Parent: `{work.parent.uri}`",
-                kind=found.verdict.kind,
+                tags={"verdict_kind": found.verdict.kind},
             )
     return uri, version, verdict, metrics
 
@@ -279,7 +277,7 @@ def continue_members(
     options: dict[str, Any] = {"callbacks": checkpoint.callbacks("search", tell), "seed": seed}
     data = (start, X, y, bins, scale)
     search = partial(model_utils.choose_retraining, *data, base, rows.new, **options)
-    recipes, curves = checkpoint.search(model_utils.Recipe, search)
+    recipes, curves = search()
     options["callbacks"] = checkpoint.callbacks(name, tell)
     old = ~rows.new if settings.controls and not rows.new.all() else None
     network, control, history = model_utils.continue_training(*data, recipes, old, **options)

@@ -25,7 +25,7 @@ import sqlalchemy
 from conftest import not_trained
 
 import model_utils
-from toolkit import artifact, checkpoint, evidence, promotion, tracking  # noqa: F401
+from toolkit import artifact, checkpoint, evidence, tracking  # noqa: F401
 
 CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "shutil.copyfile"}
 moments = {}  # script: how many a complete run has

@@ -194,13 +194,17 @@ FLAGS = {
         ["--tracking-uri", "mlruns"],
         "'mlruns' is no store that MLflow still",
     ),
-    "no folder": (BOTH, ["--tracking-uri", "sqlite:///no/m.db"], "cannot create the database no/"),
-    "unreachable": (BOTH, ["--tracking-uri", "http://127.0.0.1:9"], "127.0.0.1:9 does not answer"),
+    "no folder": (BOTH, ["--tracking-uri", "sqlite:///no/m.db"], "no/m.db cannot be used (No such"),
+    "unreachable": (
+        BOTH,
+        ["--tracking-uri", "http://127.0.0.1:9"],
+        "9 cannot be used (HTTP",
+    ),
     "read-only models": (BOTH, ["--models-dir", "/sys/models"], "/sys/models; check the path, its"),
     "read-only store": (
         BOTH,
         ["--tracking-uri", "sqlite:////sys/m.db"],
-        "expected a folder that exists and can be written: make it",
+        "sqlite:////sys/m.db cannot be used (Operation not permitted)",
     ),
     "model name": (
         BOTH,
@@ -257,11 +261,17 @@ URIS = {
     "no model": ("models", "it has no MLmodel file; pass its folder"),
     "nowhere": ("nowhere", "no model at nowhere"),
     "scikit-learn": ("sklearn", "python_function, sklearn; expected one with a Keras network"),
-    "other width": ("narrow", "takes 3 inputs, but models/preprocessor.pkl makes"),
-    "truncated": ("truncated", "truncated is damaged (model.keras is not the file that was"),
-    "tampered": ("tampered", "tampered is damaged (buffer.parquet is not the file that was"),
-    "half copied": ("half", "half is incomplete"),
-    "MLmodel broken": ("broken", "broken is damaged: its MLmodel file cannot be read"),
+    "other width": ("narrow", "takes 3 inputs, but its preprocessor makes"),
+    "truncated": (
+        "truncated",
+        "loaded safely (model.keras is not the file",
+    ),
+    "tampered": (
+        "tampered",
+        "loaded safely (buffer.parquet is not the file",
+    ),
+    "half copied": ("half", "half is damaged or cannot be loaded safely (it lacks"),
+    "MLmodel broken": ("broken", "broken is damaged"),
 }
 
 
@@ -414,12 +424,12 @@ def failing(place):
 
 
 STORES = {
-    "unwritable": (BOTH, unwritable, "(disk I/O error); expected one"),
+    "unwritable": (BOTH, unwritable, "(disk I/O error); expected a"),
     "of an old MLflow": (TRAIN, of_old_mlflow, "'mlflow db upgrade"),
     "of a newer MLflow": (RETRAIN, of_newer_mlflow, "ffffffffffff"),
     "damaged": (BOTH, damaged, "malformed"),
     "without its experiment": (BOTH, without_experiment, "mlflow experiments restore -x 2' or"),
-    "answering 500": (TRAIN, failing, "does not work (API request to http://127.0.0.1"),
+    "answering 500": (TRAIN, failing, "cannot be used (API request to http://127.0.0.1"),
 }
 STORE_CASES = [
     pytest.param(script, fault, words, id=f"{script[7:]}: store {name}")
@@ -464,11 +474,8 @@ PROCESSES = {
     "unknown flag": ([RETRAIN, "--dta", "none.csv"], "did you mean --data?"),
     "unknown URI": ([RETRAIN, "--model-uri", "models:/a/1"], "no model at models:/a/1"),
     "full disk": ([TRAIN], "disk"),
-    "read-only database": ([TRAIN], "does not work (attempt to write a readonly database)"),
-    "locked database": (
-        [TRAIN],
-        "mlflow.db cannot be read as an SQLite database (database is locked",
-    ),
+    "read-only database": ([TRAIN], "cannot be used (attempt to write a readonly database)"),
+    "locked database": ([TRAIN], "mlflow.db cannot be used (database is locked"),
 }
 FIRST = {"full disk": ["-c", FULL], "read-only database": ["-c", POWERLESS]}
 

@@ -1,6 +1,5 @@
 """Claims about toolkit/checkpoint.py: an interrupted training goes on to the same weights."""
 
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -53,7 +52,7 @@ def test_interrupted_training_goes_on_to_the_weights_of_an_uninterrupted_one(
 ):
     monkeypatch.setattr(checkpoint, "SECONDS", 0)
     first = Checkpoint(settings_for(tmp_path), "train.py", "rows")
-    first.once("run_id", lambda: "1")
+    first.begin("1")
     with pytest.raises(KeyboardInterrupt):
         train([*first.callbacks("training", print), Killed(epoch)])
     told = []
@@ -66,42 +65,24 @@ def test_interrupted_training_goes_on_to_the_weights_of_an_uninterrupted_one(
     assert not list(tmp_path.iterdir())
 
 
-def test_state_is_saved_only_when_the_last_time_is_long_ago(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("name", "expected"), [("training", [1, 3]), ("search", [])])
+def test_state_is_saved_when_the_last_time_is_long_ago_and_never_of_a_search(
+    tmp_path, monkeypatch, name, expected
+):
     saved = []
     monkeypatch.setattr(
         keras.callbacks.BackupAndRestore,
         "on_epoch_end",
         lambda self, epoch, logs=None: saved.append(epoch),
     )
-    backup = Checkpoint(settings_for(tmp_path), "train.py", "rows").callbacks("t", print)[0]
+    monkeypatch.setattr(checkpoint.time, "monotonic", lambda: 100.0)
+    (watch,) = Checkpoint(settings_for(tmp_path), "train.py", "rows").callbacks(name, print)
+    watch.set_params({"epochs": 4})
+    watch.began = 100.0
     for epoch, seconds in enumerate((10, 31, 40, 70)):
-        monkeypatch.setattr(checkpoint.time, "monotonic", lambda s=seconds: backup.began + s)
-        backup.began = getattr(backup, "began", backup.saved_at)
-        backup.on_epoch_end(epoch)
-    assert saved == [1, 3]
-
-
-def test_work_is_done_once_and_its_result_survives_the_process(tmp_path):
-    calls = []
-
-    def work():
-        calls.append(1)
-        return {"a": [1.5, None]}
-
-    first = Checkpoint(settings_for(tmp_path), "train.py", "rows")
-    assert first.once("part", work) == first.once("part", work) == {"a": [1.5, None]}
-    again = Checkpoint(settings_for(tmp_path, resume=True), "train.py", "rows")
-    assert again.once("part", work) == {"a": [1.5, None]}
-    assert len(calls) == 1
-    assert [file.name for file in first.folder.iterdir()] == ["done.json"]
-
-
-def test_search_is_done_once_and_gives_recipes_again(tmp_path):
-    recipes, curves = [RECIPE, replace(RECIPE, bins=False)], {"loss": [1.0]}
-    first = Checkpoint(settings_for(tmp_path), "train.py", "rows")
-    assert first.search(Recipe, lambda: (recipes, curves)) == (recipes, curves)
-    again = Checkpoint(settings_for(tmp_path, resume=True), "train.py", "rows")
-    assert again.search(Recipe, lambda: 1 / 0) == (recipes, curves)
+        monkeypatch.setattr(checkpoint.time, "monotonic", lambda s=seconds: 100.0 + s)
+        watch.on_epoch_end(epoch)
+    assert saved == expected
 
 
 @pytest.mark.parametrize(
@@ -113,7 +94,7 @@ def test_other_commands_have_other_folders_and_find_no_checkpoint(
     options, script, inputs, tmp_path
 ):
     first = Checkpoint(settings_for(tmp_path), "train.py", "rows")
-    first.once("part", lambda: 1)
+    assert first.begin("1") == "1"
     other = Checkpoint(settings_for(tmp_path, **options), script, inputs)
     assert other.folder != first.folder
     assert first.file.is_file()
@@ -129,17 +110,24 @@ def test_folder_does_not_depend_on_what_is_printed_or_where_the_script_lies(tmp_
 
 
 def test_without_resume_a_command_starts_anew(tmp_path):
-    Checkpoint(settings_for(tmp_path), "train.py", "rows").once("part", lambda: 1)
-    anew = Checkpoint(settings_for(tmp_path), "train.py", "rows")
-    assert anew.run_id is None
-    assert anew.once("part", lambda: 2) == 2
+    first = Checkpoint(settings_for(tmp_path), "train.py", "rows")
+    first.begin("1")
+    assert Checkpoint(settings_for(tmp_path, resume=True), "train.py", "rows").run_id == "1"
+    assert Checkpoint(settings_for(tmp_path), "train.py", "rows").run_id is None
+    assert not first.folder.exists()
+
+
+def test_run_that_was_not_noted_before_a_kill_is_a_new_one(tmp_path):
+    Checkpoint(settings_for(tmp_path), "train.py", "rows").begin("")
+    assert Checkpoint(settings_for(tmp_path, resume=True), "train.py", "rows").run_id is None
 
 
 def test_progress_tells_epochs_time_left_and_loss(tmp_path, monkeypatch):
     told = []
-    watch = Checkpoint(settings_for(tmp_path), "train.py", "rows").callbacks(
+    (watch,) = Checkpoint(settings_for(tmp_path), "train.py", "rows").callbacks(
         "training", told.append
-    )[1]
+    )
+    watch.set_model(keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)]))
     watch.set_params({"epochs": 4})
     monkeypatch.setattr(checkpoint.time, "monotonic", lambda: 100.0)
     watch.on_train_begin()

@@ -111,7 +111,7 @@ def check_files(place):
     """Find no half-written file under its final name, in the store or in models/."""
     models = place.folder / "models"
     if (models / "preprocessor.pkl").exists():
-        assert artifact.load_preprocessor(models / "preprocessor.pkl", "any") is not None
+        assert artifact.load_preprocessor(models / "preprocessor.pkl").inputs
     for folder in ("mlflow_model", "retrained_mlflow_model"):
         if (models / folder).exists():
             assert place.load(str(models / folder)).card["lineage"]

@@ -85,9 +85,9 @@ def test_going_back_swaps_the_two_versions_and_can_be_undone(client):
 
 
 def test_going_back_without_a_previous_version_is_refused_and_changes_nothing(client):
-    with pytest.raises(UserError, match=r"'loan-amount' has no @previous version"):
+    with pytest.raises(UserError, match=r"@previous is version None"):
         registry.roll_back(client, NAME)
-    with pytest.raises(UserError, match=r"'nobody' has no @champion version"):
+    with pytest.raises(UserError, match=r"@champion of 'nobody' is version None"):
         registry.roll_back(client, "nobody")
     assert aliases(client) == ("1", None)
     assert moves(client) == ["version 1 promoted"]
@@ -96,7 +96,7 @@ def test_going_back_without_a_previous_version_is_refused_and_changes_nothing(cl
 def test_going_back_to_the_champion_itself_is_refused_and_not_claimed(client):
     registry.promote(client, NAME, "2", expected="1")
     client.set_registered_model_alias(NAME, registry.CHAMPION, "1")  # by hand, in MLflow
-    with pytest.raises(UserError, match=r"are both version 1, .*--approve VERSION"):
+    with pytest.raises(UserError, match=r"version 1, @previous is version 1; .*--approve"):
         registry.roll_back(client, NAME)
     assert aliases(client) == ("1", "1")
     assert moves(client)[-1] == "version 2 promoted"
@@ -111,13 +111,42 @@ def test_approval_makes_any_registered_version_champion_and_can_be_taken_back(cl
 
 @pytest.mark.parametrize(
     ("version", "words"),
-    [("9", "there is no version 9 of 'loan-amount'"), ("1", "version 1 .* is champion already")],
+    [("9", "version 9 of 'loan-amount' does not exist"), ("1", "version 1 .* is champion already")],
 )
 def test_approval_of_what_cannot_become_champion_is_refused(client, version, words):
     with pytest.raises(UserError, match=words):
         registry.approve(client, NAME, version)
     assert aliases(client) == ("1", None)
     assert moves(client) == ["version 1 promoted"]
+
+
+def test_champion_that_was_moved_by_hand_is_told_in_the_history_and_can_be_left(client):
+    registry.promote(client, NAME, "2", expected="1")
+    client.set_registered_model_alias(NAME, registry.CHAMPION, "3")  # by hand, in MLflow
+    assert registry.roll_back(client, NAME) == ("1", "3")
+    assert aliases(client) == ("1", "3")
+    assert moves(client)[-2:] == [
+        "version 3 found as champion, moved by hand",
+        "version 1 rolled back",
+    ]
+    assert registry.roll_back(client, NAME) == ("3", "1")
+    assert moves(client)[-1] == "version 3 rolled back"
+
+
+@pytest.mark.parametrize("alias", [registry.CHAMPION, registry.PREVIOUS])
+@pytest.mark.parametrize("how", ["alias", "version"])
+def test_going_back_is_refused_when_a_version_or_alias_was_deleted_by_hand(client, alias, how):
+    registry.promote(client, NAME, "2", expected="1")
+    version = registry.champion_version(client, NAME, alias)
+    if how == "alias":
+        client.delete_registered_model_alias(NAME, alias)
+    else:
+        client.delete_model_version(NAME, version)
+    before = aliases(client)
+    with pytest.raises(UserError, match=f"@{alias} .*is version None"):
+        registry.roll_back(client, NAME)
+    assert aliases(client) == before
+    assert moves(client)[-1] == "version 2 promoted"
 
 
 def test_history_keeps_the_latest_moves(client, monkeypatch):
@@ -127,6 +156,71 @@ def test_history_keeps_the_latest_moves(client, monkeypatch):
         registry.roll_back(client, NAME)
     versions = [line.split()[1] for line in moves(client)]
     assert versions == ["1", "2", "1"]
+
+
+# --- from a verdict to the registry
+
+
+def told(client, version):
+    """Return (verdict, name of the run, its note, first words of the version's description)."""
+    made = client.get_model_version(NAME, version)
+    tags = client.get_run(made.run_id).data.tags
+    words = made.description.partition("\n\n")[0]
+    return tags["verdict"], tags["mlflow.runName"], tags["mlflow.note.content"], words
+
+
+def publish(client, bench, **options):
+    words = ("better: MAE *down*", "card", "MAE -3 €")
+    return registry.register_and_promote(client, NAME, bench.uri, *words, **options)
+
+
+def test_model_that_is_wanted_becomes_champion_and_its_run_tells_so(client, bench):
+    verdict, version = publish(client, bench, champion="1", tags={"verdict_kind": "better"})
+    assert (verdict, version) == ("promoted, better: MAE *down*", "4")
+    assert aliases(client) == ("4", "1")
+    words = r"promoted, better: MAE \*down\*"
+    assert told(client, "4") == ("promoted", "promoted: MAE -3 €", words, f"{words}.")
+    assert client.get_model_version(NAME, "4").description.endswith("\n\ncard")
+    assert bench.run.data.tags["verdict_kind"] == "better"
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"champion": "1", "wanted": False}, ""),
+        ({"champion": "2"}, "the champion changed since version 2 was read; "),
+        ({"champion": "1", "parent_run": "x"}, "the parent is not the champion, version 1; "),
+        ({}, "another version is champion; "),
+    ],
+    ids=["not wanted", "champion changed", "other parent", "first training"],
+)
+def test_model_that_may_not_become_champion_is_registered_with_the_reason(
+    client, bench, options, why
+):
+    verdict, version = publish(client, bench, **options)
+    assert (verdict, version) == (f"kept champion, {why}better: MAE *down*", "4")
+    assert aliases(client) == ("1", None)
+    assert told(client, "4")[:2] == ("kept champion", "kept: MAE -3 €")
+
+
+def test_model_of_the_champions_child_and_first_model_of_a_name_become_champion(client, bench):
+    run_id = client.get_model_version(NAME, "1").run_id
+    assert publish(client, bench, champion="1", parent_run=run_id)[0].startswith("promoted")
+    words = ("good", "card", "MAE 3 €")
+    verdict = registry.register_and_promote(client, "other", bench.uri, *words)
+    assert verdict == ("promoted, good", "1")
+    assert registry.champion_version(client, "other") == "1"
+
+
+def test_versions_of_the_same_new_rows_are_counted_whatever_became_of_them(client, bench):
+    same, other = "a" * 64, "b" * 64
+    assert registry.tries(client, NAME, same) == 0
+    publish(client, bench, champion="1", content_hash=same)
+    publish(client, bench, champion="1", content_hash=same)
+    publish(client, bench, champion="4", wanted=False, content_hash=other)
+    assert registry.tries(client, NAME, same) == 2
+    assert registry.tries(client, NAME, other) == 1
+    assert registry.tries(client, "it's another", same) == 0
 
 
 def test_lock_of_a_process_that_died_is_taken_over_after_a_while(client):

@@ -191,7 +191,7 @@ def test_planted_pickle_beside_a_plain_keras_model_is_refused_and_not_run(person
     joblib.dump(Touching(str(mark)), pickle)
     data = persons.folder.parent / f"{persons.folder.name}-data" / "new.csv"
     assert place.retrain("--model-uri", "plain", "--data", data) == 2
-    assert "is not the file that mlflow_monitoring.py wrote" in place.err
+    assert "is not one that mlflow_monitoring.py wrote" in place.err
     assert place.err.count("\n") == 1
     assert not mark.exists()
     joblib.load(pickle)

@@ -83,7 +83,7 @@ def test_server_that_does_not_answer_is_told_within_seconds(end):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     start = time.monotonic()
-    with pytest.raises(UserError, match="does not answer"):
+    with pytest.raises(UserError, match=r"cannot be used .*running 'mlflow server'"):
         tracking.connect(f"http://127.0.0.1:{port}{end}", "any")
     assert time.monotonic() - start < 8
 
@@ -97,13 +97,13 @@ def test_uri_of_no_store_that_can_be_written_is_refused(uri):
 def test_file_that_is_no_database_is_refused_and_left_alone(tmp_path):
     file = tmp_path / "mlflow.db"
     file.write_text("my diary, chapter one")
-    with pytest.raises(UserError, match="cannot be read as an SQLite database"):
+    with pytest.raises(UserError, match=r"cannot be used .file is not a database"):
         tracking.connect(f"sqlite:///{file}", "any")
     assert file.read_text() == "my diary, chapter one"
 
 
 def test_database_in_a_folder_that_does_not_exist_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"cannot create the database .*missing/mlflow\.db"):
+    with pytest.raises(UserError, match=r"missing/mlflow\.db cannot be used .*folder that exists"):
         tracking.connect(f"sqlite:///{tmp_path}/missing/mlflow.db", "any")
 
 
@@ -159,7 +159,7 @@ def test_first_runs_at_once_all_work_and_share_one_store(at_once):
 
 def test_server_that_accepts_but_keeps_silent_is_told_within_seconds(silent_server):
     error, seconds = silent_server.result()
-    assert "does not answer" in str(error)
+    assert "cannot be used" in str(error)
     assert seconds < 12
 
 
@@ -193,19 +193,10 @@ def test_runs_of_dead_processes_are_marked_killed_and_others_left_alone(store, t
     assert found == {name: "KILLED" if name in killed else "RUNNING" for name in runs}
 
 
-def test_process_of_another_user_is_alive(monkeypatch):
-    before = tracking.process_identity(os.getpid())
-
-    def forbidden(pid, signum):
-        raise PermissionError
-
-    monkeypatch.setattr(os, "kill", forbidden)
-    assert tracking.process_identity(os.getpid()) == before
-
-
-def test_process_has_an_identity_where_there_is_no_proc(monkeypatch):
-    monkeypatch.setattr(Path, "exists", lambda path: False)
-    assert tracking.process_identity(os.getpid()) == f"{os.getpid()}:"
+def test_process_is_named_by_its_start_and_not_at_all_where_there_is_no_proc(monkeypatch):
+    assert tracking.process_identity(os.getpid()).startswith(f"{os.getpid()}:")
+    monkeypatch.setattr(Path, "read_text", lambda path: Path.stat("/no/proc"))
+    assert tracking.process_identity(os.getpid()) == ""
 
 
 @pytest.mark.parametrize(
@@ -241,17 +232,11 @@ def test_run_can_go_on_where_it_was_interrupted(store):
 
 
 @pytest.mark.parametrize("error", [OSError("disk full"), MlflowException("no connection")])
-def test_model_is_kept_and_the_command_named_when_it_cannot_be_logged(monkeypatch, error):
+def test_command_that_logs_the_model_later_is_named_when_it_cannot_be_logged(monkeypatch, error):
     monkeypatch.setattr(sys, "argv", ["mlflow_retrain.py", "--data", "new.csv"])
-
-    def work(save):
-        with tracking.kept_if_logging_fails(save):
-            raise error
-
-    with pytest.raises(UserError, match=r"the model is in models/x: .*--data new\.csv --resume"):
-        work(lambda: Path("models/x"))
-    with pytest.raises(UserError, match=r"could not be saved either \(also full\)"):
-        work(lambda: (_ for _ in ()).throw(OSError("also full")))
+    words = r"could not be logged \((disk full|no connection)\); .*--data new\.csv --resume"
+    with pytest.raises(UserError, match=words), tracking.resumable():
+        raise error
 
 
 # --- numbers and rows
@@ -315,17 +300,6 @@ def test_dataset_hash_changes_with_one_value_and_not_with_the_index(store):
     assert {one.dataset.name for one in inputs} == {"rows.csv"}
 
 
-def test_dataset_of_which_only_a_sample_is_here_carries_the_hash_of_all(store):
-    client, experiment_id = store
-    with tracking.tracked_run(experiment_id, "a", {}) as run:
-        tracking.log_rows(
-            pd.DataFrame({"x": [1.0], "y": [2.0]}), "y", "r.csv", "training", "f" * 64
-        )
-    (one,) = client.get_run(run.info.run_id).inputs.dataset_inputs
-    assert {tag.key: tag.value for tag in one.tags}["sha256"] == "f" * 64
-    assert one.dataset.digest == "f" * 32
-
-
 def test_figures_and_texts_are_files_of_the_run(store):
     client, experiment_id = store
     with tracking.tracked_run(experiment_id, "a", {}) as run:
@@ -336,32 +310,3 @@ def test_figures_and_texts_are_files_of_the_run(store):
     assert [f.path for f in client.list_artifacts(run.info.run_id, "figures")] == [
         "figures/curve.png"
     ]
-
-
-# --- links
-
-
-def test_link_leads_to_the_runs_of_the_experiment():
-    local = tracking.deep_link("sqlite:///mlflow.db", "3")
-    assert local.startswith("http://127.0.0.1:5000/#/experiments/3/runs?")
-    remote = tracking.deep_link("https://mlflow.example.org/", "3")
-    assert remote.startswith("https://mlflow.example.org/#/experiments/3/runs?")
-
-
-def test_steps_to_the_ui_name_the_store_where_it_is_not_the_usual_one():
-    usual, _ = tracking.ui_steps(cli.STORE, "3")
-    assert usual.endswith("mlflow ui")
-    other, address = tracking.ui_steps("sqlite:///a.db", "3")
-    assert other.endswith("mlflow ui --backend-store-uri sqlite:///a.db")
-    assert address.startswith("then open http://127.0.0.1:5000/")
-    assert len(tracking.ui_steps("https://mlflow.example.org", "3")) == 1
-
-
-def test_model_is_linked_to_its_page_and_any_other_uri_is_shown_as_it_is(logged):
-    client = logged.client
-    model_id = logged.uri.removeprefix("models:/")
-    place = client.get_logged_model(model_id).experiment_id
-    words = f"[{logged.uri}](#/experiments/{place}/models/{model_id})"
-    assert tracking.link(client, logged.uri, model_id) == words
-    assert tracking.link(client, "models/x", "") == "`models/x`"
-    assert tracking.link(client, "models/x", "m-gone") == "`models/x`"

@@ -93,7 +93,20 @@ def save_model(
     mlflow_model = mlflow_model or Model()
     mlflow_model.add_flavor("keras", **KERAS_FLAVOR)
     with tempfile.TemporaryDirectory() as folder:
-        files = _write_parts(Path(folder), trained)
+        files = {part: Path(folder, name) for part, name in PARTS.items()}
+        trained.network.save(files["network"])
+        files["preprocessor"].write_text(json.dumps(trained.preprocessor.to_dict()), "utf-8")
+        trained.buffer.to_parquet(files["buffer"])
+        files["model_card"].write_text(trained.model_card, "utf-8")
+        files["code"].mkdir()
+        for name in TRAVELLING:
+            shutil.copyfile(HERE / name, files["code"] / name)
+        content = {
+            "card": trained.card,
+            "roles": asdict(trained.roles) if trained.roles else None,
+            "files": {name: sha256(Path(folder, name)) for name in CHECKED},
+        }
+        files["card"].write_text(json.dumps(content, ensure_ascii=False, indent=1), "utf-8")
         mlflow.pyfunc.save_model(
             path,
             python_model=str(HERE / "served_model.py"),
@@ -103,24 +116,6 @@ def save_model(
             signature=ModelSignature(outputs=Schema([ColSpec(DataType.double)])),
             input_example=example(trained.preprocessor),
         )
-
-
-def _write_parts(folder: Path, trained: TrainedModel) -> dict[str, Path]:
-    files = {part: folder / name for part, name in PARTS.items()}
-    trained.network.save(files["network"])
-    files["preprocessor"].write_text(json.dumps(trained.preprocessor.to_dict()), "utf-8")
-    trained.buffer.to_parquet(files["buffer"])
-    files["model_card"].write_text(trained.model_card, "utf-8")
-    files["code"].mkdir()
-    for name in TRAVELLING:
-        shutil.copyfile(HERE / name, files["code"] / name)
-    content = {
-        "card": trained.card,
-        "roles": asdict(trained.roles) if trained.roles else None,
-        "files": {name: sha256(folder / name) for name in CHECKED},
-    }
-    files["card"].write_text(json.dumps(content, ensure_ascii=False, indent=1), "utf-8")
-    return files
 
 
 def example(preprocessor: Preprocessor) -> pd.DataFrame:
@@ -248,12 +243,13 @@ def _download(uri: str, folder: str) -> Path:
 
 
 def _load_parts(folder: Path) -> TrainedModel:
+    missing = [name for name in (PARTS["card"], *CHECKED) if not (folder / name).is_file()]
+    if missing:
+        raise LookupError(f"it lacks {missing[0]}")
     content = json.loads((folder / PARTS["card"]).read_text("utf-8"))
-    for name in CHECKED:
-        if not (folder / name).is_file():
-            raise LookupError(f"it lacks {name}")
-        if sha256(folder / name) != content["files"][name]:
-            raise LookupError(f"{name} is not the file that was logged")
+    changed = [name for name in CHECKED if sha256(folder / name) != content["files"][name]]
+    if changed:
+        raise LookupError(f"{changed[0]} is not the file that was logged")
     preprocessor = json.loads((folder / PARTS["preprocessor"]).read_text("utf-8"))
     return TrainedModel(
         network=keras.saving.load_model(folder / PARTS["network"], safe_mode=True),

@@ -1,13 +1,11 @@
 """What an interrupted command has done so far, to be continued with `--resume`."""
 
 import hashlib
-import json
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import keras
 
@@ -31,7 +29,7 @@ class Checkpoint:
         same = {k: str(v) for k, v in vars(settings).items() if k not in NOT_PART_OF_A_TRAINING}
         key = hashlib.sha256(repr((Path(script).name, sorted(same.items()), inputs)).encode())
         self.folder = settings.models_dir / f"checkpoint-{key.hexdigest()[:16]}"
-        self.file = self.folder / "done.json"
+        self.file = self.folder / "run_id"
         if not settings.resume:
             shutil.rmtree(self.folder, ignore_errors=True)
         elif not self.file.is_file():
@@ -39,65 +37,44 @@ class Checkpoint:
                 f"--resume found no checkpoint of this command in {settings.models_dir}; expected "
                 "one of the same arguments and data: repeat them, or start without --resume"
             )
-        self.done = json.loads(self.file.read_text("utf-8")) if settings.resume else {}
-        self.run_id: str | None = self.done.get("run_id")
+        self.run_id = self.file.read_text() or None if settings.resume else None
 
-    def once(self, name: str, work: Callable[[], Any]) -> Any:
-        """Do a piece of work whose result is JSON, or return what it gave before."""
-        if name not in self.done:
-            self.done[name] = work()
-            self.folder.mkdir(parents=True, exist_ok=True)
-            beside = self.file.with_suffix(".part")
-            beside.write_text(json.dumps(self.done), "utf-8")
-            beside.replace(self.file)
-        return self.done[name]
-
-    def search(
-        self, make: Callable[..., Any], choose: Callable[[], tuple[list, dict]]
-    ) -> tuple[list, dict]:
-        """Choose recipes once; `make` builds one of its fields when it was chosen before."""
-
-        def found() -> list:
-            recipes, curves = choose()
-            return [[asdict(recipe) for recipe in recipes], curves]
-
-        recipes, curves = self.once("search", found)
-        return [make(**fields) for fields in recipes], curves
+    def begin(self, run_id: str) -> str:
+        """Note the run to go on with, and return it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.file.write_text(run_id)
+        return run_id
 
     def callbacks(self, name: str, tell: Callable[[str], None]) -> list[keras.callbacks.Callback]:
-        """Return callbacks of a training that save its state and tell how far it is."""
-        return [_TimedBackup(str(self.folder / name)), _Watch(name, tell)]
+        """Return callbacks of the training `name` that tell how far it is and save its state."""
+        return [_Watch(str(self.folder / name), name, tell)]
 
     def remove(self) -> None:
         """Forget everything: the command is done."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-class _TimedBackup(keras.callbacks.BackupAndRestore):
-    """Save the state of a training at the end of an epoch, if the last time is long ago."""
+class _Watch(keras.callbacks.BackupAndRestore):
+    """Tell epochs done, time left and loss; save the state when the last time is long ago.
 
-    def __init__(self, folder: str) -> None:
+    The search for a recipe is short: it is done again.
+    """
+
+    def __init__(self, folder: str, name: str, tell: Callable[[str], None]) -> None:
         super().__init__(folder, delete_checkpoint=False)
-        self.saved_at = time.monotonic()
-
-    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
-        if time.monotonic() - self.saved_at >= SECONDS:
-            super().on_epoch_end(epoch, logs)
-            self.saved_at = time.monotonic()
-
-
-class _Watch(keras.callbacks.Callback):
-    """Tell epochs done, of how many, the time left and the loss."""
-
-    def __init__(self, name: str, tell: Callable[[str], None]) -> None:
-        super().__init__()
         self.name, self.tell = name, tell
+        self.saved_at = time.monotonic() if name != "search" else float("inf")
 
     def on_train_begin(self, logs: dict | None = None) -> None:
+        super().on_train_begin(logs)
         self.began = time.monotonic()
         self.tell(f"{self.name}: compiling")
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
-        epochs, loss = self.params["epochs"], (logs or {}).get("loss", float("nan"))
-        left = (time.monotonic() - self.began) / (epoch + 1) * (epochs - epoch - 1)
+        now, epochs = time.monotonic(), self.params["epochs"]
+        left = (now - self.began) / (epoch + 1) * (epochs - epoch - 1)
+        loss = (logs or {}).get("loss", float("nan"))
         self.tell(f"{self.name}: epoch {epoch + 1} of {epochs}, {left:.0f} s left, loss {loss:.4f}")
+        if now - self.saved_at >= SECONDS:
+            super().on_epoch_end(epoch, logs)
+            self.saved_at = now

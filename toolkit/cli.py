@@ -33,6 +33,7 @@ ROOT = Path(__file__).parents[1]
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 NAME = "loan-amount"  # of the experiment and of the registered model
 STORE = "sqlite:///mlflow.db"  # where 'mlflow ui' looks without a flag
+KEPT = 3  # exit code
 STYLES = {"better": "bold green", "no_worse": "bold green", "worse": "bold yellow"}
 
 
@@ -102,6 +103,11 @@ class TrainingSettings(StoreSettings):
     buffer_rows: int = option(20_000, "rows of each role kept for replay; 0: none", type=natural)
     refit: bool = option(False, "train a promoted model on its held-out rows, too, once scored")
     resume: bool = option(False, "continue the same command where it was interrupted")
+    exit_code: bool = option(False, f"exit with {KEPT} when the champion stays, or should")
+
+    def exit_with(self, good: bool) -> int:
+        """Return the exit code of a training: `good` when promoted, or worth a retraining."""
+        return KEPT if self.exit_code and not good else 0
 
 
 Settings = TypeVar("Settings", bound=StoreSettings)
@@ -153,11 +159,12 @@ def parse(
 def run(script: Callable[[Settings], int], settings: Settings) -> int:
     """Run a script's work and turn what went wrong into an exit code and one line on stderr.
 
-    0 done, 2 a user's error, 130 interrupted. Programming errors keep their traceback.
+    2 a user's error, 130 interrupted, else the script's own. Programming errors keep their
+    traceback.
     """
     for signum in SIGNALS:
         if signal.getsignal(signum) != signal.SIG_IGN:  # a shell's background job ignores them
-            signal.signal(signum, _interrupt)
+            signal.signal(signum, signal.default_int_handler)
     try:
         settings.models_dir.mkdir(parents=True, exist_ok=True)  # an error now, not after training
         tempfile.TemporaryFile(dir=settings.models_dir).close()
@@ -180,23 +187,17 @@ def explain(error: Exception) -> str | None:
     if isinstance(error, FloatingPointError):
         return f"training diverged: {error}; expected a finite loss: lower --learning-rate"
     if isinstance(error, OSError):
-        words = f"{error.strerror or one_line(error)}: {error.filename or ''}"
-        return f"{words}; check the path, its permissions and disk"
+        return f"{reason(error)}: {error.filename or ''}; check the path, its permissions and disk"
     if type(error).__module__.split(".")[0] in ("mlflow", "sqlalchemy"):
         return f"MLflow refused: {reason(error)}; check --tracking-uri and that it is writable"
     return None
 
 
 def reason(error: Exception) -> str:
-    """Take the words that matter out of an exception: the database's own, or the first line."""
-    own = re.search(r"\(\w+\.\w+Error\) (.+)", str(error))
-    return (own[1] if own else (str(error).strip().splitlines() or [one_line(error)])[0])[:200]
-
-
-def _interrupt(*_: object) -> NoReturn:
-    for each in SIGNALS:  # a second Ctrl-C must not interrupt the tidying up
-        signal.signal(each, signal.SIG_IGN)
-    raise KeyboardInterrupt
+    """Take the words that matter out of an exception: the system's, a database's, or its first."""
+    text = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
+    own = re.search(r"\(\w+\.\w+Error\) (.+)", text)
+    return (own[1] if own else text.splitlines()[0])[:200]
 
 
 @contextlib.contextmanager
@@ -210,7 +211,7 @@ def uninterrupted() -> Iterator[None]:
         for signum, handler in before.items():
             signal.signal(signum, handler)
     if came:
-        _interrupt()
+        raise KeyboardInterrupt
 
 
 @contextlib.contextmanager

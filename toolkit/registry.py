@@ -7,7 +7,7 @@ under one lock that all machines respect, and leaves a line in the model's histo
 import contextlib
 import io
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import mlflow
 from mlflow import MlflowClient
@@ -20,7 +20,7 @@ from .words import escape_markdown
 CHAMPION, PREVIOUS = "champion", "previous"
 HISTORY = "champion_history"  # tag of the registered model
 DATA = "new_data_sha256"  # tag of a version
-LONGEST_HISTORY, LONGEST_DESCRIPTION = 50, 5_000  # lines, characters
+LONGEST_HISTORY = 50  # lines
 
 
 def champion_version(client: MlflowClient, name: str, alias: str = CHAMPION) -> str | None:
@@ -58,7 +58,6 @@ def register_and_promote(
     client: MlflowClient,
     name: str,
     uri: str,
-    run_id: str,
     reason: str,
     about: str,
     short: str,
@@ -66,15 +65,14 @@ def register_and_promote(
     champion: str | None = None,
     wanted: bool = True,
     parent_run: str | None = None,
-    note: str = "",
-    kind: str = "first",
+    tags: Mapping[str, str] | None = None,
     content_hash: str = "",
 ) -> tuple[str, str]:
     """Register a model, make it champion if that is wanted and nothing forbids it, tell its run.
 
     reason, short: the result in a sentence and in a few signs. about: the model's card, Markdown.
     champion: the version that was it when the work began. parent_run: the run that it must be of.
-    note: Markdown below the verdict in the run's description. kind: of the verdict.
+    tags: more of the run. content_hash: of new rows, for `tries`.
     Returns (verdict in words, beginning with "promoted" or "kept champion"; version).
     """
     version = register(client, name, uri, f"{escape_markdown(reason)}\n\n{about}", content_hash)
@@ -86,16 +84,13 @@ def register_and_promote(
         since = f"the champion changed since version {champion} was read; "
         forbidden = since if champion else "another version is champion; "
     word = "promoted" if promoted else "kept champion"
-    verdict = f"{word}, {forbidden}{reason}"
-    client.update_model_version(name, version, f"{escape_markdown(verdict)}.\n\n{about}")
-    tags = {
-        "verdict": word,
-        "verdict_kind": kind,
-        "mlflow.runName": f"{word.split()[0]}: {short}",
-        "mlflow.note.content": f"{escape_markdown(verdict)}.\n\n{note}",
-    }
-    client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
-    return verdict, version
+    told = escape_markdown(f"{word}, {forbidden}{reason}")
+    client.update_model_version(name, version, f"{told}.\n\n{about}")
+    found = {"verdict": word, "mlflow.note.content": told, **(tags or {})}
+    found["mlflow.runName"] = f"{word.split()[0]}: {short}"
+    run_id = client.get_model_version(name, version).run_id or ""
+    client.log_batch(run_id, tags=[RunTag(key, value) for key, value in found.items()])
+    return f"{word}, {forbidden}{reason}", version
 
 
 @contextlib.contextmanager
@@ -142,16 +137,13 @@ def approve(client: MlflowClient, name: str, version: str) -> str | None:
     Raises UserError when there is no such version, or when it is the champion already.
     """
     with registry_lock(client, name):
-        current = champion_version(client, name)
-        try:
-            version = str(client.get_model_version(name, version).version)
-        except MlflowException as error:
+        current, quoted = champion_version(client, name), name.replace("'", "''")
+        known = client.search_model_versions(f"name = '{quoted}'", max_results=10_000)
+        if version == current or version not in {str(each.version) for each in known}:
+            stands = "is champion already" if version == current else "does not exist"
             raise UserError(
-                f"there is no version {version} of {name!r}; expected one that is registered: see "
-                "'mlflow ui' for its versions"
-            ) from error
-        if version == current:
-            raise UserError(f"version {version} of {name!r} is champion already; nothing to do")
+                f"version {version} of {name!r} {stands}; expected another: see 'mlflow ui'"
+            )
         _move(client, name, version, current, "approved")
     return current
 
@@ -163,17 +155,11 @@ def roll_back(client: MlflowClient, name: str) -> tuple[str, str]:
     """
     with registry_lock(client, name):
         current, before = champion_version(client, name), champion_version(client, name, PREVIOUS)
-        if current is None or before is None:
-            missing = CHAMPION if current is None else PREVIOUS
+        if current is None or before is None or current == before:
             raise UserError(
-                f"the registered model {name!r} has no @{missing} version, so there is nothing to "
-                "go back to; expected a promotion before: see 'mlflow ui' for its versions"
-            )
-        if current == before:
-            raise UserError(
-                f"@{CHAMPION} and @{PREVIOUS} of {name!r} are both version {current}, so there is "
-                f"nothing to go back to; expected two versions: name the one you want with "
-                "--approve VERSION"
+                f"there is nothing to go back to: @{CHAMPION} of {name!r} is version {current}, "
+                f"@{PREVIOUS} is version {before}; expected two versions: see 'mlflow ui', then "
+                "--approve the one you want"
             )
         _move(client, name, before, current, "rolled back")
     return before, current
@@ -195,15 +181,8 @@ def _move(client: MlflowClient, name: str, new: str, current: str | None, how: s
         lines.append(f"{when} version {current} found as champion, moved by hand")
     lines = [*lines, f"{when} version {new} {how}"][-LONGEST_HISTORY:]
     client.set_registered_model_tag(name, HISTORY, "\n".join(lines))
+    # A version's description begins with its result.
+    result = (client.get_model_version(name, new).description or "").partition("\n\n")[0]
     latest = "\n".join(f"- {line}" for line in reversed(lines[-10:]))
-    # A version's description begins with its result; its model card follows after an empty line.
-    result, _, card = (client.get_model_version(name, new).description or "").partition("\n\n")
-    parts = [
-        f"**Champion: version {new}** ({how}).",
-        result,
-        "Who was champion when:",
-        latest,
-        card,
-    ]
-    page = "\n\n".join(part for part in parts if part)
-    client.update_registered_model(name, page[:LONGEST_DESCRIPTION])
+    page = f"**Champion: version {new}** ({how}).\n\n{result}\n\nWho was champion when:\n\n{latest}"
+    client.update_registered_model(name, page)

@@ -44,37 +44,20 @@ class ServedModel(PythonModel):
         Raises MlflowException (HTTP status 400 from a server) for rows that cannot be scored.
         """
         rows = _as_frame(model_input)
-        if rows.empty:
-            raise _refused("no rows to score were passed; expected at least one row")
         try:
+            if rows.empty:
+                raise self.user_error("no rows to score were passed; expected at least one row")
             X = self.preprocessor.encode(rows)
         except self.user_error as error:
-            raise _refused(str(error)) from error
+            raise MlflowException.invalid_parameter_value(str(error)) from error
         return self.encoding.predict(self.network, X)
-
-
-def _refused(message: str) -> MlflowException:
-    return MlflowException.invalid_parameter_value(message)
 
 
 def _as_frame(model_input: Any) -> pd.DataFrame:
     """Accept what MLflow's clients and server pass: a table, one record, or a list of records."""
     if isinstance(model_input, dict) and not any(np.ndim(v) for v in model_input.values()):
         model_input = [model_input]
-    rows = pd.DataFrame(list(model_input) if isinstance(model_input, np.ndarray) else model_input)
-    header = str(rows.columns[0]) if rows.shape[1] == 1 else ""
-    separator = next((each for each in ";\t|" if each in header), "")
-    if not separator or rows.empty:
-        return rows
-    # MLflow's server takes a comma for the separator of every CSV.
-    names, cells = header.split(separator), rows.iloc[:, 0].astype(str)
-    split = cells.str.split(separator, expand=True)
-    if split.shape[1] != len(names) or not isinstance(rows.index, pd.RangeIndex):
-        raise _refused(
-            f"the CSV is separated by {separator!r} and has commas or quotes in its cells; "
-            "expected commas between columns: send such a CSV, or JSON (dataframe_records)"
-        )
-    return split.set_axis(names, axis=1).replace("", None)
+    return pd.DataFrame(list(model_input) if isinstance(model_input, np.ndarray) else model_input)
 
 
 def _import_package(folder: Path) -> str:

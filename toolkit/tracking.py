@@ -48,44 +48,36 @@ def connect(tracking_uri: str, experiment: str) -> tuple[MlflowClient, str]:
     Runs of this machine whose process is gone are marked KILLED on the way.
     Raises UserError when the store cannot be used.
     """
-    if tracking_uri.startswith("http"):
-        _check_server(tracking_uri)
-    elif tracking_uri.startswith(SQLITE):
-        _check_sqlite(Path(tracking_uri.removeprefix(SQLITE)))
-    elif not tracking_uri.startswith(DATABASES):
+    if not tracking_uri.startswith(("http://", "https://", SQLITE, *DATABASES)):
         raise UserError(
             f"the tracking URI {tracking_uri!r} is no store that MLflow still writes to; "
             "expected sqlite:///FILE.db or http://HOST:PORT: pass one with --tracking-uri"
         )
-    try:
-        mlflow.set_tracking_uri(tracking_uri)
-        client = MlflowClient(tracking_uri)
-        experiment_id = _experiment(client, tracking_uri, experiment)
-        _sweep(client, experiment_id)
-    except (MlflowException, OSError) as error:
-        raise UserError(
-            f"the tracking store {tracking_uri} does not work ({cli.reason(error)}); expected one "
-            "that is reachable and writable: mend it or pass another --tracking-uri"
-        ) from error
-    return client, experiment_id
-
-
-def _check_server(uri: str) -> None:
     # MLflow's own retries would take four silent minutes.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     try:
-        requests.get(uri, timeout=5)  # any answer will do: MLflow's own client knows passwords
-    except requests.RequestException as error:
+        if tracking_uri.startswith("http"):
+            requests.get(tracking_uri, timeout=5)  # any answer will do, also "no password"
+        elif tracking_uri.startswith(SQLITE):
+            _check_sqlite(Path(tracking_uri.removeprefix(SQLITE)))
+        mlflow.set_tracking_uri(tracking_uri)
+        client = MlflowClient(tracking_uri)
+        experiment_id = _experiment(client, tracking_uri, experiment)
+        _sweep(client, experiment_id)
+    except (MlflowException, sqlite3.Error, OSError) as error:
+        shown = cli.without_password(tracking_uri)
         raise UserError(
-            f"the tracking server {uri} does not answer ({type(error).__name__}); expected a "
-            "running 'mlflow server': start it or pass another --tracking-uri"
+            f"the tracking store {shown} cannot be used ({cli.reason(error)}); expected a "
+            "running 'mlflow server', or a database in a folder that exists, writable and not "
+            "locked: start or mend it, or pass another --tracking-uri"
         ) from error
+    return client, experiment_id
 
 
 def _check_sqlite(file: Path) -> None:
-    """Create the database where there is none; refuse one that cannot be used or is not MLflow's.
+    """Create the database where there is none; refuse one of another program.
 
     Several first runs at once would create the tables in each other's way. So each makes a database
     of another name and links it; that fails for all of them but one, whose database all then use.
@@ -93,22 +85,14 @@ def _check_sqlite(file: Path) -> None:
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
     parent = file.absolute().parent
-    try:
-        if not file.exists():
-            with tempfile.TemporaryDirectory(prefix=".mlflow-", dir=parent) as folder:
-                new = Path(folder, "new.db")
-                SqlAlchemyStore(f"{SQLITE}{new}", str(parent / "mlruns")).engine.dispose()
-                with contextlib.suppress(FileExistsError):
-                    os.link(new, file)
-        with contextlib.closing(sqlite3.connect(file, timeout=10)) as database:
-            tables = database.execute("select name from sqlite_master").fetchall()
-    except (OSError, sqlite3.Error) as error:
-        reason = getattr(error, "strerror", error)
-        raise UserError(
-            f"{file} cannot be used as an SQLite database ({reason}); expected one that is not "
-            "locked, in a folder that exists: wait, check permissions or pass another "
-            "--tracking-uri"
-        ) from error
+    if not file.exists():
+        with tempfile.TemporaryDirectory(prefix=".mlflow-", dir=parent) as folder:
+            new = Path(folder, "new.db")
+            SqlAlchemyStore(f"{SQLITE}{new}", str(parent / "mlruns")).engine.dispose()
+            with contextlib.suppress(FileExistsError):
+                os.link(new, file)
+    with contextlib.closing(sqlite3.connect(file, timeout=10)) as database:
+        tables = database.execute("select name from sqlite_master").fetchall()
     if tables and ("alembic_version",) not in tables:
         raise UserError(
             f"{file} belongs to another program; expected a database of MLflow: pass another "
@@ -182,15 +166,15 @@ def tracked_run(
 
 
 @contextlib.contextmanager
-def kept_if_logging_fails(folder: Path) -> Iterator[None]:
-    """Say where a trained model was saved, and how to log it later, when it cannot be logged."""
+def resumable() -> Iterator[None]:
+    """Say how to log a trained model later when it cannot be saved or logged."""
     try:
         yield
     except (MlflowException, OSError) as error:
         again = cli.command("python", *sys.argv, "--resume")
         raise UserError(
-            f"the training is done but could not be logged ({cli.reason(error)}); the model is in "
-            f"{folder}: once the store works again, log it with: {again}"
+            f"the training is done but could not be logged ({cli.reason(error)}); mend that, then "
+            f"log it with: {again}"
         ) from error
 
 
