@@ -385,11 +385,9 @@ def train_model(
 
     X is of shape (n_rows, n_inputs), y and `sample_weight` of shape (n_rows,) or what the loss
     takes. Lists of as many arrays are blocks of rows, which may lie on disk (`numpy.memmap`): each
-    epoch goes through all of them. `seed` fixes the order of the rows. With `drop_remainder` an
-    epoch leaves out the last rows of its order where they do not fill a minibatch, which saves the
-    compilation of a second program.
-
-    Returns (model, history), the same model and its `keras.callbacks.History`.
+    epoch goes through all of them. `seed` fixes the order of the rows; with `drop_remainder` the
+    last of it are left out where they fill no minibatch, which saves a second compilation.
+    Returns (the same model, its history).
     """
     parts = [values for values in (X, y, sample_weight) if values is not None]
     blocks = list(zip(*(v if isinstance(v, list) else [v] for v in parts), strict=True))
