@@ -394,8 +394,7 @@ def train_model(
     trainer = BlockTrainer(model.inputs, model.outputs)
     trainer.batch_size, trainer.seed = batch_size, seed
     trainer.shuffle, trainer.drop_remainder = shuffle, drop_remainder
-    # Eagerly, since a step is one compiled program: tracing around it would only cost time.
-    trainer.compile(model.optimizer, loss=model.loss, run_eagerly=True)
+    trainer.compile(model.optimizer, loss=model.loss, run_eagerly=True)  # each step is a program
     history = trainer.fit(
         _dataset(blocks),
         epochs=epochs,
