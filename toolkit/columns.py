@@ -199,8 +199,9 @@ def parse_dates(dates: pd.Series, form: str) -> np.ndarray:
     """Return days since 1970-01-01; NaN for a text that is no date of this form."""
     if form in EPOCHS:
         return pd.to_numeric(dates, errors="coerce").to_numpy(np.float64) / EPOCHS[form]
-    # A minus sign is of no date that people write, and one that pandas stumbles over.
-    dates = dates.where(~dates.astype(str).str.startswith("-"))
+    if not pd.api.types.is_datetime64_any_dtype(dates.dtype):
+        # A minus sign is of no date that people write, and one that pandas stumbles over.
+        dates = dates.where(~dates.astype(str).str.startswith("-"))
     known = pd.to_datetime(dates, format=form, errors="coerce", utc=True)
     micro = known.dt.as_unit("us") - pd.Timestamp(0, tz="UTC")  # whole numbers, without loss
     return (micro / pd.Timedelta(days=1)).to_numpy(np.float64, copy=True)
@@ -227,7 +228,8 @@ def read_cells(values: pd.Series, column: Column) -> tuple[Any, np.ndarray]:
         text = as_text(values, column.markers)
         if column.kind == "categorical":
             levels = {each: to_level(each, column.width) for each in text.dropna().unique()}
-            return text.map(levels).astype("str"), bad
+            is_same = all(each == level for each, level in levels.items())
+            return (text if is_same else text.map(levels).astype("str")), bad
         if column.kind == "numeric":
             cells = parse_numbers(text, column)
         else:

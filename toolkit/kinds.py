@@ -186,9 +186,9 @@ def _guess(text: str, day_first: bool) -> str:
 
 
 def _number(cells: _Cells) -> _Found:
-    name, said, (unit, share) = cells.name, cells.said, cells.unit
     if cells.is_number:
         return replace(cells.column, kind="numeric"), []
+    name, said, (unit, share) = cells.name, cells.said, cells.unit
     if not said and (share <= 0.5 or is_like(cells.sample, r"0\d+").mean() > 0.005):
         return None
     core = c.core_of(cells.sample, unit)

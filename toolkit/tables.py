@@ -14,7 +14,7 @@ import shutil
 import tempfile
 import urllib.request
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -25,7 +25,7 @@ from urllib.parse import unquote, urlsplit
 import pandas as pd
 import pyarrow as pa
 import pyarrow.csv as pc
-import pyarrow.dataset as ds
+import pyarrow.parquet as pq
 
 from .columns import Column, named, read_cells
 from .errors import UserError, one_line
@@ -235,7 +235,7 @@ def _delta_blocks(folder: str, table: Table) -> Blocks:
 
         delta = DeltaTable(folder)
         table.note(f"version {delta.version()} of the Delta table {table.source} was read")
-        yield from _typed_blocks(delta.to_pyarrow_dataset())
+        yield from _typed_blocks(delta.to_pyarrow_dataset().to_batches())
 
 
 def _file_blocks(file: Path, top: Path, table: Table) -> Blocks:
@@ -251,8 +251,12 @@ def _file_blocks(file: Path, top: Path, table: Table) -> Blocks:
             blocks = _json_blocks(file, kind == "JSON lines")
         elif kind == "Excel":
             blocks = _excel_blocks(file, table)
+        elif kind == "Parquet":  # a dataset would hold several times as much in memory
+            parquet = pq.ParquetFile(file, pre_buffer=False)
+            blocks = _typed_blocks(parquet.iter_batches(BLOCK_ROWS // 4))
         else:
-            blocks = _typed_blocks(ds.dataset(file, format=kind.lower()))
+            feather = pa.ipc.open_file(pa.memory_map(str(file)))
+            blocks = _typed_blocks(map(feather.get_batch, range(feather.num_record_batches)))
         for block in blocks:
             for key, value in keys:
                 level = None if value == "__HIVE_DEFAULT_PARTITION__" else unquote(value)
@@ -284,12 +288,12 @@ def _stream(file: Path) -> Any:
     return archive.open(names[0])
 
 
-def _typed_blocks(dataset: Any) -> Blocks:
+def _typed_blocks(batches: Iterable[pa.RecordBatch]) -> Blocks:
     """Read typed rows; text as categories, decimals as floats; the index pandas kept is plain."""
     options = {"ignore_metadata": True, "date_as_object": False, "strings_to_categorical": True}
-    decimals = [part.name for part in dataset.schema if pa.types.is_decimal(part.type)]
-    for batch in dataset.to_batches(batch_size=BLOCK_ROWS // 4):
-        rows = pa.Table.from_batches([batch], dataset.schema).to_pandas(**options)
+    for batch in batches:
+        decimals = [part.name for part in batch.schema if pa.types.is_decimal(part.type)]
+        rows = pa.Table.from_batches([batch]).to_pandas(**options)
         yield rows.astype(dict.fromkeys(decimals, "float64"))
 
 
