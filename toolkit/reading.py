@@ -5,7 +5,7 @@ that do not fit into memory.
 """
 
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .cli import TrainingSettings
 
 KINDS = ("drop", "keep", "numeric", "categorical", "date", "na")
-IN_MEMORY = 2_000_000  # rows; of more a sample is kept, and all of them in a temporary folder
+IN_MEMORY = 1_000_000  # rows; of more a sample is kept, and all of them in a temporary folder
 
 
 class Rows:
@@ -78,6 +78,21 @@ class Rows:
         """Yield all rows: `table`, or one file after the other."""
         yield from (pd.read_feather(file) for file in self._files) if self._files else [self.table]
 
+    def encode(self, preprocessor: Preprocessor, role: roles.Roles | None) -> tuple[list, list]:
+        """Encode all training rows (without `role`: all rows) block by block into files.
+
+        Returns (X of each block, float32 of shape (n_rows, width), mapped into memory; y).
+        """
+        assert self._folder is not None  # else all rows are in `table`
+        X, y = [], []
+        for number, block in enumerate(self.blocks()):
+            rows = block[~role.held_out(block)] if role else block
+            file = Path(self._folder.name, f"X{number}.npy")
+            np.save(file, preprocessor.transform(rows, roles.folds(rows)))
+            X.append(np.load(file, mmap_mode="r"))
+            y.append(rows[preprocessor.schema.target.name].to_numpy())
+        return X, y
+
     def _keys(self, rows: pd.DataFrame) -> np.ndarray:
         keys = roles.scrambled(rows[roles.HASH].to_numpy(), 1)
         if self.time:
@@ -122,6 +137,8 @@ def read_again(
     role = role or roles.Roles.choose(rows.table, settings.test_size, settings.seed)
     role = role.with_latest(rows.table, settings.test_size) if role.time else role
     rows.table = role.assign(rows.table, generation)
+    if rows.n_rows > len(rows.table):
+        notes.append("a retraining trains on that sample, too")
     return rows, role, notes
 
 
@@ -145,21 +162,9 @@ def _read(
         place += len(block)
     assert schema is not None
     table = rows.finish().table
+    if rows.n_rows > len(table):
+        notes.append(
+            f"{data} has {rows.n_rows:,} rows; columns are measured, and models scored, on a "
+            f"uniform sample of {len(table):,} of them"
+        )
     return rows, schema, [*source.notes, *notes, *leaks(table, schema)]
-
-
-def encoded(
-    blocks: Iterable[pd.DataFrame], preprocessor: Preprocessor, role: roles.Roles, folder: Path
-) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Encode the training rows of each block into files of a folder, and map them into memory.
-
-    Returns (X of each block, float32 of shape (n_rows, width); y, float64 of shape (n_rows,)).
-    """
-    X, y = [], []
-    for number, block in enumerate(blocks):
-        rows = block[~role.held_out(block)]
-        np.save(folder / f"X{number}.npy", preprocessor.transform(rows, roles.folds(rows)))
-        np.save(folder / f"y{number}.npy", rows[preprocessor.schema.target.name].to_numpy())
-        X.append(np.load(folder / f"X{number}.npy", mmap_mode="r"))
-        y.append(np.load(folder / f"y{number}.npy", mmap_mode="r"))
-    return X, y
