@@ -141,6 +141,7 @@ def describe(work: Work, run_id: str, child: "Child", found: Any) -> dict[str, A
     parent, data = work.parent, cli.without_password(work.settings.data)
     generation = int(work.table[roles.GENERATION].iloc[0])
     step = {"generation": generation, "run_id": run_id, "data": data, **roles.counts(work.table)}
+    step["prequential"] = found.prequential
     return {
         **child.card,
         "run_id": run_id,
@@ -252,6 +253,8 @@ def train_child(settings: Settings, parent: Any, rows: Any, checkpoint: Any, tel
             found["control"] = model_utils.model_predict(child.control, X)
         found["mean"] = np.full(len(table), y.mean())
         found["median"] = np.full(len(table), y.median())
+        recent = y[rows.new] if rows.new.any() else y
+        found["recent median"] = np.full(len(table), recent.median())
     child.predictions = predictions
     return child
 

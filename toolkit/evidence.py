@@ -39,7 +39,10 @@ def look(
         f"parent {parent.uri}: its MAE on the {len(y):,} new rows of {data}, before any training "
         f"on them, is {format_amount(error, unit)}"
     )
-    found = Evidence(unit=unit, prequential=error, prequential_rows=len(y))
+    steps = parent.card.get("lineage", [])
+    history = {step["generation"]: step["prequential"] for step in steps if "prequential" in step}
+    history[int(rows.file[roles.GENERATION].max())] = error
+    found = Evidence(unit, error, len(y), history)
     lines = ["drift: unknown, the parent remembers no training row"]
     if len(rows.remembered):
         found.drift = drift.drift(rows.remembered, rows.file, kinds, target)
@@ -179,6 +182,8 @@ def log_evidence(
     tables["importance"] = evidence.importance
     if evidence.importance is not None:
         pictures["importance"] = figures.importance(evidence.importance, unit)
+    if len(evidence.history) > 1:
+        pictures["over_generations"] = figures.over_generations(evidence.history, unit)
     if evidence.dependence:
         pictures["dependence"] = figures.dependence(evidence.dependence, unit)
     if evidence.groups is not None:
