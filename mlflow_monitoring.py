@@ -46,7 +46,8 @@ def train(settings: Settings) -> int:
 
     # Read: every row is brought to one form, and hashed.
     with terminal.progress(f"reading {settings.data}"):
-        table, schema, notes = reading.read_first(settings)
+        rows, schema, notes = reading.read_first(settings)
+        table = rows.table
     terminal.notes(notes)
 
     # The role of a row follows from its content, here and in every later file.

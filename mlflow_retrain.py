@@ -56,7 +56,8 @@ def retrain(settings: Settings) -> int:
 
     # Read: roles follow from the rows' content, as at the first training.
     with terminal.progress(f"reading {settings.data}"):
-        table, role, notes = reading.read_again(settings, parent, generation=last + 1)
+        read, role, notes = reading.read_again(settings, parent, generation=last + 1)
+        table = read.table
         rows = roles.gather(table, buffer, parent.generation, settings.replay)
     terminal.notes(notes)
     if rows.file.empty:
