@@ -142,6 +142,11 @@ def _read(
         place += len(block)
     assert schema is not None
     table = rows.finish().table
+    if rows.n_rows > len(table):
+        notes.append(
+            f"of {rows.n_rows:,} rows a sample of {len(table):,} is held in memory; what is "
+            "measured on rows is measured on it"
+        )
     return rows, schema, [*source.notes, *notes, *leaks(table, schema)]
 
 

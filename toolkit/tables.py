@@ -330,7 +330,7 @@ def _csv_blocks(file: Path, table: Table) -> Blocks:
         skip_rows=table.first_line - 1,
         column_names=names,
         encoding=encoding,
-        block_size=2**21,
+        block_size=2**20,
         use_threads=False,
     )
     texts = dict.fromkeys(names, pa.string())
