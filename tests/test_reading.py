@@ -243,12 +243,12 @@ def test_latest_row_is_in_the_sample_where_time_holds_rows_out(many):
     assert len(read.table) <= 101
 
 
-def test_blocks_are_encoded_as_one_table_would_be_without_the_rows_held_out(many, tmp_path):
+def test_blocks_are_encoded_as_one_table_would_be_without_the_rows_held_out(many):
     read, schema, _ = many(rows_of(MANY))
     role = roles.Roles.choose(read.table, 0.2, 42)
     train = read.table[~role.held_out(read.table)]
     preprocessor = Preprocessor.fit(train, schema, train["y"].to_numpy(), roles.folds(train))
-    X, y = reading.encoded(read.blocks(), preprocessor, role, tmp_path)
+    X, y = read.encode(preprocessor, role)
     table = pd.concat(read.blocks(), ignore_index=True)
     table = table[~role.held_out(table)]
     assert len(X) == len(y) == 12
