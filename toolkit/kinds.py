@@ -154,11 +154,11 @@ def _date_format(cells: _Cells) -> str:
     if is_like(texts, PLAIN).all():
         if not (cells.said or cells.called(DATED)):
             return ""
-        for form in (*c.EPOCHS, "%Y%m%d"):
+        for form in c.EPOCHS:
             days = c.parse_dates(texts, form)
-            if np.mean((days >= 1_000) & (days <= 49_000)) > 0.9:  # 1972 to 2104
+            if np.all((days >= 1_000) & (days <= 49_000)):  # 1972 to 2104
                 return form
-        return ""
+        return "%Y%m%d" if np.isfinite(c.parse_dates(texts, "%Y%m%d")).mean() > 0.9 else ""
     guesses = dict.fromkeys(
         _guess(text, first) for text in texts.head(20) for first in (True, False)
     )

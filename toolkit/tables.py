@@ -390,8 +390,7 @@ def _header_line(lines: list[list[str]], file: Path, table: Table) -> int:
         if len(filled) <= most or (not is_full and line[0].startswith("#")):
             continue
         if not is_full:
-            counts = f"line {number + 1} has {len(line)} fields, most lines have {usual}"
-            raise ValueError(counts)
+            raise ValueError(f"line {number + 1} has {len(line)} fields, most lines have {usual}")
         if number and any(re.fullmatch(r"[-+]?[\d.,]+", cell) for cell in filled):
             break
         if any(map(any, lines[:number])):
