@@ -13,6 +13,7 @@ from toolkit import cli
 from toolkit.cli import option
 
 MODEL_NAME, DATA = "mlflow_model", "data/df_old.csv"
+MANY_ROWS = 60_000  # of more, recipes are compared as of so many
 
 
 @dataclass
@@ -46,23 +47,24 @@ def train(settings: Settings) -> int:
 
     # Read: every row is brought to one form, and hashed.
     with terminal.progress(f"reading {settings.data}"):
-        table, schema, notes = reading.read_first(settings)
+        rows, schema, notes = reading.read_first(settings)
     terminal.notes(notes)
 
     # The role of a row follows from its content, here and in every later file.
     group, time = settings.group or "", settings.time or ""
-    role = roles.Roles.choose(table, settings.test_size, settings.seed, group, time)
-    table = role.assign(table, generation=0)
-    roles.check_enough(table, settings.data)
-    return track(settings, terminal, table, schema, role)
+    role = roles.Roles.choose(rows.table, settings.test_size, settings.seed, group, time)
+    rows.table = role.assign(rows.table, generation=0)
+    roles.check_enough(rows.table, settings.data)
+    return track(settings, terminal, rows, schema, role)
 
 
-def track(settings: Settings, terminal: cli.Terminal, table: Any, schema: Any, role: Any) -> int:
+def track(settings: Settings, terminal: cli.Terminal, rows: Any, schema: Any, role: Any) -> int:
     """Split, preprocess, train, score, log and register in one MLflow run."""
     import model_utils
     from toolkit import artifact, roles, tracking
     from toolkit.checkpoint import Checkpoint
 
+    table = rows.table
     client, experiment = tracking.connect(settings.tracking_uri, settings.experiment)
     tags = {"phase": "training", "data_sha256": tracking.content_hash(table)}
     checkpoint = Checkpoint(settings, __file__, tags["data_sha256"])
@@ -71,63 +73,69 @@ def track(settings: Settings, terminal: cli.Terminal, table: Any, schema: Any, r
         run_id = checkpoint.begin(run.info.run_id)
         y, held_out = table[settings.target].to_numpy(), role.held_out(table)
         train_rows, test_rows, y_train, y_test = model_utils.split(table, y, held_out=held_out)
-        rows = {"training": train_rows, "held-out": test_rows}
-        tracking.log_inputs(client, run_id, settings, settings.target, rows)
+        datasets = {"training": train_rows, "held-out": test_rows}
+        tracking.log_inputs(client, run_id, settings, settings.target, datasets)
 
         # Preprocess and train: on training rows alone.
         with terminal.progress("training") as progress:
-            fit_on = partial(fit, settings, schema, checkpoint, progress.update)
-            network, preprocessor, card, curves = fit_on("training", train_rows)
+            fit_on = partial(fit, settings, rows, schema, checkpoint, progress.update)
+            network, preprocessor, recipes, curves = fit_on(train_rows, role)
 
         # Score: on rows that nothing above has seen.
         prediction = model_utils.model_predict(network, preprocessor.transform(test_rows))
         metrics = scores(y_train, y_test, prediction)
 
         # Log and register.
-        card |= describe(settings, run_id, metrics, roles.counts(table))
+        card = describe(settings, run_id, metrics, table, recipes[0])
         buffer = roles.remember(table.head(0), table, settings.buffer_rows)
         if settings.refit:  # the scores are of the network before
-            network, preprocessor, again, _ = fit_on("refit", table)
-            buffer, card = buffer.assign(**{roles.ROLE: roles.TRAIN}), {**card, **again, "refit": 1}
+            network, preprocessor, *_ = fit_on(table, None, recipes)
+            buffer, card["refit"] = buffer.assign(**{roles.ROLE: roles.TRAIN}), True
         trained = artifact.TrainedModel(network, preprocessor, role, buffer, card)
-        uri, version, verdict = keep(settings, client, trained, metrics, curves, rows, prediction)
+        uri, version, verdict = keep(
+            settings, client, trained, metrics, curves, test_rows, prediction
+        )
         checkpoint.remove()
     say(settings, terminal, run.info, uri, version, verdict, card["unit"], metrics)
     return 0
 
 
 def fit(
-    settings: Settings, schema: Any, checkpoint: Any, tell: Any, name: str, rows: Any
-) -> tuple[Any, Any, dict[str, Any], dict[str, list[float]]]:
-    """Preprocess rows, choose a recipe, create the network and train it.
+    settings: Settings,
+    rows: Any,
+    schema: Any,
+    checkpoint: Any,
+    tell: Any,
+    table: Any,
+    role: Any,
+    recipes: Any = None,
+) -> tuple[Any, Any, list[Any], dict[str, list[float]]]:
+    """Preprocess, choose a recipe (unless `recipes` are given), create the network and train it.
 
-    Returns (network, preprocessor, what the model's card says of them, curves).
+    table: the rows in memory to train on; role: of those on disk, None to train on all of them.
+    Returns (network, preprocessor, recipes, curves).
     """
     import model_utils
 
-    X, y, preprocessor = model_utils.preprocessing(rows, schema=schema)
-    bins = preprocessor.bins
-    build = cli.load_function(settings.network)
-    base = model_utils.sized_recipe(
-        len(X), settings.epochs, settings.batch_size, settings.learning_rate
-    )
-    recipes, curves = [replace(base, bins=False)], dict[str, list[float]]()
-    if build is None:
-        options: dict[str, Any] = {"base": base, "seed": settings.seed}
-        options["callbacks"] = checkpoint.callbacks("search", tell)
-        search = partial(model_utils.choose_recipe, X, y, bins, **options)
-        recipes, curves = search()
-    scale = model_utils.target_scale(y)
+    X, y, preprocessor = model_utils.preprocessing(table, schema=schema)
+    bins, scale, curves = preprocessor.bins, model_utils.target_scale(y), dict[str, list[float]]()
+    sizes = (settings.epochs, settings.batch_size, settings.learning_rate)
+    build, name = cli.load_function(settings.network), "refit" if recipes else "training"
+    if recipes is None:
+        base = model_utils.sized_recipe(min(len(X), MANY_ROWS), *sizes)
+        options = {"callbacks": checkpoint.callbacks("search", tell), "seed": settings.seed}
+        search = partial(model_utils.choose_recipe, X, y, bins, base=base, **options)
+        recipes, curves = ([replace(base, bins=False)], curves) if build else search()
+    if rows.n_rows > len(rows.table):
+        X, y = rows.encode(preprocessor, role)
+    final = model_utils.sized_recipe(sum(map(len, X)) if isinstance(X, list) else len(X), *sizes)
+    recipes = [replace(r, epochs=final.epochs, batch_size=final.batch_size) for r in recipes]
     network = model_utils.create_nn_model(
-        X.shape[1], recipes[0], scale, bins, seed=settings.seed, build=build
+        preprocessor.width, recipes[0], scale, bins, seed=settings.seed, build=build
     )
-    callbacks = checkpoint.callbacks(name, tell)
-    history = model_utils.train_members(
-        network, X, y, scale, recipes, callbacks=callbacks, seed=settings.seed
-    )
-    curves = {**curves, "final_loss": history.history.get("loss", [])}
-    card = {"recipe": asdict(recipes[0]), "scale": asdict(scale)}
-    return network, preprocessor, card, curves
+    options = {"callbacks": checkpoint.callbacks(name, tell), "seed": settings.seed}
+    history = model_utils.train_members(network, X, y, scale, recipes, **options)
+    return network, preprocessor, recipes, {**curves, "final_loss": history.history["loss"]}
 
 
 def scores(y_train: Any, y_test: Any, prediction: Any) -> dict[str, float]:
@@ -144,20 +152,25 @@ def scores(y_train: Any, y_test: Any, prediction: Any) -> dict[str, float]:
 
 
 def describe(
-    settings: Settings, run_id: str, metrics: dict[str, float], counts: dict[str, int]
+    settings: Settings, run_id: str, metrics: dict[str, float], table: Any, recipe: Any
 ) -> dict[str, Any]:
     """Describe a model for its card; the unit of loans is known."""
+    import model_utils
+    from toolkit import roles
     from toolkit.words import format_amount
 
     unit = settings.unit or ("€" if settings.target == "montant_pret" else "")
     mae, mean = (format_amount(metrics[key], unit) for key in ("MAE", "MAE_mean"))
     result = f"MAE {mae} on held-out rows, R² {metrics['R2']:.3f} (predicting the mean: MAE {mean})"
     data = cli.without_password(settings.data)
+    y = roles.part(table, roles.TRAIN)[settings.target]
     return {
+        "recipe": asdict(recipe),
+        "scale": asdict(model_utils.target_scale(y)),
         "run_id": run_id,
         "unit": unit,
         "result": result,
-        "lineage": [{"generation": 0, "run_id": run_id, "data": data, **counts}],
+        "lineage": [{"generation": 0, "run_id": run_id, "data": data, **roles.counts(table)}],
     }
 
 
@@ -167,7 +180,7 @@ def keep(
     trained: Any,
     metrics: dict[str, float],
     curves: dict[str, list[float]],
-    rows: dict[str, Any],
+    test_rows: Any,
     prediction: Any,
 ) -> tuple[str, str, str]:
     """Save the model, log and register it, make it champion when there is none.
@@ -180,7 +193,7 @@ def keep(
     name, run_id, result = settings.model_name, trained.card["run_id"], trained.card["result"]
     about = report.about(trained.card, trained.preprocessor.schema)
     short = result.split(" on held-out")[0]
-    figures = draw(trained, curves, rows["held-out"], prediction)
+    figures = draw(trained, curves, test_rows, prediction)
     with tracking.resumable():
         artifact.save_folder(trained, settings.models_dir / MODEL_NAME)
         by_epoch = {f"epoch/{key}": values for key, values in curves.items()}

@@ -6,7 +6,6 @@ python mlflow_retrain.py --rollback
 """
 
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from typing import Any
 
 from toolkit import cli
@@ -56,7 +55,8 @@ def retrain(settings: Settings) -> int:
 
     # Read: roles follow from the rows' content, as at the first training.
     with terminal.progress(f"reading {settings.data}"):
-        table, role, notes = reading.read_again(settings, parent, generation=last + 1)
+        read, role, notes = reading.read_again(settings, parent, generation=last + 1)
+        table = read.table
         rows = roles.gather(table, buffer, parent.generation, settings.replay)
     terminal.notes(notes)
     if rows.file.empty:
@@ -114,6 +114,7 @@ def track(work: Work, terminal: cli.Terminal, found: Any, whole: Any) -> int:
             child = train_child(settings, parent, rows, checkpoint, progress.update)
         schema = parent.preprocessor.schema
         found = evidence.weigh(settings, work.role, rows, schema, child.predictions, found, whole)
+        evidence.explain(found, {"parent": parent, "retrained": child}, rows, work.role)
 
         # Log, register, promote as the verdict allows.
         if settings.refit and found.verdict.promoted:
@@ -215,6 +216,7 @@ class Child:
     card: dict[str, Any]
     curves: dict[str, list[float]]
     control: Any = None
+    recipes: Any = None
     predictions: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
@@ -251,7 +253,7 @@ def train_child(settings: Settings, parent: Any, rows: Any, checkpoint: Any, tel
 
 
 def continue_members(
-    settings: Settings, parent: Any, rows: Any, checkpoint: Any, tell: Any, name: str = "training"
+    settings: Settings, parent: Any, rows: Any, checkpoint: Any, tell: Any, recipes: Any = None
 ) -> Child:
     """Train members of the parent and fresh ones, which see all columns measured anew."""
     import model_utils
@@ -274,9 +276,10 @@ def continue_members(
     start = model_utils.Parent(parent.network, recipe, dropped)
     seed = settings.seed + rows.parent_generation + 1  # fresh members differ from the parent's
     options: dict[str, Any] = {"callbacks": checkpoint.callbacks("search", tell), "seed": seed}
-    data = (start, X, y, bins, scale)
-    search = partial(model_utils.choose_retraining, *data, base, rows.new, **options)
-    recipes, curves = search()
+    data, name, curves = (start, X, y, bins, scale), "refit", dict[str, list[float]]()
+    if recipes is None:
+        name = "training"
+        recipes, curves = model_utils.choose_retraining(*data, base, rows.new, **options)
     options["callbacks"] = checkpoint.callbacks(name, tell)
     old = ~rows.new if settings.controls and not rows.new.all() else None
     network, control, history = model_utils.continue_training(*data, recipes, old, **options)
@@ -288,7 +291,7 @@ def continue_members(
         "continued_members": continued,
     }
     curves = {**curves, "final_loss": history.history.get("loss", [])}
-    return Child(network, preprocessor, card, curves, control)
+    return Child(network, preprocessor, card, curves, control, recipes)
 
 
 def refit(work: Work, child: Child, checkpoint: Any) -> None:
@@ -306,7 +309,7 @@ def refit(work: Work, child: Child, checkpoint: Any) -> None:
     parts = [work.rows.train, *work.rows.held_out.values()]
     rows = replace(work.rows, train=pd.concat(parts, ignore_index=True))
     settings = replace(work.settings, controls=False)
-    again = continue_members(settings, work.parent, rows, checkpoint, str, "refit")
+    again = continue_members(settings, work.parent, rows, checkpoint, str, child.recipes)
     child.network, child.preprocessor = again.network, again.preprocessor
     child.card = {**again.card, "refit": True}
     work.buffer = work.buffer.assign(**{roles.ROLE: roles.TRAIN})

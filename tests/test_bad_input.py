@@ -88,7 +88,7 @@ FILES = {
     "nine rows": ([TRAIN], csv(lambda rows: rows.head(9)), "has 9 rows; expected at least 20: add"),
     "one row more": ([RETRAIN], csv(lambda rows: rows.head(1)), "at least 2 to judge by: wait for"),
     "binary": (BOTH, raw(b"\x89PNG\r\n\0\0\0"), "is a binary file; expected CSV, Parquet, JSON"),
-    "truncated Parquet": (BOTH, parquet(cut=-2_000), "is not a complete Parquet file"),
+    "truncated Parquet": (BOTH, parquet(cut=-2_000), "data.csv cannot be read as Parquet ("),
     "cut off in a line": (
         BOTH,
         raw(lambda b: b.rsplit(b",", 5)[0]),

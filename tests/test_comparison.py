@@ -160,7 +160,7 @@ def test_bad_rows_are_refused_with_what_was_received(values, received):
 def test_scores_are_those_of_scikit_learn_for_every_model():
     y = targets(50)
     predictions = {"parent": noisy(y, 9, 1), "retrained": pd.Series(noisy(y, 5, 2))}
-    table = comparison.compare(y, predictions)
+    table = comparison.evaluate(y, predictions).scores
     assert list(table.index) == ["parent", "retrained"]
     assert list(table.columns) == ["MAE", "MSE", "R²"]
     for name, prediction in predictions.items():
@@ -171,16 +171,17 @@ def test_scores_are_those_of_scikit_learn_for_every_model():
 def test_column_vector_and_unequal_lengths_are_refused_not_broadcast():
     y = targets(5)
     with pytest.raises(ValueError, match=r"parent: .*shape \(5, 1\)"):
-        comparison.compare(y, {"parent": y[:, None]})
+        comparison.evaluate(y, {"parent": y[:, None], "retrained": y})
     with pytest.raises(ValueError, match=r"as many predictions as targets.*'parent': 4"):
-        comparison.compare(y, {"parent": y[:4]})
+        comparison.evaluate(y, {"parent": y[:4], "retrained": y})
 
 
 def test_single_row_is_scored_without_r2():
-    table = comparison.compare([3.0], {"parent": [5.0]})
+    table = comparison.evaluate([3.0], {"parent": [5.0], "retrained": [3.0]}).scores
     assert table.loc["parent", "MAE"] == 2
     assert math.isnan(table.loc["parent", "R²"])
-    assert comparison.compare([1, 3], {"parent": [1, 2]}).loc["parent", "R²"] == 0.5
+    two = comparison.evaluate([1, 3], {"parent": [1, 2], "retrained": [1, 3]}).scores
+    assert two["R²"].to_dict() == {"parent": 0.5, "retrained": 1}
 
 
 def test_evaluate_adds_the_difference_of_retrained_and_parent():
@@ -337,7 +338,8 @@ def skill(new_relation, old_relation=0.9, child=None, n=400, seed=0):
         parent = 100 + relation * (relation * (y - 100) + math.sqrt(1 - relation**2) * noise)
         models = {"parent": parent, "retrained": parent if child is None else child(y)}
         sets += [y, models | {"mean": np.full(n, 100.0), "median": np.full(n, 100.5)}]
-    return comparison.lost_skill(*sets, whole=(sets[0], sets[1]["parent"]))
+    y, predictions = ({"new": sets[k], "old": sets[k + 2]} for k in (0, 1))
+    return comparison.lost_skill(y, predictions, (sets[0], sets[1]["parent"]))
 
 
 def test_shuffled_target_is_found_and_a_weaker_or_never_strong_relation_is_not():
@@ -359,10 +361,9 @@ def test_whole_file_of_the_parents_predictions_counts_in_place_of_few_held_out_r
     parent, mean = RNG(3).permutation(y), np.full(400, y.mean())
     constants = {"mean": mean, "median": mean}
     old = {"parent": noisy(y_old, 900, 2), "retrained": y_old} | constants
-    few = dict.fromkeys(old, y[:25])
-    for whole, n_found in ((few["parent"], 0), (parent, 1)):
-        whole = (y[: len(whole)], whole)
-        assert len(comparison.lost_skill(y[:25], few, y_old, old, whole=whole)) == n_found
+    sets = {"new": y[:25], "old": y_old}, {"new": dict.fromkeys(old, y[:25]), "old": old}
+    assert comparison.lost_skill(*sets, (y[:25], y[:25])) == []
+    assert len(comparison.lost_skill(*sets, (y, parent))) == 1
 
 
 def test_child_proven_worse_than_every_constant_is_found_where_the_target_was_predictable():
@@ -552,8 +553,8 @@ def split(y, parent, control, retrained, unit=""):
 def test_gain_splits_into_more_training_and_new_data_that_add_up():
     y = np.full(5, 1000.0)
     found = split(y, y + 700, y + 630, y + 280, "€")
-    parts = found.total, found.more_training, found.new_data
-    assert [part.estimate for part in parts] == [420, 70, 350]
+    estimates = {name: part.estimate for name, part in found.gains.items()}
+    assert estimates == {"total": 420, "more training": 70, "new data": 350}
     assert found.sentence == (
         "of the gain of 420 €, 350 € come with the new data, 70.0 € from more training"
     )
@@ -563,7 +564,7 @@ def test_new_data_that_add_nothing_to_the_control_are_said_to_bring_nothing():
     y = targets(400)
     models = noisy(y, 5000, 1), noisy(y, 3000, 2), noisy(y, 3000, 3)
     found = split(y, *models)
-    assert found.new_data.low < 0 < found.new_data.high
+    assert found.gains["new data"].low < 0 < found.gains["new data"].high
     assert found.sentence.endswith("by the new data, which is no proven gain")
     assert "come with" not in found.sentence
     assert "not proven)" not in found.sentence
@@ -581,7 +582,7 @@ def test_new_data_that_help_are_named_in_nearly_every_trial():
 def test_loss_is_called_a_loss():
     y = targets(400)
     found = split(y, noisy(y, 3000, 1), noisy(y, 3000, 2), noisy(y, 6000, 3))
-    assert found.total.high < 0
+    assert found.gains["total"].high < 0
     assert found.sentence.startswith("there is no gain but a loss of ")
     assert found.sentence.endswith("by the new data, which is no proven gain")
 
@@ -881,6 +882,90 @@ def test_largest_gap_is_told_in_words_and_ignores_small_and_pooled_groups():
     )
     assert comparison.largest_gap(table[table["column"] == "alone"]) is None
     assert "a gap of 4,000 " in comparison.largest_gap(table[table["column"] == "région"])
+
+
+# --- what models rest on
+
+
+def switches(n=400, seed=0):
+    """Make rows whose target is 10 where "on" says so, beside noise that says nothing."""
+    rng = RNG(seed)
+    on = rng.permutation(np.arange(n) % 2)
+    rows = pd.DataFrame({"on": np.where(on, "yes", "no"), "noise": rng.normal(size=n)})
+    rows.loc[: n // 10, "noise"] = np.nan
+    return rows.assign(idle=1.0), 10.0 * on
+
+
+def reading(rows):
+    """Predict with the switch, and be disturbed by the noise a little."""
+    return 10.0 * (rows["on"] == "yes").to_numpy() + 0.3 * rows["noise"].fillna(0).to_numpy()
+
+
+def blind(rows):
+    return np.full(len(rows), 5.0)
+
+
+def test_shuffling_what_matters_costs_what_was_worked_out_by_hand_and_the_rest_nothing():
+    rows, y = switches()
+    models = {"parent": blind, "retrained": lambda table: 10.0 * (table["on"] == "yes").to_numpy()}
+    found = comparison.importance(models, rows, y, ["idle", "noise", "on"], 0)
+    assert found["column"].tolist()[0] == "on"
+    line = found.set_index("column").loc["on"]
+    assert line["retrained"] == pytest.approx(5, abs=0.4)  # half of the rows get the wrong 10
+    assert 4 < line["retrained_low"] < 5 < line["retrained_high"] < 6
+    rest = found.set_index("column").drop(columns=["retrained", "retrained_low", "retrained_high"])
+    assert (rest == 0).all(axis=None)
+    assert (found.set_index("column").loc[["idle", "noise"]] == 0).all(axis=None)
+
+
+def test_column_without_relation_to_the_target_has_an_interval_around_zero():
+    covered = 0
+    for seed in range(40):
+        rows, y = switches(120, seed)
+        found = comparison.importance({"m": reading}, rows, y, list(rows), seed)
+        low, high = found.set_index("column").loc["noise", ["m_low", "m_high"]]
+        covered += low <= 0 <= high
+        assert found.set_index("column").loc["on", "m_low"] > 0
+    assert covered >= 36
+
+
+def test_importance_takes_few_rows_few_columns_and_whole_groups():
+    rows, y = switches(5000)
+    calls = []
+
+    def counting(table):
+        calls.append(len(table))
+        return reading(table)
+
+    names = [f"x{k}" for k in range(150)]
+    wide = pd.concat([rows, pd.DataFrame(0.0, rows.index, names)], axis=1)
+    found = comparison.importance({"m": counting}, wide, y, list(wide), 0)
+    assert len(found) == 20
+    assert calls == [2000] * 101
+    calls.clear()
+    again = [comparison.importance({"m": counting}, rows[:80], y[:80], ["on"], 1) for _ in "ab"]
+    assert calls == [80, 800] * 2
+    pd.testing.assert_frame_equal(*again)
+    by_group = comparison.importance(
+        {"m": reading}, rows[:80], y[:80], ["on"], 1, groups=np.arange(80) // 20
+    )
+    width = [float((t["m_high"] - t["m_low"]).iloc[0]) for t in (again[0], by_group)]
+    assert width[1] != pytest.approx(width[0])
+
+
+def test_dependence_is_the_mean_prediction_with_the_column_set_to_each_value():
+    rows, _ = switches()
+    models = {"parent": blind, "retrained": reading}
+    by_text = comparison.dependence(models, rows, "on")
+    noise = 0.3 * rows["noise"].fillna(0).mean()
+    assert by_text["retrained"].to_dict() == pytest.approx({"yes": 10 + noise, "no": noise})
+    assert by_text["parent"].tolist() == [5, 5]
+    by_number = comparison.dependence(models, rows, "noise")
+    assert len(by_number) == 15
+    assert by_number.index.is_monotonic_increasing
+    assert by_number["retrained"].to_numpy() == pytest.approx(5 + 0.3 * by_number.index.to_numpy())
+    many = pd.DataFrame({"x": [f"c{k}" for k in range(50)]})
+    assert len(comparison.dependence({"m": blind}, many, "x")) == comparison.LARGEST
 
 
 # --- words

@@ -39,6 +39,20 @@ def drift_table(**distances):
     return table.assign(drifted=table["distance"] > 0.1)
 
 
+def importance_table(**rises):
+    table = pd.DataFrame({"column": rises.keys(), "parent": 1.0, "parent_low": 0.5})
+    table = table.assign(parent_high=1.5, retrained=rises.values())
+    return table.assign(retrained_low=table["retrained"] - 1, retrained_high=table["retrained"] + 2)
+
+
+def dependence_tables():
+    pair = {"parent": [1e6, 2e6], "retrained": [2e6, 3e6]}
+    return {
+        FORMULA: pd.DataFrame(pair, index=[3.0, 4.0]),
+        "city": pd.DataFrame(pair, index=["a $x^", "b" * 50]),
+    }
+
+
 def words(figure):
     """Collect all text that a saved figure shows."""
     figure.draw_without_rendering()
@@ -55,6 +69,8 @@ def every_figure():
         "groups": figures.error_per_group(groups_table(), "€"),
         "before_after": figures.before_after({"new": both, "old": both}, "€"),
         "drift": figures.drift_figure(drift_table(age=0.4, taille=0.04)),
+        "importance": figures.importance(importance_table(age=9.0, taille=0.1), "€"),
+        "dependence": figures.dependence(dependence_tables(), "€"),
     }
 
 
@@ -203,7 +219,7 @@ def test_before_and_after_stand_on_one_line_with_the_difference_in_words():
     assert "-1,000 € (-1,000 to -1,000)" in shown
     assert [label.get_text() for label in axes.get_yticklabels()] == ["new (50)", "old (50)"]
     legend = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert legend == ["control", "95 % interval", "parent", "retrained"]  # mean is off the scale
+    assert legend == ["95 % interval", "parent", "retrained"]
 
 
 def test_bar_is_the_interval_of_the_difference_set_off_from_the_parent():
@@ -242,6 +258,27 @@ def test_long_bars_are_cut_and_labelled_and_unmeasured_columns_say_so():
     assert "n/a" in shown
 
 
+def test_importance_is_a_bar_per_model_and_column_with_its_interval():
+    axes = figures.importance(importance_table(age=9.0, taille=0.1), "€").axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["age", "taille"]
+    widths = [[bar.get_width() for bar in bars] for bars in axes.containers]
+    assert widths == [[1.0, 1.0], [9.0, 0.1]]
+    lines = [each.get_segments() for each in axes.collections]
+    assert lines[1][0][:, 0].tolist() == [8, 11]
+    bar = axes.containers[1][0]
+    assert lines[1][0][0, 1] == pytest.approx(bar.get_y() + bar.get_height() / 2)
+
+
+def test_dependence_has_a_panel_per_column_on_one_scale():
+    figure = figures.dependence(dependence_tables(), "€")
+    by_number, by_text = figure.axes
+    assert by_number.lines[1].get_xydata().tolist() == [[3, 2e6], [4, 3e6]]
+    assert by_text.lines[0].get_xydata().tolist() == [[0, 1e6], [1, 2e6]]
+    assert by_number.get_ylim() == by_text.get_ylim()
+    assert "2M" in words(figure)
+    assert "mean prediction (€)" in words(figure)
+
+
 def test_dollar_signs_line_breaks_and_long_names_are_harmless(tmp_path):
     y = np.array([1.0, 2.0])
     held = held_out(parent=2, retrained=1)
@@ -250,6 +287,8 @@ def test_dollar_signs_line_breaks_and_long_names_are_harmless(tmp_path):
         figures.predicted_against_actual(y, {FORMULA: y}, "$"),
         figures.error_per_group(table, "$"),
         figures.before_after({FORMULA: held}, "$"),
+        figures.importance(importance_table(**{FORMULA: 1.0}), "$"),
+        figures.dependence(dependence_tables(), "$"),
         figures.drift_figure(drift_table(**{FORMULA: 1.0, "a\nb" + "x" * 99: 2.0})),
     ]
     for number, figure in enumerate(drawn):

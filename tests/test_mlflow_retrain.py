@@ -154,8 +154,8 @@ def test_run_names_its_parent_and_all_that_it_was_made_of(trained, retrained):
 def test_report_tables_and_figures_lie_in_the_run(retrained):
     found = files_of(retrained, retrained.run)
     figures = {"before_after", "drift", "error_per_group", "learning_curve"}
-    figures |= {"predicted_against_actual"}
-    files = {"report.html", "report.md", "drift.csv", "groups.csv"}
+    figures |= {"predicted_against_actual", "importance", "dependence"}
+    files = {"report.html", "report.md", "drift.csv", "groups.csv", "importance.csv"}
     assert set(found) == files | {f"{name}.png" for name in figures}
     assert found["report.html"].read_text("utf-8").count("<svg") == len(figures)
     assert all(found[f"{f}.png"].read_bytes().startswith(b"\x89PNG") for f in figures)

@@ -322,6 +322,19 @@ def test_training_in_the_given_order_makes_the_updates_of_keras_fit():
     assert_same_weights(ours, theirs)
 
 
+def test_rows_that_fill_no_minibatch_are_left_out_of_an_epoch_where_that_is_asked():
+    ours, theirs = network(), network()
+    train_model(ours, X, Y, epochs=2, drop_remainder=True, seed=5)
+    for epoch in range(2):
+        order = order_of(N_ROWS, 5, epoch)[:64]
+        theirs.fit(X[order], Y[order], shuffle=False, verbose=0)
+    assert_same_weights(ours, theirs)
+    few, all_of_them = network(), network()
+    train_model(few, X[:20], Y[:20], epochs=1, drop_remainder=True, shuffle=False)
+    all_of_them.fit(X[:20], Y[:20], shuffle=False, verbose=0)
+    assert_same_weights(few, all_of_them)
+
+
 def test_blocks_on_disk_train_one_after_the_other_in_every_epoch(tmp_path):
     edges = [(0, 40), (40, 70)]  # at 16 rows a minibatch: 3 updates, then 2
     blocks = []

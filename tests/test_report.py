@@ -16,6 +16,9 @@ RNG = np.random.default_rng
 ATTACK = "<script>alert(1)</script>|`x`[a](http://e.vil)\n# **head** ![i](j)"
 
 
+IMPORTANCE = [f"{m}{end}" for m in ("parent", "retrained") for end in ("", "_low", "_high")]
+
+
 def targets():
     return RNG(0).uniform(500, 40_000, 400)
 
@@ -43,6 +46,10 @@ def evidence(**changes):
         drift=drift.drift(rows, rows.assign(size=2 * y), kinds),
         bounds=drift.at_bounds(y, y),
         groups=comparison.groups(rows, ["city"], y, models["parent"], models["retrained"]),
+        importance=pd.DataFrame(
+            [("size", 900.0, 800.0, 1000.0, 950.0, 850.0, 1050.0)],
+            columns=["column", *IMPORTANCE],
+        ),
         figures={"before_after": figures.before_after(held, "€")},
     )
     return replace(full, **changes)
@@ -79,6 +86,7 @@ def test_report_has_every_part_in_order_and_well_formed_tables():
         "Same rows, both models",
         "Controls and baselines",
         "Where the gain comes from",
+        "What the models rest on",
         "Groups",
         "Drift",
         "Leakage",
@@ -103,6 +111,7 @@ def test_report_carries_the_figures():
         assert re.search(rf"\| {name} \| {mae} \| [\d.-]+ \| {mae} \|", text)
     assert "come with the new data" in text
     assert "| rows dropped | 12,345 |" in text
+    assert r"| size | +900 € (+800 to +1,000) | +950 € (+850 to +1,050) |" in text
     assert "| city | categorical |" in text
     assert "| size | numeric |" in text
     assert "Target: at its lowest" in text
@@ -122,7 +131,7 @@ def test_report_names_the_groups_that_got_worse():
 
 def test_report_says_what_was_not_proven():
     held = {"new": comparison.evaluate([1.0, 2.0], {"parent": [1, 1], "retrained": [1, 2]})}
-    missing = dict.fromkeys(("attribution", "leakage", "drift", "groups"))
+    missing = dict.fromkeys(("attribution", "leakage", "drift", "groups", "importance"))
     verdict = comparison.decide(held["new"], None)
     gaps = markdown(held_out=held, caveats=["mine"], verdict=verdict, **missing)
     text, gaps = gaps.split("## Not proven")
@@ -143,6 +152,7 @@ def test_report_lets_no_markup_from_the_data_through():
     text = markdown(
         groups=groups,
         drift=drift.drift(old, rows, {ATTACK: "categorical"}),
+        importance=evidence().importance.assign(column=ATTACK),
         held_out={ATTACK: evidence().held_out["new"]},
         leakage={ATTACK: 1},
         verdict=comparison.Verdict("better", True, ATTACK),
@@ -190,6 +200,7 @@ def test_page_lets_no_markup_from_the_data_through():
     text = page(
         groups=groups,
         drift=drift.drift(rows.assign(**{ATTACK: "a"}), rows, {ATTACK: "categorical"}),
+        importance=evidence().importance.assign(column=ATTACK),
         held_out=held,
         leakage={ATTACK: 1},
         verdict=comparison.Verdict("better", True, ATTACK + "\u202e"),

@@ -18,7 +18,6 @@ from .errors import UserError
 
 MIN_ROWS = 20
 MAX_NUMBER = 1e100  # beyond it, float64 cannot hold the squares that statistics need
-SAMPLE = 10_000  # rows that a leak is looked for in
 # pandas' own list, and what else stands for a missing number or date (compared without case).
 NO_VALUE = ("", "NA", "N/A", "n/a", "#N/A", "<NA>", "NULL", "null", "NaN", "nan", "None", "NaT")
 WORDS = (
@@ -83,18 +82,11 @@ class Schema:
         return cls(target, tuple(columns), tuple(content["dropped"]))
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where rows stand: in a source, the first of them in a line of it."""
-
-    source: str
-    first_line: int
-
-    def lines(self, places: np.ndarray) -> str:
-        """Name the lines of some rows, five at most: "lines 2, 7, 9"."""
-        numbers = ", ".join(str(self.first_line + place) for place in places[:5])
-        more = f" and {len(places) - 5:,} more" if len(places) > 5 else ""
-        return f"line{'s' if len(places) > 1 else ''} {numbers}{more}"
+def lines(places: np.ndarray, first_line: int) -> str:
+    """Name the lines of some rows, five at most: "lines 2, 7, 9"; row 0 is in `first_line`."""
+    numbers = ", ".join(str(first_line + place) for place in places[:5])
+    more = f" and {len(places) - 5:,} more" if len(places) > 5 else ""
+    return f"line{'s' if len(places) > 1 else ''} {numbers}{more}"
 
 
 # --- cells --------------------------------------------------------------------------------------
@@ -150,12 +142,10 @@ def core_of(text: pd.Series, unit: str) -> pd.Series:
     """Take the unit, brackets of a negative amount and spaces between thousands off."""
     if is_like(text, PLAIN).all():
         return text
-    core = pa.array(text.array, pa.string())
     if unit:
         mark = rf"^([+-]?\(?){re.escape(unit)}\s*|{SPACE}*{re.escape(unit)}(\)?)$"
-        core = pc.replace_substring_regex(core, mark, r"\1\2")
-    core = pc.replace_substring_regex(pc.replace_substring(core, "−", "-"), r"^\((.*)\)$", r"-\1")
-    text = core.to_pandas().astype("str").set_axis(text.index)
+        text = text.str.replace(mark, r"\1\2", regex=True)
+    text = text.str.replace("−", "-").str.replace(r"^\((.*)\)$", r"-\1", regex=True)
     spaced = is_like(text, rf"[+-]?\d{{1,3}}(?:{SPACE}\d{{3}})+(?:[.,]\d+)?")
     return text.mask(spaced, text.str.replace(SPACE, "", regex=True))
 
@@ -190,88 +180,70 @@ def marks_of(core: pd.Series, context: str = "") -> tuple[str, str, bool]:
     return decimal, other if seen[other] else "", sure
 
 
-def parse_numbers(text: pd.Series, column: Column) -> tuple[np.ndarray, np.ndarray]:
-    """Read texts as numbers: (float64, NaN where missing; where a text is no number)."""
+def parse_numbers(text: pd.Series, column: Column) -> np.ndarray:
+    """Read texts as float64 numbers; NaN for a text that is none."""
     core, decimal, thousands = text, ".", ""
     if column.thousands == "." or is_like(text, PLAIN).sum() < text.notna().sum():
-        text = without_markers(text)
-        core = core_of(text, column.unit)
+        core = core_of(without_markers(text), column.unit)
         decimal, thousands, sure = marks_of(core)
         if not sure or not decimal:  # this file alone does not say: it is as at training
             decimal, thousands = column.decimal, column.thousands
-    good = is_like(core, number_pattern(decimal, thousands))
-    core = core.where(good)
+    core = core.where(is_like(core, number_pattern(decimal, thousands)))
     for mark, plain in (("+", ""), (thousands, ""), (decimal, ".")):
         core = core.str.replace(mark, plain, regex=False) if mark not in ("", plain) else core
     numbers = pc.cast(pa.array(core.array, pa.string()), pa.float64())  # exact, unlike pandas
-    return np.asarray(numbers).copy(), text.notna().to_numpy() & ~good
-
-
-def to_numbers(values: pd.Series, column: Column, place: Place) -> np.ndarray:
-    """Return a column as float64, missing as NaN; UserError for a text that is no number."""
-    if pd.api.types.is_timedelta64_dtype(values):
-        return (values / pd.Timedelta("1s")).to_numpy(np.float64)
-    if pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_complex_dtype(values):
-        numbers = values.to_numpy(np.float64, na_value=np.nan, copy=True)
-        bad = np.zeros(len(numbers), bool)
-    else:
-        numbers, bad = parse_numbers(as_text(values, column.markers), column)
-    plain = pd.to_numeric(pd.Series(column.markers, dtype=object), errors="coerce").dropna()
-    numbers[np.isin(numbers, plain)] = np.nan
-    bad |= np.abs(numbers) > MAX_NUMBER
-    if bad.any():
-        raise bad_cells(values, bad, "a number such as 1234.5: correct it", place)
-    return numbers
-
-
-def to_days(values: pd.Series, column: Column, place: Place) -> np.ndarray:
-    """Return dates as days since 1970-01-01, float64, the time of day as their fraction (UTC)."""
-    if pd.api.types.is_datetime64_any_dtype(values.dtype):
-        return parse_dates(values, ISO)
-    text = without_markers(as_text(values, column.markers))
-    if column.date_format in EPOCHS:
-        days = parse_numbers(text, column)[0] / EPOCHS[column.date_format]
-    else:
-        days = parse_dates(text, column.date_format)
-    left = np.isnan(days)
-    days[left] = parse_dates(text[left], ISO)  # whatever program wrote the new file
-    bad = np.isnan(days) & text.notna().to_numpy()
-    if bad.any():
-        raise bad_cells(values, bad, "a date such as 2024-10-13: correct it", place)
-    return days
+    return np.asarray(numbers).copy()
 
 
 def parse_dates(dates: pd.Series, form: str) -> np.ndarray:
     """Return days since 1970-01-01; NaN for a text that is no date of this form."""
-    # A minus sign is of no date that people write, and one that pandas stumbles over.
-    dates = dates.where(~dates.astype(str).str.startswith("-"))
+    if form in EPOCHS:
+        return pd.to_numeric(dates, errors="coerce").to_numpy(np.float64) / EPOCHS[form]
+    if not pd.api.types.is_datetime64_any_dtype(dates.dtype):
+        # A minus sign is of no date that people write, and one that pandas stumbles over.
+        dates = dates.where(~dates.astype(str).str.startswith("-"))
     known = pd.to_datetime(dates, format=form, errors="coerce", utc=True)
     micro = known.dt.as_unit("us") - pd.Timestamp(0, tz="UTC")  # whole numbers, without loss
     return (micro / pd.Timedelta(days=1)).to_numpy(np.float64, copy=True)
 
 
-def to_categories(values: pd.Series, column: Column, _: Place) -> pd.Series:
-    """Return categories as text: the same for 3, "3" and "3.0", and for true and "TRUE"."""
-
-    def level(text: str) -> str:
-        text = re.sub(r"^(-?\d+)\.0+$", r"\1", text)
-        text = text.capitalize() if text.lower() in ("true", "false") else text
-        return text.zfill(column.width) if text.isdigit() else text
-
-    text = as_text(values, column.markers)
-    return text.map({each: level(each) for each in text.dropna().unique()}).astype("str")
+def to_level(text: str, width: int) -> str:
+    """Write a category the same for "3" and "3.0", for "true" and "TRUE"."""
+    text = re.sub(r"^(-?\d+)\.0+$", r"\1", text)
+    text = text.capitalize() if text.lower() in ("true", "false") else text
+    return text.zfill(width) if text.isdigit() else text
 
 
-CELLS = {"numeric": to_numbers, "date": to_days, "categorical": to_categories}
+def read_cells(values: pd.Series, column: Column) -> tuple[Any, np.ndarray]:
+    """Read a column: (its cells as `conform` returns them, where one is not of the kind)."""
+    bad = np.zeros(len(values), bool)
+    if column.kind == "date" and pd.api.types.is_datetime64_any_dtype(values.dtype):
+        return parse_dates(values, ISO), bad
+    if column.kind == "numeric" and pd.api.types.is_timedelta64_dtype(values):
+        values = values / pd.Timedelta("1s")
+    is_number = pd.api.types.is_numeric_dtype(values) and values.dtype.kind != "c"
+    if column.kind == "numeric" and is_number:
+        cells = values.to_numpy(np.float64, na_value=np.nan, copy=True)
+    else:
+        text = as_text(values, column.markers)
+        if column.kind == "categorical":
+            levels = {each: to_level(each, column.width) for each in text.dropna().unique()}
+            is_same = all(each == level for each, level in levels.items())
+            return (text if is_same else text.map(levels).astype("str")), bad
+        if column.kind == "numeric":
+            cells = parse_numbers(text, column)
+        else:
+            cells = parse_dates(text, column.date_format)
+            left = np.isnan(cells)
+            cells[left] = parse_dates(text[left], ISO)  # whatever program wrote the new file
+        left = np.isnan(cells)
+        bad[left] = without_markers(text[left]).notna()
+    plain = pd.to_numeric(pd.Series(column.markers, dtype=object), errors="coerce").dropna()
+    cells[np.isin(cells, plain)] = np.nan
+    return cells, bad | (np.abs(cells) > MAX_NUMBER)
 
 
-def bad_cells(values: pd.Series, bad: np.ndarray, expected: str, place: Place) -> UserError:
-    """Make the error that names the first of some wrong cells and the lines of all."""
-    places = np.flatnonzero(bad)
-    return UserError(
-        f"column {values.name!r} of {place.source} holds {str(values.iloc[places[0]])[:40]!r} in "
-        f"{place.lines(places)}; expected {expected}"
-    )
+EXPECTED = {"numeric": "number such as 1234.5", "date": "date such as 2024-10-13"}
 
 
 # --- conforming ---------------------------------------------------------------------------------
@@ -289,62 +261,70 @@ def conform(
     """Bring rows to the schema: its features in their order, and the target after them if needed.
 
     Numbers are float64, dates float64 days since 1970-01-01 (UTC), categories text; missing
-    values stay missing. Rows whose target is absurd, such as 1e9 among thousands, are left out;
-    `attrs["left_out"]` of the table holds their places. The index is a RangeIndex.
+    values stay missing. The index tells the places of the rows: with the target, rows in which it
+    is absurd, such as 1e9 among thousands, are left out.
 
-    Returns the table and one line for everything that was left out.
+    Returns the table and one line for everything absurd.
     Raises UserError for a missing column, one that is unknown when `strict` is set, a text where
     a number or a date belongs, and a row without a target.
     """
-    rows, place = named(rows, source), Place(source, first_line)
-    _check_columns(rows, schema, source, need_target, strict)
-    cells = {c.name: CELLS[c.kind](rows[c.name], c, place) for c in schema.columns}
-    table = pd.DataFrame(cells, index=rows.index)
-    if not need_target:
-        return table, []
-    name = schema.target.name
-    y = table[name] = target_of(rows[name], schema.target, place)
-    wrong = np.flatnonzero(_absurd(y.to_numpy()))
-    if not len(wrong):
-        return table, []
-    table = table.drop(index=wrong).reset_index(drop=True)
-    table.attrs["left_out"] = tuple(wrong.tolist())
-    return table, [
-        f"{len(wrong)} rows of {source} are left out: their {name!r} is absurd "
-        f"({y[wrong[0]]:g} in {place.lines(wrong)})"
-    ]
-
-
-def _check_columns(
-    rows: pd.DataFrame, schema: Schema, source: str, need_target: bool, strict: bool
-) -> None:
-    target = schema.target.name
-    missing = [name for name in schema.features if name not in rows.columns]
-    if missing:
+    rows, target = named(rows, source), schema.target.name
+    columns = [*schema.columns, schema.target] if need_target else schema.columns
+    for name in (column.name for column in columns if column.name not in rows):
         raise UserError(
-            f"{source} has no column {missing[0]!r}; the model needs "
-            f"{', '.join(schema.features)}: add or rename the column"
+            f"{source} has no column {name!r}{' to learn' * (name == target)}; the model needs "
+            f"{', '.join(column.name for column in columns)}: add or rename the column"
         )
-    if need_target and target not in rows.columns:
-        raise UserError(f"{source} has no column {target!r} to learn; add it")
     extra = set(rows.columns) - {*schema.features, *schema.dropped, target}
     if strict and extra:
         raise UserError(
             f"{source} has the column {min(extra)!r}, which the model was not trained on; remove "
             "it, or train a new model with mlflow_monitoring.py"
         )
+    cells = {column.name: _cells(rows, column, source, first_line) for column in columns}
+    table = pd.DataFrame(cells, index=rows.index)
+    return _without_absurd(table, schema, source, first_line) if need_target else (table, [])
 
 
-def target_of(values: pd.Series, column: Column, place: Place) -> pd.Series:
-    """Return the target as float64; UserError with lines where it is missing or not finite."""
-    y = to_numbers(values.replace([np.inf, -np.inf], np.nan), column, place)
-    missing = np.flatnonzero(np.isnan(y))
+def _cells(rows: pd.DataFrame, column: Column, source: str, first_line: int) -> Any:
+    """Read the cells of one column; UserError that names the wrong ones and their lines."""
+    values = rows[column.name]
+    cells, bad = read_cells(values, column)
+    if bad.any():
+        places = np.flatnonzero(bad)
+        raise UserError(
+            f"column {column.name!r} of {source} holds {str(values.iloc[places[0]])[:40]!r} in "
+            f"{lines(places, first_line)}; expected a {EXPECTED[column.kind]}: correct it (a first "
+            "training takes --categorical COLUMN, and --na TEXT for what means a missing value)"
+        )
+    return cells
+
+
+def _without_absurd(
+    table: pd.DataFrame, schema: Schema, source: str, first_line: int
+) -> tuple[pd.DataFrame, list[str]]:
+    """Leave out rows whose target is absurd, and name other absurd cells, both with their lines."""
+    target, notes = schema.target.name, []
+    missing = np.flatnonzero(table[target].isna())
     if len(missing):
         raise UserError(
-            f"{len(missing)} of {len(y)} rows in {place.source} have no finite {column.name!r} "
-            f"({place.lines(missing)}); expected a number in every row: fill or remove them"
+            f"{len(missing)} of {len(table)} rows in {source} have no finite {target!r} "
+            f"({lines(missing, first_line)}); expected a number in every row: fill or remove them"
         )
-    return pd.Series(y)
+    for column in (*schema.columns, schema.target):
+        numbers = table[column.name].to_numpy()
+        absurd = np.flatnonzero(_absurd(numbers) if column.kind == "numeric" else ())
+        if not len(absurd):
+            continue
+        where = f"{numbers[absurd[0]]:.10g} in {lines(table.index[absurd], first_line)}"
+        if column is schema.target:
+            notes.append(
+                f"{len(absurd)} rows of {source} are left out: their {target!r} is absurd ({where})"
+            )
+            table = table.drop(index=table.index[absurd])
+        else:
+            notes.append(f"column {column.name!r} holds {where}, absurd beside its other values")
+    return table, notes
 
 
 def check_target(y: np.ndarray, target: str, source: str = "the data") -> None:
@@ -358,61 +338,21 @@ def check_target(y: np.ndarray, target: str, source: str = "the data") -> None:
         )
 
 
-def warnings_about(table: pd.DataFrame, schema: Schema, first_line: int = 2) -> list[str]:
-    """Name absurd cells with their lines, and columns that alone predict the target.
-
-    `table` is what `conform` returned, with its target.
-    """
-    notes = []
-    gone = np.array(table.attrs.get("left_out", ()), np.int64)
-    kept = np.setdiff1d(np.arange(len(table) + len(gone)), gone)
-    part, target = table.iloc[:: -(-len(table) // SAMPLE) or 1], schema.target.name
-    for name, kind in schema.kinds.items():
-        numbers = table[name].to_numpy()
-        wrong = np.flatnonzero(_absurd(numbers) if kind == "numeric" else ())
-        if len(wrong):
-            lines = Place("", first_line).lines(kept[wrong])
-            value = f"{numbers[wrong[0]]:.10g} in {lines}"
-            notes.append(f"column {name!r} holds {value}, absurd beside its other values")
-        if target in part and _predicts(part[name], part[target]):
-            notes.append(
-                f"column {name!r} alone predicts {target!r} almost exactly: a possible leak; "
-                f"leave it out with --drop {name!r} if it is not known beforehand"
-            )
-    return notes
-
-
 def _absurd(numbers: np.ndarray) -> np.ndarray:
     """Mark numbers that lie beyond a gap no long tail has.
 
     That is a thousand times the next smaller one, and at least 100,000, in the upper tenth; or
     ten times, where all of them are one number of nines such as 99999.
     """
-    size = np.abs(np.nan_to_num(numbers, nan=0.0, posinf=0.0, neginf=0.0))
-    ordered = np.sort(size[size > 0])
-    if len(ordered) < MIN_ROWS:
+    size = np.abs(np.nan_to_num(numbers))
+    known = size[size > 0]
+    if len(known) < MIN_ROWS:
         return np.zeros(len(numbers), bool)
-    top = ordered[int(0.9 * len(ordered)) - 1 :]
+    start = int(0.9 * len(known)) - 1
+    top = np.sort(np.partition(known, start)[start:])
     gaps = top[1:] / top[:-1]
     place = int(np.argmax(gaps))
     limit, gap = top[place + 1], gaps[place]
     nines = limit == top[-1] and re.fullmatch("9{5,}", f"{limit:.0f}") is not None
     found = (gap >= 1e3 and limit >= 1e5) or (gap >= 10 and nines)
     return (size >= limit) if found else np.zeros(len(numbers), bool)
-
-
-def _predicts(feature: pd.Series, target: pd.Series) -> bool:
-    """Tell whether a feature alone explains more than 0.999 of the target's variance, or ranks."""
-    known = feature.notna()
-    x, y = feature[known], target[known]
-    if len(y) < max(MIN_ROWS, len(target) / 2) or y.nunique() < 2:
-        return False
-    if not pd.api.types.is_numeric_dtype(x):
-        if x.nunique() > len(x) / 5:
-            return False
-        return bool((y - y.groupby(x).transform("mean")).var() < 0.001 * y.var())
-    if x.nunique() < 3:
-        return False
-    linear = np.corrcoef(x, y)[0, 1]
-    ranks = np.corrcoef(x.rank(), y.rank())[0, 1]
-    return bool(max(linear**2, ranks**2) > 0.999)

@@ -31,13 +31,13 @@ def drift(
 ) -> pd.DataFrame:
     """Measure how far each column of `current` has moved from `reference`: `DRIFT_COLUMNS`.
 
-    `kinds` maps columns to "numeric", "categorical" or "date" (days, a number); `target` adds a
-    numeric one. `distance` is Wasserstein's in reference standard deviations for numbers,
-    Jensen–Shannon's (base 2, 0 to 1) for categories, where missing counts as one; `p_value` is
-    of a Kolmogorov–Smirnov or chi-square test. `drifted` asks for both a distance above 0.1, so
-    that many rows alone do not fire, and p below 5 % divided by the number of tests, so that few
-    do not either. Numbers and dates are tested, in the same way, for the share of missing values;
-    dates for nothing else, as they move forward. NaN where nothing can be measured.
+    `kinds` maps columns to "numeric", "categorical" or "date"; `target` adds a numeric one.
+    `distance` is Wasserstein's in reference standard deviations for numbers, Jensen–Shannon's (base
+    2, 0 to 1) for categories, missing among them; `p_value` is of a Kolmogorov–Smirnov or
+    chi-square test. `drifted` asks for a distance above 0.1, so that many rows alone do not fire,
+    and for p below 5 % divided by the number of tests, so that few do not. Numbers and dates are
+    also tested for their share of missing values; dates for nothing else, as they move forward.
+    NaN where nothing can be measured.
     """
     kinds = {**kinds, **({target: "numeric"} if target else {})}
     p_limit = LEVEL / max(1, sum(2 if kind == "numeric" else 1 for kind in kinds.values()))
@@ -115,12 +115,10 @@ def suspicious(
 ) -> list[str]:
     """Name what looks broken in a file, in sentences; none for one that has merely drifted.
 
-    `reference` holds the rows known so far, `current` a new file, both conformed; `kinds` maps
-    the features to "numeric", "categorical" or "date". Checked are: a target far from what it was;
-    a column nearly all missing, constant, or rescaled; categories written in another way. The
-    limits lie beyond what real files do from month to month or between seasons: such files move
-    means by up to 2.8 standard deviations and spreads up to 2.2 times, and a season, a year or a
-    holiday may well be constant in one of them.
+    Checked are: a target far from what it was; a feature (of `kinds`) nearly all missing, constant,
+    or rescaled; categories written in another way. The limits lie beyond what real files do from
+    month to month or between seasons: such files move means by up to 2.8 standard deviations and
+    spreads up to 2.2 times, and a season, a year or a holiday may be constant in one of them.
     """
     told, farthest = {target: ""}, 0.0
     for name, kind in kinds.items():
@@ -175,20 +173,19 @@ def _constant(old: np.ndarray, new: np.ndarray) -> str:
 def _fahrenheit(old: np.ndarray, new: np.ndarray) -> str:
     """Find degrees Fahrenheit among degrees Celsius, or the reverse, in a fifth of the rows.
 
-    Such a row lies beyond 3 reference standard deviations as it stands, and within 2 once
-    converted; half of them beyond 4.5, or they may be the tail of a hot summer. Only for columns
-    that look like temperatures: roughly symmetric, between -60 and 60 °C.
+    Such a row lies beyond 3 standard deviations as it stands (half of them beyond 4.5, or it may be
+    a hot summer), within 2 once converted. The column is symmetric, between -60 and 60 °C.
     """
     mean, spread = old.mean(), old.std()
-    symmetric = abs(np.median(old) - mean) <= 0.3 * spread
+    away = np.abs(new - mean) / spread
     for unit, before, coldest, hottest, back in (
         ("Fahrenheit", "Celsius", -60, 60, (new - 32) / 1.8),
         ("Celsius", "Fahrenheit", -76, 140, new * 1.8 + 32),
     ):
-        away = np.abs(new - mean) / spread
         far = (away > 3) & (np.abs(back - mean) < 2 * spread)
-        possible = symmetric and coldest <= old.min() and old.max() <= hottest
-        if possible and far.mean() >= 0.2 and np.median(away[far]) > 4.5:
+        possible = coldest <= old.min() and old.max() <= hottest
+        symmetric = abs(np.median(old) - mean) <= 0.3 * spread
+        if possible and symmetric and far.mean() >= 0.2 and np.median(away[far]) > 4.5:
             return f"{far.mean():.0%} of the rows look like degrees {unit}, not {before}"
     return ""
 
@@ -196,10 +193,9 @@ def _fahrenheit(old: np.ndarray, new: np.ndarray) -> str:
 def _rescaled(old: np.ndarray, new: np.ndarray) -> str:
     """Find another unit: the same shape after a linear map that no natural drift explains.
 
-    Either the mean lies beyond 8 standard deviations, the larger of both files, or mean and
-    spread have changed by one factor outside 1/8 to 8. The shape is that of the quantiles,
-    standardised. What runs in the order of the file, or counts in whole numbers without a
-    repetition, is a clock or a counter and may run on.
+    Either the mean lies beyond 8 standard deviations, the larger of both files, or mean and spread
+    have changed by one factor outside 1/8 to 8. The shape is that of the standardised quantiles. A
+    clock (in the order of the file) or a counter (whole, without repetition) may run on.
     """
     factor, distance = new.std() / old.std(), abs(new.mean() - old.mean())
     far = distance > 8 * max(old.std(), new.std())

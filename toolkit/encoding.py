@@ -5,7 +5,7 @@ travels inside every model. Not here: how columns are recognised (`kinds.py`), a
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -24,9 +24,14 @@ MAX_LEVELS = 200  # inputs of one column; the commonest categories get their own
 FOLDS = 5  # a training row never meets its own target in the mean of its category
 SMOOTHING = 10.0  # rows of the overall mean that each category's mean is mixed with
 YEAR = 365.2425
-PARTS = {
-    "numeric": ("value",),
-    "date": ("elapsed", "year", "month", "weekday", "sine", "cosine", "hour"),
+PARTS: dict[str, Any] = {  # of days since 1970-01-01: what is seen of a date
+    "elapsed": np.floor,
+    "year": lambda days: _dates(days).year,
+    "month": lambda days: _dates(days).month,
+    "weekday": lambda days: _dates(days).day_of_week,
+    "sine": lambda days: np.sin(2 * np.pi * (_dates(days).day_of_year - 1) / YEAR),
+    "cosine": lambda days: np.cos(2 * np.pi * (_dates(days).day_of_year - 1) / YEAR),
+    "hour": lambda days: (days - np.floor(days)) * 24,
 }
 # Rows are scored by the block, large enough to be fast, small enough to stay in cache; the last one
 # is filled up to a multiple of LANE. Both are multiples of 64 and of 3: kernels take 4, 6, 8, 16 or
@@ -38,7 +43,7 @@ BLOCK, LANE = 6_144, 192
 class Input:
     """One input of the network: what it holds of a column.
 
-    part is one of PARTS, a number as (number - center) / scale, bent smoothly beyond low and high;
+    part is "value" or one of PARTS: (number - center) / scale, bent smoothly beyond low and high;
     edges, in standardised units, are the bins that the network lays over it (Gorishniy et al.
     2022). Or it is a mark, 1 or 0: "missing"; "level", the row is of this level; "other", of none
     that has an input. Or "mean", the mean standardised target of the row's level, one of levels:
@@ -99,7 +104,7 @@ class Preprocessor:
             values, counts = rows[name], rows[name].value_counts()
             missing = [Input(name, "missing")] if 0 < counts.sum() < len(values) else []
             if kind != "categorical":
-                inputs += [*_fit_numbers(values, PARTS[kind]), *missing]
+                inputs += [*_fit_numbers(values, kind), *missing]
             elif len(counts) + len(missing) > 1:
                 inputs += [*_fit_levels(counts, len(values)), *missing]
                 if len(counts) > MANY_LEVELS:
@@ -154,13 +159,11 @@ class Preprocessor:
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain numbers, texts and lists, for JSON."""
-        usual = vars(Input("", ""))
-        inputs = [{k: v for k, v in vars(i).items() if v != usual[k]} for i in self.inputs]
-        return {
-            "schema": self.schema.to_dict(),
-            "inputs": inputs,
-            "first_input": self.first_input,
-        }
+        inputs = [
+            {name: value for name, value in vars(each).items() if value != getattr(Input, name, "")}
+            for each in self.inputs
+        ]
+        return {"schema": self.schema.to_dict(), "inputs": inputs, "first_input": self.first_input}
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> "Preprocessor":
@@ -175,36 +178,20 @@ class Preprocessor:
 # --- numbers -------------------------------------------------------------------------------------
 
 
+def _dates(days: np.ndarray) -> pd.DatetimeIndex:
+    days = np.floor(days).clip(-1e8, 1e8)  # pandas counts no more years than these
+    return pd.DatetimeIndex(days.astype("datetime64[D]").astype("datetime64[s]"))
+
+
 def _part(values: pd.Series, part: str) -> np.ndarray:
-    """Take a part of a number or of days since 1970-01-01; missing stays NaN, but for "missing"."""
+    """Take what an input holds of numbers or dates; missing stays NaN, but for "missing"."""
     if part == "missing":
         return values.isna().to_numpy(np.float64)
-    days = values.to_numpy(np.float64)
-    if part == "value":
-        return days
-    whole = np.floor(days)
-    if part == "elapsed":
-        return whole
-    if part == "hour":
-        return (days - whole) * 24
-    if part == "weekday":
-        return (whole + 3) % 7  # 1970-01-01 was a Thursday, the fourth day
-    dates = whole.astype("datetime64[D]")
-    years = dates.astype("datetime64[Y]")
-    turn = 2 * np.pi * (dates - years.astype("datetime64[D]")).astype(np.float64) / YEAR
-    return np.where(
-        np.isnan(days),
-        np.nan,
-        {
-            "year": years.astype(np.float64) + 1970,
-            "month": dates.astype("datetime64[M]").astype(np.int64) % 12 + 1.0,
-            "sine": np.sin(turn),
-            "cosine": np.cos(turn),
-        }[part],
-    )
+    numbers = values.to_numpy(np.float64)
+    return numbers if part == "value" else np.asarray(PARTS[part](numbers), np.float64)
 
 
-def _fit_numbers(values: pd.Series, parts: Iterable[str]) -> list[Input]:
+def _fit_numbers(values: pd.Series, kind: str) -> list[Input]:
     """Measure the parts of a column that vary.
 
     Center and scale are of values cut off one range beyond their 0.5 % quantiles, so that one
@@ -212,7 +199,7 @@ def _fit_numbers(values: pd.Series, parts: Iterable[str]) -> list[Input]:
     value where there are few.
     """
     found = []
-    for part in parts:
+    for part in ("value",) if kind == "numeric" else PARTS:
         numbers = _part(values, part)
         known = numbers[np.isfinite(numbers)]
         if not len(known) or known.min() == known.max():

@@ -4,10 +4,12 @@ Belongs here: how rows and predictions become the evidence of a verdict. The sta
 are in `comparison.py` and `drift.py`, the words of the report in `report.py`.
 """
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModelInput
 
@@ -31,7 +33,7 @@ def look(
     schema, unit = parent.preprocessor.schema, parent.card.get("unit", "")
     target, kinds = schema.target.name, schema.kinds
     y = rows.file[target].to_numpy()
-    prediction = encoding.predict(parent.network, parent.preprocessor.transform(rows.file))
+    prediction = _predict(parent, rows.file)
     error = float(np.abs(y - prediction).mean())
     terminal.say(
         f"parent {parent.uri}: its MAE on the {len(y):,} new rows of {data}, before any training "
@@ -81,8 +83,7 @@ def weigh(
     held_out = {part: comparison.evaluate(y[part], predictions[part], labels[part]) for part in y}
     findings, both = list(evidence.findings), (rows.file[target], whole)
     if "old" in y:
-        old = (y["old"], predictions["old"])
-        findings += comparison.lost_skill(y["new"], new, *old, whole=both, groups=labels["new"])
+        findings += comparison.lost_skill(y, predictions, both, labels["new"])
     evidence.held_out, evidence.leakage = held_out, rows.counts
     evidence.verdict = comparison.decide(
         held_out["new"],
@@ -100,6 +101,26 @@ def weigh(
         evidence.groups = comparison.groups(rows.held_out["new"], texts, y["new"], *models)
     evidence.caveats = _caveats(schema, role)
     return evidence
+
+
+def explain(
+    evidence: Evidence, models: Mapping[str, Any], rows: RetrainingRows, role: roles.Roles
+) -> None:
+    """Measure on new held-out rows what both models rest on, and add it to `evidence`.
+
+    `models` maps "parent" and "retrained" to what has a `network` and a `preprocessor`.
+    """
+    table, schema = rows.held_out["new"], models["parent"].preprocessor.schema
+    y, labels = table[schema.target.name], roles.blocks_of_rows(table, role)
+    predict = {name: functools.partial(_predict, model) for name, model in models.items()}
+    evidence.importance = comparison.importance(predict, table, y, schema.features, 0, labels)
+    names = [name for name in evidence.importance["column"] if table[name].notna().any()]
+    shown = [name for name in names if schema.kinds[name] != "date"][:2]
+    evidence.dependence = {name: comparison.dependence(predict, table, name) for name in shown}
+
+
+def _predict(model: Any, rows: pd.DataFrame) -> np.ndarray:
+    return encoding.predict(model.network, model.preprocessor.transform(rows))
 
 
 def _caveats(schema: Schema, role: roles.Roles) -> list[str]:
@@ -143,6 +164,11 @@ def log_evidence(
         "predicted_against_actual": figures.predicted_against_actual(y_new, shown, unit),
     }
     tables = {"groups": evidence.groups, "drift": evidence.drift}
+    tables["importance"] = evidence.importance
+    if evidence.importance is not None:
+        pictures["importance"] = figures.importance(evidence.importance, unit)
+    if evidence.dependence:
+        pictures["dependence"] = figures.dependence(evidence.dependence, unit)
     if evidence.groups is not None:
         pictures["error_per_group"] = figures.error_per_group(evidence.groups, unit)
     if evidence.drift is not None:

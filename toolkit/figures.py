@@ -6,7 +6,6 @@ where a figure goes. Nothing is written; pyplot, slow and with a global state, i
 
 from collections.abc import Mapping, Sequence
 from itertools import cycle
-from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -22,7 +21,6 @@ from toolkit.words import format_amount, format_interval
 # Okabe and Ito, https://jfly.uni-koeln.de/color: told apart with any kind of colour vision.
 BLUE, ORANGE, GREY, LIGHT = "#0072B2", "#D55E00", "#666666", "#BBBBBB"
 CURVES = (BLUE, ORANGE, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-STYLES: tuple[Literal["-", ":", "--", "-."], ...] = ("-", ":", "--", "-.")
 MAX_POINTS = 2_000
 MAX_LINES = 80  # categories or columns in one picture
 MAX_DISTANCE = 2.0  # longer bars are cut, or one column would hide all others
@@ -38,17 +36,16 @@ def learning_curve(curves: Mapping[str, Sequence[float]]) -> Figure:
     smallest.
     """
     figure, (axes,) = _canvas(3.7, ["Learning curve"])
-    drawn = {name: np.asarray(values, float) for name, values in curves.items() if len(values)}
-    for (name, values), colour in zip(drawn.items(), cycle(CURVES), strict=False):
+    for (name, values), colour in zip(curves.items(), cycle(CURVES), strict=False):
         epochs, label = np.arange(1, len(values) + 1), _label(name.replace("_", " "))
-        axes.plot(epochs, values, ".-", color=colour, label=label, linewidth=1.3)
-    losses = np.concatenate([np.empty(0), *drawn.values()])
-    losses = losses[np.isfinite(losses)]
-    if len(losses) and losses.min() > 0 and losses.max() > 20 * losses.min():
+        if len(values):
+            axes.plot(epochs, values, ".-", color=colour, label=label, linewidth=1.3)
+    smallest, largest = axes.dataLim.intervaly
+    if 0 < smallest < largest / 20:
         axes.set_yscale("log")
     axes.set(xlabel="epoch", ylabel="loss")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    if len(drawn) > 1:
+    if len(axes.lines) > 1:
         axes.legend(frameon=False)
     return figure
 
@@ -65,7 +62,7 @@ def predicted_against_actual(
     made = {name: np.asarray(predicted, float) for name, predicted in predictions.items()}
     errors = {name: float(np.abs(predicted - y).mean()) for name, predicted in made.items()}
     titles = [f"{name}: MAE {format_amount(error, unit)}" for name, error in errors.items()]
-    figure, panels = _canvas(3.7, titles, shared=True)
+    figure, panels = _canvas(3.7, titles, sharex=True, sharey=True)
     colours = [BLUE, ORANGE] if len(made) > 1 else [ORANGE]
     for axes, predicted, colour in zip(panels, made.values(), colours, strict=True):
         axes.axline((y[0], y[0]), slope=1, color="black", linewidth=0.8)
@@ -94,10 +91,10 @@ def error_per_group(groups_table: pd.DataFrame, unit: str = "") -> Figure:
     figure, (axes,) = _canvas(0.2 * len(labels) + 1.4, ["Mean absolute error per group"])
     series = {PARENT: "MAE_before", RETRAINED: "MAE_after"}
     _bars(axes, places, {name: table[key] for name, key in series.items() if key in table})
-    _name_lines(axes, [labels[place] for place in sorted(labels)])
+    xlabel = _with_unit("MAE", unit) + ", number of rows in brackets"
+    _name_lines(axes, [labels[place] for place in sorted(labels)], xlabel)
     for header in headers:
         axes.get_yticklabels()[header].set_fontweight("bold")
-    axes.set_xlabel(_with_unit("MAE", unit) + ", number of rows in brackets")
     return figure
 
 
@@ -105,17 +102,12 @@ def before_after(held_out: Mapping[str, HeldOut], unit: str = "") -> Figure:
     """Draw the MAE of parent and retrained model on the same rows, one line per set of rows.
 
     The bar around the retrained model is the interval of the difference, set off from the
-    parent. Ticks are the controls, those beyond twice the larger of the two left out.
+    parent: where it does not reach the parent, the difference is proven.
     """
     height = 1.7 + 0.9 * len(held_out)
     figure, (axes,) = _canvas(height, ["Same held-out rows, both models: left is better"])
     for line, held in enumerate(held_out.values()):
-        error, styles = held.scores["MAE"], cycle(STYLES)
-        parent, child = error[PARENT], error[RETRAINED]
-        for name, value in error.drop([PARENT, RETRAINED]).items():
-            style, ends = next(styles), (line - 0.2, line + 0.2)
-            if value < 2 * max(parent, child):
-                axes.vlines(value, *ends, GREY, style, label=_label(name), linewidth=1.2)
+        parent, child = held.scores["MAE"][[PARENT, RETRAINED]]
         bounds = parent + held.change.low, parent + held.change.high
         axes.plot([parent, child], [line, line], color=GREY, linewidth=0.8)
         if np.isfinite(bounds).all():
@@ -124,9 +116,8 @@ def before_after(held_out: Mapping[str, HeldOut], unit: str = "") -> Figure:
         axes.annotate(text, (at, line - 0.26), ha="center", va="bottom", fontsize=9)
         axes.plot(parent, line, "o", color=BLUE, markersize=9, label=PARENT)
         axes.plot(child, line, "D", color=ORANGE, markersize=8, label=RETRAINED)
-    _name_lines(axes, [f"{_label(name)} ({held.rows:,})" for name, held in held_out.items()])
-    axes.set_xlabel(_with_unit("MAE", unit))
-    axes.xaxis.set_major_formatter(AMOUNTS)
+    labels = [f"{_label(name)} ({held.rows:,})" for name, held in held_out.items()]
+    _name_lines(axes, labels, _with_unit("MAE", unit))
     handles = dict(zip(*axes.get_legend_handles_labels()[::-1], strict=True))
     figure.legend(handles.values(), handles, loc="outside lower center", ncols=4, frameon=False)
     return figure
@@ -145,21 +136,50 @@ def drift_figure(drift_table: pd.DataFrame) -> Figure:
     bars = axes.barh(range(len(table)), lengths, 0.7, color=colours)
     axes.bar_label(bars, [format_amount(value) for value in table["distance"]], padding=3, size=9)
     axes.axvline(DRIFT_DISTANCE, color="black", linestyle="--", linewidth=1, label="threshold")
-    _name_lines(axes, [_label(name) for name in table["column"]])
+    xlabel = "distance in standard deviations; of text from 0 to 1"
+    _name_lines(axes, [_label(name) for name in table["column"]], xlabel)
     axes.margins(x=0.1)
     axes.legend(loc="lower right", frameon=False)
-    axes.set_xlabel("distance: Wasserstein / standard deviation, or Jensen–Shannon (text)")
+    return figure
+
+
+def importance(table: pd.DataFrame, unit: str = "") -> Figure:
+    """Draw `comparison.importance`'s table: the rise of each model's MAE, with its interval."""
+    title = "Rise of the error when a column is shuffled"
+    figure, (axes,) = _canvas(0.3 * len(table) + 1.4, [title])
+    _bars(axes, np.arange(len(table)), {name: table[name] for name in (PARENT, RETRAINED)})
+    for bars, name in zip(axes.containers, (PARENT, RETRAINED), strict=True):
+        middles = [bar.get_y() + bar.get_height() / 2 for bar in bars]
+        axes.hlines(middles, table[f"{name}_low"], table[f"{name}_high"], GREY, lw=1.5)
+    _name_lines(axes, [_label(name) for name in table["column"]], _with_unit("rise in MAE", unit))
+    return figure
+
+
+def dependence(tables: Mapping[str, pd.DataFrame], unit: str = "") -> Figure:
+    """Draw `comparison.dependence`'s table of each column: mean predictions over its values."""
+    figure, panels = _canvas(3.0, list(tables), sharey=True)
+    for axes, table in zip(panels, tables.values(), strict=True):
+        is_number, at = pd.api.types.is_numeric_dtype(table.index), np.arange(len(table))
+        for name, colour in ((PARENT, BLUE), (RETRAINED, ORANGE)):
+            places, style = (table.index, ".-") if is_number else (at, "o")
+            axes.plot(places, table[name], style, color=colour, label=name)
+        if not is_number:
+            names = [_label(name, 18) for name in table.index]
+            axes.set_xticks(at, names, rotation=40, ha="right", fontsize=8)
+        axes.yaxis.set_major_formatter(AMOUNTS)
+    panels[0].set_ylabel(_with_unit("mean prediction", unit))
+    figure.legend(handles=panels[0].lines, loc="outside lower center", ncols=2, frameon=False)
     return figure
 
 
 def _canvas(
-    height: float, titles: Sequence[str], shared: bool = False
+    height: float, titles: Sequence[str], *, sharex: bool = False, sharey: bool = False
 ) -> tuple[Figure, list[Axes]]:
     """Return a figure with one panel per title, narrow enough to be read on a telephone."""
     figure = Figure(figsize=(6.6, max(2.6, height)), dpi=130, layout="constrained")
-    panels = figure.subplots(1, len(titles), sharex=shared, sharey=shared, squeeze=False)[0]
+    panels = figure.subplots(1, len(titles), sharex=sharex, sharey=sharey, squeeze=False)[0]
     for axes, title in zip(panels, titles, strict=True):
-        axes.set_title(_label(title, 60 // len(titles)), fontsize=11, loc="left")
+        axes.set_title(_label(title, 56 // len(titles)), fontsize=11, loc="left")
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(color="#E6E6E6", linewidth=0.6)
         axes.set_axisbelow(True)
@@ -172,13 +192,14 @@ def _bars(axes: Axes, places: np.ndarray, series: Mapping[str, pd.Series]) -> No
     for number, (name, lengths) in enumerate(series.items()):
         at = places + (number - (len(series) - 1) / 2) * height
         axes.barh(at, lengths, height, color=BLUE if name == PARENT else ORANGE, label=name)
-    axes.xaxis.set_major_formatter(AMOUNTS)
     if len(series) > 1:
         axes.figure.legend(loc="outside lower center", ncols=2, frameon=False)
 
 
-def _name_lines(axes: Axes, labels: Sequence[str]) -> None:
+def _name_lines(axes: Axes, labels: Sequence[str], xlabel: str) -> None:
     """Put one label per horizontal line, the first on top."""
+    axes.set_xlabel(xlabel)
+    axes.xaxis.set_major_formatter(AMOUNTS)
     axes.set_yticks(range(len(labels)), labels, fontsize=9)
     axes.set_ylim(len(labels) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0)

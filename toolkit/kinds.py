@@ -13,7 +13,12 @@ from functools import cached_property
 
 import numpy as np
 import pandas as pd
-from pandas.api.types import is_bool_dtype, is_datetime64_any_dtype, is_numeric_dtype
+from pandas.api.types import (
+    is_bool_dtype,
+    is_datetime64_any_dtype,
+    is_numeric_dtype,
+    is_string_dtype,
+)
 from pandas.tseries.api import guess_datetime_format
 
 from . import columns as c
@@ -59,23 +64,19 @@ PERSONAL = (  # e-mail addresses, telephone numbers, social security numbers, ba
 )
 
 
-@dataclass(frozen=True)
-class _File:
-    """What holds for all columns of a table: the mark before decimals where it is sure, say."""
-
-    place: c.Place
-    markers: tuple[str, ...] = ()
-    decimal: str = ""
-    european: bool = False
-
-
 @dataclass
 class _Cells:
-    """A column whose kind is being found out, and what the user said about it."""
+    """A column whose kind is being found out; `said` is what the user said about it.
+
+    decimal and european say what the other columns of the file tell: the mark before decimals
+    where it is sure, and whether days come before months.
+    """
 
     values: pd.Series
     said: str
-    file: _File
+    markers: tuple[str, ...]
+    decimal: str = ""
+    european: bool = False
 
     def __post_init__(self) -> None:
         self.name = str(self.values.name)
@@ -85,7 +86,7 @@ class _Cells:
         self.is_number = not is_bool_dtype(self.values) and (
             is_numeric_dtype(self.values) or self.values.dtype.kind == "m"
         )
-        self.column = Column(self.name, "categorical", markers=self.file.markers)
+        self.column = Column(self.name, "categorical", markers=self.markers)
 
     def called(self, pattern: str) -> bool:
         """Tell whether the words of the column's name hold a pattern."""
@@ -93,7 +94,7 @@ class _Cells:
 
     @cached_property
     def text(self) -> pd.Series:
-        return c.as_text(self.values, self.file.markers)
+        return c.as_text(self.values, self.markers)
 
     @cached_property
     def filled(self) -> pd.Series:
@@ -102,7 +103,7 @@ class _Cells:
     @cached_property
     def sample(self) -> pd.Series:
         known = self.filled.dropna()
-        return known.iloc[:: -(-len(known) // SAMPLE) or 1]
+        return known.iloc[:: len(known) // SAMPLE + 1]
 
     @cached_property
     def unit(self) -> tuple[str, float]:
@@ -130,22 +131,21 @@ _Found = tuple[Column, list[str]] | None
 
 
 def _date(cells: _Cells) -> _Found:
-    name, asked = cells.name, cells.said.startswith("date")
+    asked = cells.said.startswith("date")
     if is_datetime64_any_dtype(cells.values):
         return replace(cells.column, kind="date", date_format=ISO), []
     if cells.is_number and not (asked or cells.called(DATED)):
         return None
     form = cells.said[5:] or _date_format(cells)
-    if not form and asked:
+    if form:
+        notes = cells.notes(cells.filled, f"column {cells.name!r} holds dates ({form})")
+        return replace(cells.column, kind="date", date_format=form), notes
+    if asked:
         raise UserError(
-            f"--date {name!r} holds no dates that are recognised; give their format, as in "
-            f"--date '{name}=%d/%m/%Y'"
+            f"--date {cells.name!r} holds no dates that are recognised; give their format, as in "
+            f"--date '{cells.name}=%d/%m/%Y'"
         )
-    if not form:
-        return None
-    column = replace(cells.column, kind="date", date_format=form)
-    c.to_days(cells.values, column, cells.file.place)
-    return column, cells.notes(cells.filled, f"column {name!r} holds dates ({form})")
+    return None
 
 
 def _date_format(cells: _Cells) -> str:
@@ -154,17 +154,18 @@ def _date_format(cells: _Cells) -> str:
     if is_like(texts, PLAIN).all():
         if not (cells.said or cells.called(DATED)):
             return ""
-        for form, per_day in c.EPOCHS.items():
-            if (texts.astype(float) / per_day).between(1_000, 49_000).all():  # 1972 to 2104
+        for form in (*c.EPOCHS, "%Y%m%d"):
+            days = c.parse_dates(texts, form)
+            if np.mean((days >= 1_000) & (days <= 49_000)) > 0.9:  # 1972 to 2104
                 return form
-        return "%Y%m%d" if np.isfinite(c.parse_dates(texts, "%Y%m%d")).mean() > 0.9 else ""
+        return ""
     guesses = dict.fromkeys(
         _guess(text, first) for text in texts.head(20) for first in (True, False)
     )
     shares = {form: np.isfinite(c.parse_dates(texts, form)).mean() for form in guesses if form}
     best = max(shares.values(), default=0)
     form, *others = [form for form, share in shares.items() if share == best] or [""]
-    if best >= 0.9 and others and not cells.file.european and "." not in form:
+    if best >= 0.9 and others and not cells.european and "." not in form:
         raise UserError(
             f"column {name!r} holds dates such as {texts.iloc[0]!r}, day or month first; say which "
             f"with --date '{name}={form}' or --date '{name}={others[0]}'"
@@ -185,48 +186,38 @@ def _guess(text: str, day_first: bool) -> str:
 
 
 def _number(cells: _Cells) -> _Found:
-    name, said, (unit, share) = cells.name, cells.said, cells.unit
     if cells.is_number:
         return replace(cells.column, kind="numeric"), []
+    name, said, (unit, share) = cells.name, cells.said, cells.unit
     if not said and (share <= 0.5 or is_like(cells.sample, r"0\d+").mean() > 0.005):
         return None
     core = c.core_of(cells.sample, unit)
-    decimal, thousands, sure = c.marks_of(core, cells.file.decimal)
-    if not sure and said != "numeric":
+    decimal, thousands, sure = c.marks_of(core, cells.decimal)
+    if not sure and said == "numeric":
+        decimal, thousands = ".", ","
+    elif not sure:
         example = core[core.str.contains(r"\d[.,]\d{3}")].iloc[0]
-        way = f", or say --numeric {name!r} (a point is before decimals, a comma between thousands)"
+        way = "" if said else f", or say --numeric {name!r} (then a point is before decimals)"
         raise UserError(
             f"column {name!r} holds numbers such as {example!r}, which can be read as thousands or "
-            "as a decimal number; write the numbers without the mark of thousands"
-            + ("" if said else way)
+            f"as a decimal number; write the numbers without the mark of thousands{way}"
         )
-    if not sure:
-        decimal, thousands = ".", ","
-    column = Column(name, "numeric", decimal or ".", thousands, unit, markers=cells.file.markers)
-    numbers, bad = c.parse_numbers(cells.text, column)
+    column = Column(name, "numeric", decimal or ".", thousands, unit, markers=cells.markers)
+    numbers, bad = c.read_cells(cells.values, column)
     wrong, known = cells.filled[bad], cells.filled.dropna()
     codes = is_like(wrong, CODE).all() and wrong.nunique() * 2 <= len(wrong)
-    if (
-        bad.any()
-        and not said
-        and (codes or (len(wrong) > 0.1 * len(known) and known.nunique() <= 50))
-    ):
+    words = len(wrong) > 0.1 * len(known) and known.nunique() <= 50
+    if bad.any() and not said and (codes or words):
         return None
-    if bad.any():
-        hint = f", or say --categorical {name!r}, or --na TEXT for one that means a missing value"
-        expected = "a number such as 1234.5: correct it" + ("" if said else hint)
-        raise c.bad_cells(cells.values, bad, expected, cells.file.place)
-    human = known[
-        ~is_like(known, PLAIN) | ((thousands == ".") & known.str.contains(".", regex=False))
-    ]
+    human = ~is_like(known, PLAIN) | ((thousands == ".") & known.str.contains(".", regex=False))
     notes = [
         f"column {name!r} holds numbers such as {text!r}, read as {numbers[place]}"
-        for place, text in human[:1].items()
+        for place, text in known[human][:1].items()
     ]
     return column, cells.notes(cells.filled, *notes)
 
 
-def _category(cells: _Cells) -> _Found:
+def _category(cells: _Cells) -> tuple[Column, list[str]]:
     notes = cells.notes(cells.text)
     if not cells.said and cells.unit[1] > 0.5:
         notes.append(f"column {cells.name!r} holds codes or numbers as text, taken as a category")
@@ -236,29 +227,23 @@ def _category(cells: _Cells) -> _Found:
     return replace(cells.column, width=int(widths[0]) if coded else 0), notes
 
 
-FINDERS = {
-    "": (_date, _number, _category),
-    "numeric": (_number,),
-    "target": (_number,),
-    "date": (_date,),
-    "categorical": (_category,),
-}
-
-
 def _kind(cells: _Cells) -> tuple[Column, list[str]]:
     """Tell whether a column is a date, a number or a category, and how it is written."""
-    finders = FINDERS[cells.said.split(" ")[0]]
-    if not cells.said and (cells.called(ZIP) or is_bool_dtype(cells.values)):
-        finders = (_category,)
-    elif not cells.said and isinstance(cells.values.dtype, pd.CategoricalDtype):
-        finders = (_date, _category)  # text is meant where a typed format says so
+    said = cells.said.split(" ")[0]
     empty = cells.values.isna().all() or (not cells.is_number and cells.filled.isna().all())
-    if empty and cells.said != "target":
+    if empty and said != "target":
         raise UserError(
             f"column {cells.name!r} is empty in every training row; expected values: fill it or "
             f"leave it out with --drop {cells.name!r}"
         )
-    return next(found for find in finders if (found := find(cells)))
+    if not said and (cells.called(ZIP) or is_bool_dtype(cells.values)):
+        said = "categorical"
+    # Text is meant where a typed format says so.
+    is_open = not said and not isinstance(cells.values.dtype, pd.CategoricalDtype)
+    found = _date(cells) if said in ("", "date") else None
+    if not found and (said in ("numeric", "target") or is_open):
+        found = _number(cells)
+    return found or _category(cells)
 
 
 # --- persons and ids ----------------------------------------------------------------------------
@@ -270,15 +255,15 @@ def _identifies(cells: _Cells) -> str:
         return ""
     if cells.called(ID) and not cells.called(r"\b(type|kind|statut|status)\b"):
         return "it is called like an id"
-    if not cells.is_number and cells.called(PERSON):
-        return "it is called like a person's name"
-    known = c.as_text(cells.values.head(20 * SAMPLE)).dropna()
-    if not cells.is_number and cells.called(CONTACT) and known.nunique() > max(20, len(known) / 20):
-        return "it is called like an address or number of a person"
-    known = known.head(SAMPLE)
-    if is_like(known, PERSONAL).sum() > 0.8 * len(known):
+    known = c.as_text(cells.values[: SAMPLE if cells.is_number else 20 * SAMPLE]).dropna()
+    if is_like(known[:SAMPLE], PERSONAL).sum() > 0.8 * len(known[:SAMPLE]):
         return "it holds addresses or numbers of persons"
-    return ""
+    if cells.is_number:
+        return ""
+    if cells.called(PERSON):
+        return "it is called like a person's name"
+    many = cells.called(CONTACT) and known.nunique() > max(20, len(known) / 20)
+    return "it is called like an address or number of a person" if many else ""
 
 
 def _counts_rows(cells: _Cells, column: Column) -> str:
@@ -289,9 +274,11 @@ def _counts_rows(cells: _Cells, column: Column) -> str:
             return f"{n_levels:,} different texts in {n_known:,} rows identify the rows"
     if column.kind != "numeric" or cells.called(CALENDAR) or len(cells.values) < c.MIN_ROWS:
         return ""
-    numbers = c.to_numbers(cells.values, column, cells.file.place)
+    numbers, _ = c.read_cells(cells.values, column)
+    if not np.isfinite(numbers).all() or (numbers % 1).any():
+        return ""
     steps, in_order = np.diff(np.sort(numbers)), np.abs(np.diff(numbers))
-    if not np.isfinite(numbers).all() or (numbers % 1).any() or (steps == 0).any():
+    if (steps == 0).any():
         return ""
     regular = np.mean(in_order == np.median(in_order)) > 0.9
     return "it is a running number" if regular or np.mean(steps == np.median(steps)) > 0.95 else ""
@@ -310,7 +297,6 @@ def infer_schema(
     categorical: Iterable[str] = (),
     date: Iterable[str] = (),
     na: Iterable[str] = (),
-    first_line: int = 2,
     source: str = "the data",
 ) -> tuple[Schema, list[str]]:
     """Tell what each column is, and leave out what names persons or rows.
@@ -321,41 +307,35 @@ def infer_schema(
     """
     rows = c.named(rows, source)
     said = dict.fromkeys(numeric, "numeric") | dict.fromkeys(categorical, "categorical")
-    said |= dict(_date_said(entry, rows) for entry in date)
+    for entry in date:  # a name, or name=format
+        name, _, form = ("", "", "") if entry in rows else entry.rpartition("=")
+        said[name or entry] = f"date {form}" if name else "date"
     drop, keep = dict.fromkeys(drop, "drop"), dict.fromkeys(keep, "keep")
     _check_names(rows, target, source, said | keep | drop)
-    file = _file(rows, c.Place(source, first_line), tuple(map(str, na)))
-    goal, notes = _kind(_Cells(rows[target], "target", file))
-    c.check_target(c.target_of(rows[target], goal, file.place).to_numpy(), target, source)
-    found = []
-    for name in rows.columns.drop([target, *drop]):
-        cells = _Cells(rows[name], said.get(name, ""), file)
-        column, remarks = _kind_or_reason(cells, name in said or name in keep)
+    said[target] = "target"
+    names = [target, *rows.columns.drop([target, *drop])]
+    cells = [_Cells(rows[name], said.get(name, ""), tuple(map(str, na))) for name in names]
+    _share_marks(cells, rows.attrs.get("separator", ","))
+    found, notes = [], []
+    for each in cells:
+        column, remarks = _column(each, is_wanted=each.name in {*said, *keep})
         found += [column] if column else []
         notes += remarks
-    if not found:
+    goal, *features = found
+    if not features:
         what = f"{source} has no usable feature column beside the target {target!r}"
         raise UserError(f"{what}; add columns, or keep one that was left out with --keep")
-    dropped = rows.columns.drop([target, *(column.name for column in found)])
-    return Schema(goal, tuple(found), tuple(dropped)), notes
+    dropped = rows.columns.drop([column.name for column in found])
+    return Schema(goal, tuple(features), tuple(dropped)), notes
 
 
-def _date_said(entry: str, rows: pd.DataFrame) -> tuple[str, str]:
-    name, _, form = entry.rpartition("=")
-    return (name, f"date {form}") if name and entry not in rows else (entry, "date")
-
-
-def _kind_or_reason(cells: _Cells, is_wanted: bool) -> tuple[Column | None, list[str]]:
-    """Tell what a feature is: (column, notes), or (None, why it is left out)."""
-    if is_wanted:
-        return _kind(cells)
-    reason = _identifies(cells)
+def _column(cells: _Cells, *, is_wanted: bool) -> tuple[Column | None, list[str]]:
+    """Tell what a column is: (column, notes), or (None, why it is left out)."""
+    reason = "" if is_wanted else _identifies(cells)
     column, notes = (cells.column, []) if reason else _kind(cells)
-    reason = reason or _counts_rows(cells, column)
-    if reason:
-        out = f"column {cells.name!r} is left out: {reason} (--keep {cells.name!r} takes it)"
-        return None, [out]
-    return column, notes
+    reason = reason or ("" if is_wanted else _counts_rows(cells, column))
+    out = f"column {cells.name!r} is left out: {reason} (--keep {cells.name!r} takes it)"
+    return (None, [out]) if reason else (column, notes)
 
 
 def _check_names(rows: pd.DataFrame, target: str, source: str, asked: dict[str, str]) -> None:
@@ -372,13 +352,38 @@ def _check_names(rows: pd.DataFrame, target: str, source: str, asked: dict[str, 
             )
 
 
-def _file(rows: pd.DataFrame, place: c.Place, markers: tuple[str, ...]) -> _File:
-    """Learn from all columns together which mark is before decimals."""
+def _share_marks(columns: list[_Cells], separator: str) -> None:
+    """Learn from all columns together which mark is before decimals, and tell each of them."""
     votes = {".": 0, ",": 0, "": 0}
-    for name in rows.select_dtypes(["str", "object"]):
-        cells = _Cells(rows[name].head(SAMPLE), "", _File(place, markers))
-        decimal, _, sure = c.marks_of(c.core_of(cells.sample, cells.unit[0]))
-        votes[decimal if sure else ""] += 1
+    for cells in columns:
+        if is_string_dtype(cells.values):
+            decimal, _, sure = c.marks_of(c.core_of(cells.sample, cells.unit[0]))
+            votes[decimal if sure else ""] += 1
     decimal = "" if votes["."] == votes[","] else max(".,", key=votes.__getitem__)
-    european = decimal == "," or (rows.attrs.get("separator") == ";" and decimal != ".")
-    return _File(place, markers, decimal, european)
+    for cells in columns:
+        cells.decimal = decimal
+        cells.european = decimal == "," or (separator == ";" and decimal != ".")
+
+
+def leaks(table: pd.DataFrame, schema: Schema) -> list[str]:
+    """Name columns of a conformed table that alone predict the target almost exactly."""
+    part, target = table.iloc[:: len(table) // SAMPLE + 1], schema.target.name
+    return [
+        f"column {name!r} alone predicts {target!r} almost exactly: a possible leak; "
+        f"leave it out with --drop {name!r} if it is not known beforehand"
+        for name in schema.features
+        if _predicts(part[name], part[target])
+    ]
+
+
+def _predicts(x: pd.Series, y: pd.Series) -> bool:
+    """Tell whether a feature alone explains more than 0.999 of the target's variance, or ranks."""
+    n_rows, known = len(y), x.notna()
+    x, y = x[known], y[known]
+    if len(y) < max(c.MIN_ROWS, n_rows / 2) or min(x.nunique(), y.nunique()) < 2:
+        return False
+    if not is_numeric_dtype(x):
+        if x.nunique() > len(x) / 5:
+            return False
+        x = y.groupby(x).transform("mean")
+    return bool(max(x.corr(y) ** 2, x.rank().corr(y.rank()) ** 2) > 0.999)

@@ -1,89 +1,170 @@
-"""From a source of rows to one table of conformed, hashed rows, block by block.
+"""From a source of rows to conformed, hashed rows, block by block, and on to arrays.
 
-Belongs here: what both trainings do to rows before any of them has a role.
+Belongs here: what both trainings do to rows before any of them has a role, and where rows are kept
+that do not fit into memory.
 """
 
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 
 from . import columns, roles, tables
 from .columns import Schema
+from .encoding import Preprocessor
 from .errors import UserError
-from .kinds import infer_schema
+from .kinds import infer_schema, leaks
 
 if TYPE_CHECKING:
     from .artifact import TrainedModel
     from .cli import TrainingSettings
 
 KINDS = ("drop", "keep", "numeric", "categorical", "date", "na")
+IN_MEMORY = 1_000_000  # rows; of more a sample is kept, and all of them in a temporary folder
 
 
-def read_first(settings: Any) -> tuple[pd.DataFrame, Schema, list[str]]:
+class Rows:
+    """Hold conformed, hashed rows: all of them, or a sample beside files with all of them.
+
+    The sample are the IN_MEMORY rows whose scrambled hashes are the smallest, whatever the order
+    of the rows (bottom-k sampling, as in `roles.smallest`). Among them is the latest of all rows
+    where `time` names a column: what is held out by time ends there.
+
+    Attributes: table, all rows or the sample, as `roles.py` describes it; n_rows, of the source.
+    """
+
+    def __init__(self, time: str = "") -> None:
+        self.time, self.n_rows = time, 0
+        self.table = pd.DataFrame()
+        self._parts: list[pd.DataFrame] = []
+        self._files: list[Path] = []
+        self._folder: tempfile.TemporaryDirectory | None = None
+        self._limit = np.uint64(2**64 - 1)  # no row with a larger key enters the sample
+
+    def add(self, block: pd.DataFrame) -> None:
+        """Add rows; complete `table` by `finish` afterwards."""
+        self.n_rows += len(block)
+        self._parts.append(block)
+        if self.n_rows <= IN_MEMORY:
+            return
+        self._folder = self._folder or tempfile.TemporaryDirectory(prefix="rows-")
+        for part in self._parts[-1 if self._files else 0 :]:
+            self._files.append(Path(self._folder.name, f"{len(self._files)}.feather"))
+            part.to_feather(self._files[-1], compression="uncompressed")
+        self._parts[-1] = block[self._keys(block) <= self._limit]
+        if sum(map(len, self._parts)) > 1.25 * IN_MEMORY:
+            self._cut()
+
+    def _cut(self) -> None:
+        keys = [self._keys(part) for part in self._parts]
+        n_kept = IN_MEMORY + len(keys)  # the latest row of each part is beyond the smallest
+        self._limit = np.sort(np.concatenate(keys))[:n_kept][-1]
+        for number, of_part in enumerate(keys):  # one by one, to hold few rows twice
+            self._parts[number] = self._parts[number][of_part <= self._limit]
+
+    def finish(self) -> "Rows":
+        """Put `table` together from what was added."""
+        self.table = pd.concat(self._parts, ignore_index=True)
+        self._parts = []
+        if self._files:
+            kept = np.argsort(self._keys(self.table), kind="stable")[:IN_MEMORY]
+            self.table = self.table.iloc[kept].reset_index(drop=True)
+        return self
+
+    def blocks(self) -> Iterator[pd.DataFrame]:
+        """Yield all rows: `table`, or one file after the other."""
+        yield from (pd.read_feather(file) for file in self._files) if self._files else [self.table]
+
+    def encode(self, preprocessor: Preprocessor, role: roles.Roles | None) -> tuple[list, list]:
+        """Encode all training rows (without `role`: all rows) block by block into files.
+
+        Returns (X of each block, float32 of shape (n_rows, width), mapped into memory; y).
+        """
+        assert self._folder is not None  # else all rows are in `table`
+        X, y = [], []
+        for number, block in enumerate(self.blocks()):
+            rows = block[~role.held_out(block)] if role else block
+            file = Path(self._folder.name, f"X{number}.npy")
+            np.save(file, preprocessor.transform(rows, roles.folds(rows)))
+            X.append(np.load(file, mmap_mode="r"))
+            y.append(rows[preprocessor.schema.target.name].to_numpy())
+        return X, y
+
+    def _keys(self, rows: pd.DataFrame) -> np.ndarray:
+        keys = roles.scrambled(rows[roles.HASH].to_numpy(), 1)
+        if self.time:
+            is_last = (rows[self.time] == rows[self.time].max()).to_numpy()
+            keys[np.where(is_last, keys, 2**64 - 1).argmin()] = 0
+        return keys
+
+
+def read_first(settings: Any) -> tuple[Rows, Schema, list[str]]:
     """Read the rows of a first training, and find out what their columns are.
 
-    Returns (table of `roles.py`, schema, notes for the user).
-    Raises UserError for whatever cannot be used.
+    Returns (rows, schema, notes for the user). Raises UserError for whatever cannot be used.
     """
     said = {name: getattr(settings, name) for name in KINDS}
-    target, data = settings.target, settings.data
+    target, data, time = settings.target, settings.data, settings.time
 
-    def find_schema(rows: pd.DataFrame, line: int) -> tuple[Schema, list[str]]:
-        return infer_schema(rows, target, first_line=line, source=data, **said)
+    def find_schema(block: pd.DataFrame) -> tuple[Schema, list[str]]:
+        schema, notes = infer_schema(block, target, source=data, **said)
+        if time and schema.kinds.get(time) not in ("date", "numeric"):
+            raise UserError(
+                f"--time {time!r} is no date or number among the features of {data}; they are "
+                f"{', '.join(schema.features)}"
+            )
+        return schema, notes
 
-    table, schema, notes = _read(settings, find_schema, settings.group or "", strict=False)
-    time = settings.time
-    if time and schema.kinds.get(time) not in ("date", "numeric"):
-        raise UserError(
-            f"--time {time!r} is no date or number among the features of {data}; they are "
-            f"{', '.join(schema.features)}"
-        )
-    columns.check_target(table[target].to_numpy(), target, data)
-    return table, schema, notes
+    rows, schema, notes = _read(settings, find_schema, settings.group or "", time or "")
+    columns.check_target(rows.table[target].to_numpy(), target, data)
+    return rows, schema, notes
 
 
 def read_again(
     settings: "TrainingSettings", parent: "TrainedModel", generation: int
-) -> tuple[pd.DataFrame, roles.Roles, list[str]]:
+) -> tuple[Rows, roles.Roles, list[str]]:
     """Read new rows for a model, and give them the roles that its first training chose.
 
-    Columns unknown to a model of ours are an error. Returns (table of `roles.py`, roles, notes for
-    the user). Raises UserError as `read_first` does.
+    Columns unknown to a model of ours are an error. Returns (rows, whose table has roles, roles,
+    notes for the user). Raises UserError as `read_first` does.
     """
     role, schema = parent.roles, parent.preprocessor.schema
-    group, strict = role.group if role else "", bool(parent.card)
-    table, _, notes = _read(settings, lambda rows, line: (schema, []), group, strict=strict)
-    role = role or roles.Roles.choose(table, settings.test_size, settings.seed)
-    role = role.with_latest(table, settings.test_size) if role.time else role
-    return role.assign(table, generation), role, notes
+    group, time = (role.group, role.time) if role else ("", "")
+    rows, _, notes = _read(settings, lambda _: (schema, []), group, time, strict=bool(parent.card))
+    role = role or roles.Roles.choose(rows.table, settings.test_size, settings.seed)
+    role = role.with_latest(rows.table, settings.test_size) if role.time else role
+    rows.table = role.assign(rows.table, generation)
+    if rows.n_rows > len(rows.table):
+        notes.append("a retraining trains on that sample, too")
+    return rows, role, notes
 
 
 def _read(
-    settings: "TrainingSettings", find_schema: Callable, group: str, *, strict: bool
-) -> tuple[pd.DataFrame, Schema, list[str]]:
-    data, schema, notes, n_rows = settings.data, None, [], 0
-    parts: list[pd.DataFrame] = []
-    left_out: list[int] = []  # places in the whole table
-    source = tables.open_table(data, settings.query)
+    settings: "TrainingSettings", find_schema: Callable, group: str, time: str, strict: bool = False
+) -> tuple[Rows, Schema, list[str]]:
+    data, schema, notes, place = settings.data, None, [], 0
+    rows, source = Rows(time), tables.open_table(settings.data, settings.query)
     for block in source.blocks():
-        line = source.first_line + n_rows
         if schema is None:
-            schema, notes = find_schema(block, line)
+            schema, notes = find_schema(block)
         if group and group not in block.columns:
             raise UserError(
                 f"{data} has no column {group!r} of groups to hold out as a whole; its columns are "
                 f"{', '.join(map(str, block.columns))}"
             )
+        line = source.first_line + place
         table, found = columns.conform(block, schema, source=data, first_line=line, strict=strict)
-        gone = list(table.attrs.pop("left_out", ()))
-        groups = block[group].drop(index=gone).reset_index(drop=True) if group else None
-        parts.append(roles.hashed(table, groups))
-        left_out += [n_rows + place for place in gone]
+        rows.add(roles.hashed(table, block[group].loc[table.index] if group else None))
         notes += found
-        n_rows += len(block)
+        place += len(block)
     assert schema is not None
-    together = parts[0] if len(parts) == 1 else pd.concat(parts, ignore_index=True)
-    together.attrs["left_out"] = tuple(left_out)  # the lines of the others follow from it
-    notes += columns.warnings_about(together, schema, source.first_line)
-    return together, schema, [*source.notes, *notes]
+    table = rows.finish().table
+    if rows.n_rows > len(table):
+        notes.append(
+            f"{data} has {rows.n_rows:,} rows; columns are measured, and models scored, on a "
+            f"uniform sample of {len(table):,} of them"
+        )
+    return rows, schema, [*source.notes, *notes, *leaks(table, schema)]

@@ -18,12 +18,11 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from toolkit.comparison import RETRAINED, Attribution, HeldOut, Verdict, largest_gap
-from toolkit.words import escape_markdown, format_amount, format_interval, listed, printable
+from toolkit.words import escape_markdown, format_amount, format_interval, printable
 
 if TYPE_CHECKING:
     from toolkit.columns import Schema
 
-MAX_NAMES, MAX_GENERATIONS, LONGEST = 12, 5, 40
 MOST = 4_000  # characters; a registry keeps 5,000, and the verdict stands before the card
 NOT_JUDGED = Verdict("nothing_new", False, "nothing judged yet")
 
@@ -48,6 +47,8 @@ class Evidence:
     drift: pd.DataFrame | None = None
     bounds: str = ""
     groups: pd.DataFrame | None = None
+    importance: pd.DataFrame | None = None
+    dependence: Mapping[str, pd.DataFrame] = field(default_factory=dict)
     findings: Sequence[str] = ()
     caveats: Sequence[str] = ()
     figures: Mapping[str, Figure] = field(default_factory=dict)
@@ -61,37 +62,14 @@ def write(evidence: Evidence, file: Path) -> None:
 
 def render(evidence: Evidence, template: str) -> str:
     """Fill "report.html", with the figures inside, or "report.md"."""
+    groups = evidence.groups
     return _fill(
         template,
         word="promoted" if evidence.verdict.promoted else "kept champion",
-        gap=None if evidence.groups is None else largest_gap(evidence.groups, evidence.unit),
+        gap=None if groups is None else largest_gap(groups, evidence.unit),
         scores=score_table(evidence),
-        gaps=_gaps(evidence),
         **vars(evidence),
     )
-
-
-def _gaps(evidence: Evidence) -> list[str]:
-    """Say what is not proven."""
-    groups, held_out = evidence.groups, evidence.held_out
-    small = [f"{name} ({held.rows})" for name, held in held_out.items() if held.rows < 100]
-    gaps = {
-        "Forgetting: no held-out row of the parent was at hand.": "old" not in held_out,
-        "A gain: harm is not proven, and fresh rows usually pay on the next file.": (
-            evidence.verdict.kind == "no_worse"
-        ),
-        "The cause of any gain: no control was trained on old rows alone.": (
-            evidence.attribution is None
-        ),
-        "Fairness of the change: no groups were compared.": groups is None,
-        "Each group named as worse: one unchanged group in forty is so by chance.": (
-            groups is not None and groups["worse"].any()
-        ),
-        f"Anything precise on few held-out rows: {', '.join(small)}.": small,
-        "Other seeds: intervals cover the choice of held-out rows, not luck in training.": True,
-        "The future: the next file may differ from the new rows as these do from the old.": True,
-    }
-    return [gap for gap, is_open in gaps.items() if is_open] + list(evidence.caveats)
 
 
 def score_table(evidence: Evidence) -> tuple[list[str], list[list[str]]]:
@@ -146,23 +124,7 @@ def about(card: Mapping[str, Any], schema: "Schema") -> str:
 
     Names of columns that were left out (they may identify persons) do not appear.
     """
-    steps = [
-        {**step, "data": Path(str(step.get("data", "unknown"))).name}
-        for step in card.get("lineage", [])[-MAX_GENERATIONS:]
-    ]
-    keys = ("generation", "data", "rows", "trained_on", "held_out")
-    names: dict[str, list[str]] = {"numeric": [], "categorical": [], "date": []}
-    for column in schema.columns:
-        names[column.kind].append(column.name[:LONGEST])
-    text = _fill(
-        "model_card.md",
-        target=schema.target.name[:LONGEST],
-        unit=str(card.get("unit", ""))[:LONGEST],
-        n_dropped=len(schema.dropped),
-        lineage=[[str(step.get(key, "?"))[:LONGEST] for key in keys] for step in steps],
-        **{kind: listed(some, MAX_NAMES) for kind, some in names.items()},
-    )
-    return text[:MOST]
+    return _fill("model_card.md", card=card, schema=schema)[:MOST]
 
 
 def _fill(template: str, **content: object) -> str:
@@ -189,6 +151,7 @@ def _fill(template: str, **content: object) -> str:
         undefined=jinja2.StrictUndefined,
     )
     pages.filters |= {"amount": format_amount, "interval": format_interval, "svg": _svg}
+    pages.filters["file_name"] = lambda path: Path(path).name
     return pages.get_template(template).render(content)
 
 

@@ -124,14 +124,18 @@ def _written(value: Any) -> str:
     return str(value).strip()
 
 
+def together(*tables: pd.DataFrame) -> pd.DataFrame:
+    """Join tables; empty ones do not count, since their columns may be of other types."""
+    filled = [table for table in tables if len(table)] or [tables[0]]
+    return pd.concat(filled, ignore_index=True)
+
+
 def smallest(table: pd.DataFrame, limit: int) -> pd.DataFrame:
     """Keep the `limit` rows of each role whose scrambled hashes are the smallest.
 
     Which rows these are does not depend on files, blocks or their order: a uniform sample of all
     rows ever seen (bottom-k sampling, Cohen & Kaplan 2007).
     """
-    if table.empty:
-        return table
     order = scrambled(table[HASH].to_numpy(), 1)
     rank = pd.Series(order).groupby(table[ROLE].to_numpy()).rank(method="first")
     return table[(rank <= limit).to_numpy()].reset_index(drop=True)
@@ -139,22 +143,17 @@ def smallest(table: pd.DataFrame, limit: int) -> pd.DataFrame:
 
 def part(table: pd.DataFrame, role: str) -> pd.DataFrame:
     """Return the rows of one role."""
-    return table[table[ROLE] == role] if len(table) else table
+    return table[table[ROLE] == role].reset_index(drop=True)
 
 
 def unseen(table: pd.DataFrame, before: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows that are not in a replay buffer."""
-    if before.empty:
-        return table
-    return table[~np.isin(table[HASH].to_numpy(), before[HASH].to_numpy())]
+    """Return the rows that are not in a replay buffer, which may be without columns."""
+    return table if before.empty else table[~table[HASH].isin(before[HASH])]
 
 
 def remember(buffer: pd.DataFrame, table: pd.DataFrame, limit: int) -> pd.DataFrame:
     """Add the rows of a training to a replay buffer, and cut each role to `limit` rows."""
-    together = [rows for rows in (buffer, unseen(table, buffer)) if len(rows)]
-    if not together or not limit:
-        return table.head(0)
-    return smallest(pd.concat(together, ignore_index=True), limit)
+    return smallest(together(unseen(table, buffer), buffer), limit)
 
 
 def own_columns(table: pd.DataFrame) -> pd.DataFrame:
@@ -210,9 +209,7 @@ class RetrainingRows:
             **{f"{name} rows held out": len(table) for name, table in self.held_out.items()},
             "rows of the file seen before": self.seen_before,
             "rows both trained on and held out": int(
-                np.isin(
-                    self.train[HASH], pd.concat([*self.held_out.values()])[HASH].to_numpy()
-                ).sum()
+                self.train[HASH].isin(together(*self.held_out.values())[HASH]).sum()
             ),
         }
 
@@ -226,19 +223,17 @@ def gather(
     generations above the parent's are of versions that were refused. replay bounds the remembered
     training rows (None: all of them).
     """
-    fresh = unseen(table, buffer)
-    refused = buffer[buffer[GENERATION] > parent_generation] if len(buffer) else buffer
-    old = buffer[buffer[GENERATION] <= parent_generation] if len(buffer) else buffer
-    new = pd.concat([each for each in (refused, fresh) if len(each)] or [fresh], ignore_index=True)
+    buffer = table.head(0) if buffer.empty else buffer
+    fresh, is_refused = unseen(table, buffer), buffer[GENERATION] > parent_generation
+    old, new = buffer[~is_refused], together(fresh, buffer[is_refused])
     remembered = part(old, TRAIN)
     replayed = remembered if replay is None else smallest(remembered, replay)
-    trained = [each for each in (replayed, part(new, TRAIN)) if len(each)] or [new.head(0)]
-    held_out = {"new": part(new, HELD_OUT).reset_index(drop=True)}
-    if len(part(old, HELD_OUT)):
-        held_out["old"] = part(old, HELD_OUT).reset_index(drop=True)
-    together = pd.concat(trained, ignore_index=True)
+    held_out = {"new": part(new, HELD_OUT), "old": part(old, HELD_OUT)}
+    if held_out["old"].empty:
+        del held_out["old"]
+    train = together(part(new, TRAIN), replayed)
     seen_before = len(table) - len(fresh)
-    return RetrainingRows(fresh, together, held_out, parent_generation, seen_before, remembered)
+    return RetrainingRows(fresh, train, held_out, parent_generation, seen_before, remembered)
 
 
 def blocks_of_rows(table: pd.DataFrame, role: Roles, blocks: int = 30) -> np.ndarray | None:

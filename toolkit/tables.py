@@ -14,7 +14,7 @@ import shutil
 import tempfile
 import urllib.request
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -25,17 +25,22 @@ from urllib.parse import unquote, urlsplit
 import pandas as pd
 import pyarrow as pa
 import pyarrow.csv as pc
-import pyarrow.dataset as ds
+import pyarrow.parquet as pq
 
-from .columns import Column, as_text, named, parse_numbers
+from .columns import Column, named, read_cells
 from .errors import UserError, one_line
 
 BLOCK_ROWS = 500_000
 HEAD_BYTES = 2**20  # of a text file: its separator and header are found in these
 DETECT_BYTES = 2**26  # and its encoding in these
-MAGIC = {b"PAR1": "parquet", b"ARRO": "feather"}  # the first bytes of a file
-JSON, PACKED = (".jsonl", ".ndjson", ".json"), (".gz", ".bz2", ".zip")
-SUFFIXES = (".csv", ".tsv", ".parquet", ".pq", ".feather", ".arrow", ".xlsx", *JSON, *PACKED)
+MAGIC = {b"PAR1": "Parquet", b"ARRO": "Feather"}  # the first bytes of a file
+TYPED = {".parquet": "Parquet", ".pq": "Parquet", ".feather": "Feather", ".arrow": "Feather"}
+TYPED |= {".xlsx": "Excel"}
+SUFFIXES = (*TYPED, ".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".gz", ".bz2", ".zip")
+ADVICE = {
+    "CSV": "give every line as many fields as the header",
+    "JSON lines": 'expected one object per line, such as {"age": 41, "zone": "nord"}',
+}
 EXPECTED = "expected CSV, Parquet, JSON lines, Feather or Excel"
 DATABASES = re.compile(r"(postgres|mysql|mariadb|sqlite|oracle|mssql|duckdb|snowflake|bigquery)")
 DRIVERS = {"psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}
@@ -45,7 +50,6 @@ TOTAL = re.compile(r"(grand |sous-)?(totale?|totaux|sum|somme|summe|gesamt)( g[�
 ENCODINGS = ["cp1252", "cp1250", "cp1251", "mac_roman", "shift_jis", "gb18030"]
 WIDTHS = r"line \1 has \3 fields, not \2"
 Blocks = Iterator[pd.DataFrame]
-Reader = Callable[[], Blocks]
 
 
 @dataclass
@@ -53,12 +57,13 @@ class Table:
     """Hold a table that is read in blocks, as often as needed.
 
     Attributes: source, as the user named it, without passwords; first_line, the line of the file
-    that the first row stands in (2 in a plain CSV file, 1 where there is no header line); notes,
-    one line for everything that was recognised or left out, complete once the rows were read.
+    that the first row stands in (2 in a plain CSV file, 1 where there is no header line), known
+    with the first block; notes, one line for everything that was recognised or left out, complete
+    once the rows were read.
     """
 
     source: str
-    readers: list[Reader] = field(repr=False)
+    readers: list[Callable[[], Blocks]] = field(repr=False)
     notes: list[str] = field(default_factory=list)
     first_line: int = 1
     keep: Any = field(default=None, repr=False)  # a temporary folder that must outlive the readers
@@ -70,7 +75,7 @@ class Table:
         """
         waiting: list[pd.DataFrame] = []
         columns: list[str] = []
-        for part in (self._plain(part) for reader in self.readers for part in reader()):
+        for part in (self._named(part) for reader in self.readers for part in reader()):
             columns = columns or list(part)
             if sorted(part) != sorted(columns):
                 raise UserError(
@@ -86,30 +91,34 @@ class Table:
             raise UserError(f"{self.source} holds no rows; expected a header and rows below it")
         yield last
 
-    def read(self) -> pd.DataFrame:
-        """Read all rows into one DataFrame, with a RangeIndex."""
-        return _together(list(self.blocks()))
-
     def note(self, text: str) -> None:
         """Add a note, unless it is there already."""
         self.notes += [] if text in self.notes else [text]
 
-    def _plain(self, rows: pd.DataFrame) -> pd.DataFrame:
+    def _named(self, rows: pd.DataFrame) -> pd.DataFrame:
         unnamed = rows.columns.astype(str).str.strip().str.fullmatch(UNNAMED)
         if unnamed.any():
             self.note("a column without a name (an index of rows) is left out")
         return named(rows.loc[:, ~unnamed], self.source).rename(columns=str.strip)
 
     def _without_total(self, rows: pd.DataFrame) -> pd.DataFrame:
-        full = rows.notna().any(axis=1).to_numpy().nonzero()[0]
-        empty = len(rows) - (full[-1] + 1 if len(full) else 0)
-        if empty:
-            self.note(f"{empty} empty rows at the end are left out")
-            rows = rows.iloc[:-empty]
-        label = _total_label(rows.tail(10_000))
-        if label:
-            self.note(f"the last row is a total ({label!r}) and is left out")
-        return rows.iloc[:-1] if label else rows
+        """Leave out empty rows at the end, and a last row that is a total of those above it."""
+        n_filled = rows.notna().any(axis=1)[::-1].idxmax() + 1
+        if n_filled < len(rows):
+            self.note(f"{len(rows) - n_filled} empty rows at the end are left out")
+        rows = rows[:n_filled]
+        last, above = rows.iloc[-1], rows[-10_000:-1]
+        for name, cell in last.items() if len(above) > 1 else ():
+            if not (isinstance(cell, str) and TOTAL.fullmatch(cell.strip().casefold())):
+                continue
+            others = rows[-10_000:].drop(columns=name)
+            numbers = others.apply(lambda cells: read_cells(cells, Column("", "numeric"))[0])
+            larger = numbers.iloc[-1] > numbers.iloc[:-1].max()
+            emptied = others.iloc[-1].isna() & (others.notna().mean() > 0.5)
+            if (above[name] != cell).all() and (larger | emptied).any():
+                self.note(f"the last row is a total ({cell.strip()!r}) and is left out")
+                return rows[:-1]
+        return rows
 
 
 def _together(parts: list[pd.DataFrame]) -> pd.DataFrame:
@@ -118,19 +127,6 @@ def _together(parts: list[pd.DataFrame]) -> pd.DataFrame:
         return parts[0]
     rows = pd.concat(parts, ignore_index=True)
     return rows.astype(dict.fromkeys(parts[0].select_dtypes("category"), "category"))
-
-
-def _total_label(rows: pd.DataFrame) -> str:
-    """Return the word that marks the last row as a total of those above it, or ""."""
-    for name, cell in rows.iloc[-1].items() if len(rows) > 2 else ():
-        if isinstance(cell, str) and TOTAL.fullmatch(cell.strip().casefold()):
-            others = rows.drop(columns=name)
-            numbers = others.apply(lambda c: parse_numbers(as_text(c), Column("", "numeric"))[0])
-            above = numbers.iloc[-1] > numbers.iloc[:-1].max()
-            emptied = others.iloc[-1].isna() & (others.notna().mean() > 0.5)
-            once = (rows[name] == cell).sum() == 1
-            return cell.strip() if once and (above | emptied).any() else ""
-    return ""
 
 
 @contextmanager
@@ -164,18 +160,19 @@ def open_table(source: str | Path, query: str | None = None) -> Table:
     shown = re.sub(r"//[^@/]*@", "//", source).split("?")[0] if scheme else source
     table = Table(shown, [])
     if query is not None or DATABASES.match(scheme):
-        return _open_sql(source, query, table)
+        table.readers.append(partial(_sql_blocks, source, query, shown))
+        return table
     if scheme == "file":
         source = urllib.request.url2pathname(urlsplit(source).path)
     elif scheme:
         table.keep = tempfile.TemporaryDirectory(prefix="table-")
         source = _download(source, shown, Path(table.keep.name))
     if os.path.isdir(os.path.join(source, "_delta_log")):
-        return _open_delta(source, table)
-    for number, file in enumerate(_files(source, shown)):
-        reader, line = _open_file(file, table)
-        table.readers.append(partial(_with_keys, reader, file, Path(source)))
-        table.first_line = table.first_line if number else line
+        table.readers.append(partial(_delta_blocks, source, table))
+    else:
+        table.readers += [
+            partial(_file_blocks, file, Path(source), table) for file in _files(source, shown)
+        ]
     return table
 
 
@@ -198,17 +195,6 @@ def _files(source: str, shown: str) -> list[Path]:
     return found
 
 
-def _with_keys(reader: Reader, file: Path, top: Path) -> Blocks:
-    """Add the keys of the folders `key=value` that a file lies in as columns."""
-    inside = file.relative_to(top) if top in file.parents else file
-    keys = [part.split("=", 1) for part in inside.parts[:-1] if "=" in part]
-    for block in reader():
-        for key, value in keys:
-            level = None if value == "__HIVE_DEFAULT_PARTITION__" else unquote(value)
-            block[key] = pd.Categorical([level] * len(block))
-        yield block
-
-
 def _download(url: str, shown: str, folder: Path) -> str:
     """Copy what a URL names into a folder: the path of the copy."""
     target = folder / (Path(unquote(urlsplit(url).path)).name or "table")
@@ -225,57 +211,70 @@ def _download(url: str, shown: str, folder: Path) -> str:
     return str(target)
 
 
-def _open_delta(folder: str, table: Table) -> Table:
-    failed = f"cannot read the Delta table {table.source}"
-    with _reading(failed, "check its log"):
+# --- how tables are written: generators of their rows ---------------------------------------------
+
+
+def _sql_blocks(url: str, query: str | None, shown: str) -> Blocks:
+    if query is None or "://" not in url:
+        raise UserError(
+            f"{shown} and a query belong together; expected a database such as "
+            "postgresql://host/name with --query 'SELECT …'"
+        )
+    with _reading(f"the query on {shown} failed", "check it"):
+        import sqlalchemy
+
+        engine = sqlalchemy.create_engine(url)
+        with engine.connect().execution_options(stream_results=True) as connection:
+            for block in pd.read_sql_query(query, connection, chunksize=BLOCK_ROWS):
+                yield block.astype(dict.fromkeys(block.select_dtypes("str"), "category"))
+
+
+def _delta_blocks(folder: str, table: Table) -> Blocks:
+    with _reading(f"cannot read the Delta table {table.source}", "check its log"):
         from deltalake import DeltaTable
 
         delta = DeltaTable(folder)
-        table.readers.append(partial(_typed_blocks, delta.to_pyarrow_dataset, failed))
-    table.note(f"version {delta.version()} of the Delta table {table.source} was read")
-    return table
+        table.note(f"version {delta.version()} of the Delta table {table.source} was read")
+        yield from _typed_blocks(delta.to_pyarrow_dataset().to_batches())
 
 
-def _open_sql(url: str, query: str | None, table: Table) -> Table:
-    """Read the rows of one query; they are kept, as a second reading might find others."""
-    if query is None or "://" not in url:
-        raise UserError(
-            f"{table.source} and a query belong together; expected a database such as "
-            "postgresql://host/name with --query 'SELECT …'"
-        )
-    with _reading(f"the query on {table.source} failed", "check it"):
-        import sqlalchemy
-
-        with sqlalchemy.create_engine(url).connect() as connection:
-            blocks = list(pd.read_sql_query(query, connection, chunksize=BLOCK_ROWS))
-    texts = dict.fromkeys(blocks[0].select_dtypes("str"), "category")
-    table.readers.append(lambda: (block.astype(texts) for block in blocks))
-    return table
-
-
-# --- how tables are written ---------------------------------------------------------------------
-
-
-def _open_file(file: Path, table: Table) -> tuple[Reader, int]:
-    """Choose the reader of a file by its name or first bytes: (reader, line of the first row)."""
-    suffixes = "".join(file.suffixes[-2:]).lower()
+def _file_blocks(file: Path, top: Path, table: Table) -> Blocks:
+    """Read a file as its name or first bytes ask; keys of folders `key=value` become columns."""
+    inside = file.relative_to(top) if top in file.parents else file
+    keys = [part.split("=", 1) for part in inside.parts[:-1] if "=" in part]
     with _reading(f"cannot read {file}", "copy it again"):
-        with file.open("rb") as start:
-            kind = MAGIC.get(start.read(4))
-        if kind or suffixes.endswith((".parquet", ".pq", ".feather", ".arrow")):
-            kind = kind or "parquet"
-            failed = f"{file} is not a complete {kind.title()} file"
-            return partial(_typed_blocks, partial(ds.dataset, file, format=kind), failed), 1
-        if suffixes.endswith(".xlsx"):
-            return _open_excel(file, table)
-        with _stream(file) as stream:
-            sample = stream.read(DETECT_BYTES)
-    start = sample[:HEAD_BYTES].removeprefix(codecs.BOM_UTF8).lstrip()
-    if not start:
+        kind = _kind(file)
+    with _reading(f"{file} cannot be read as {kind}", ADVICE.get(kind, "write or copy it again")):
+        if kind == "CSV":
+            blocks = _csv_blocks(file, table)
+        elif kind.startswith("JSON"):
+            blocks = _json_blocks(file, kind == "JSON lines")
+        elif kind == "Excel":
+            blocks = _excel_blocks(file, table)
+        elif kind == "Parquet":  # a dataset would hold several times as much in memory
+            parquet = pq.ParquetFile(file, pre_buffer=False)
+            blocks = _typed_blocks(parquet.iter_batches(BLOCK_ROWS // 4))
+        else:
+            feather = pa.ipc.open_file(pa.memory_map(str(file)))
+            blocks = _typed_blocks(map(feather.get_batch, range(feather.num_record_batches)))
+        for block in blocks:
+            for key, value in keys:
+                level = None if value == "__HIVE_DEFAULT_PARTITION__" else unquote(value)
+                block[key] = pd.Categorical([level] * len(block))
+            yield block
+
+
+def _kind(file: Path) -> str:
+    with file.open("rb") as start:
+        known = MAGIC.get(start.read(4), TYPED.get(file.suffix.lower(), ""))
+    if known:
+        return known
+    with _stream(file) as stream:
+        head = stream.read(HEAD_BYTES).removeprefix(codecs.BOM_UTF8).lstrip()
+    if not head:
         raise UserError(f"{file} is empty; expected a header line and rows")
-    if any(suffix in suffixes for suffix in JSON) or (start[:1] in b"[{" and b'":' in start):
-        return partial(_json_blocks, file, start[:1] == b"["), 1
-    return _open_csv(file, sample, table)
+    json = re.match(rb'(\[?)\s*\{\s*"', head)
+    return ("JSON" if json[1] else "JSON lines") if json else "CSV"
 
 
 def _stream(file: Path) -> Any:
@@ -289,28 +288,23 @@ def _stream(file: Path) -> Any:
     return archive.open(names[0])
 
 
-def _typed_blocks(open_dataset: Callable[[], Any], failed: str) -> Blocks:
+def _typed_blocks(batches: Iterable[pa.RecordBatch]) -> Blocks:
     """Read typed rows; text as categories, decimals as floats; the index pandas kept is plain."""
     options = {"ignore_metadata": True, "date_as_object": False, "strings_to_categorical": True}
-    with _reading(failed, "write or copy it again"):
-        dataset = open_dataset()
-        decimals = [part.name for part in dataset.schema if pa.types.is_decimal(part.type)]
-        for batch in dataset.to_batches(batch_size=BLOCK_ROWS // 4):
-            rows = pa.Table.from_batches([batch], dataset.schema).to_pandas(**options)
-            yield rows.astype(dict.fromkeys(decimals, "float64"))
+    for batch in batches:
+        decimals = [part.name for part in batch.schema if pa.types.is_decimal(part.type)]
+        rows = pa.Table.from_batches([batch]).to_pandas(**options)
+        yield rows.astype(dict.fromkeys(decimals, "float64"))
 
 
-def _json_blocks(file: Path, is_array: bool) -> Blocks:
+def _json_blocks(file: Path, lines: bool) -> Blocks:
     """Read one object per line, or one array of objects; text is left as it is written."""
-    advice = 'expected one object per line, such as {"age": 41, "zone": "nord"}'
-    with _reading(f"{file} is no table in JSON", advice), _stream(file) as stream:
-        if is_array:
-            yield pd.read_json(stream, dtype=False)
-        else:
-            yield from pd.read_json(stream, lines=True, chunksize=BLOCK_ROWS, dtype=False)
+    with _stream(file) as stream:
+        found = pd.read_json(stream, dtype=False, lines=lines, chunksize=BLOCK_ROWS * lines or None)
+        yield from found if lines else [found]
 
 
-def _open_excel(file: Path, table: Table) -> tuple[Reader, int]:
+def _excel_blocks(file: Path, table: Table) -> Blocks:
     import openpyxl  # noqa: F401 - pandas would not name the package that is missing
 
     sheets = pd.read_excel(file, sheet_name=None, header=None)
@@ -319,42 +313,62 @@ def _open_excel(file: Path, table: Table) -> tuple[Reader, int]:
         table.note(f"{file.name} has {len(sheets)} sheets; only {name!r} was read")
     texts = rows.astype(object).fillna("").astype(str)
     header = _header_line(texts.head(100).to_numpy().tolist(), file, table)
-    body = rows.iloc[header + 1 :].infer_objects().set_axis(texts.iloc[header], axis=1)
-    return lambda: iter([body]), header + 2
+    table.first_line = header + 2
+    yield rows.iloc[header + 1 :].infer_objects().set_axis(texts.iloc[header], axis=1)
 
 
 # --- CSV ----------------------------------------------------------------------------------------
 
 
-def _open_csv(file: Path, sample: bytes, table: Table) -> tuple[Reader, int]:
-    """Recognise encoding, separator and header of a text file."""
+def _csv_blocks(file: Path, table: Table) -> Blocks:
+    """Read a text file, whose encoding, separator and header are recognised; text stays text."""
+    with _stream(file) as stream:
+        sample = stream.read(DETECT_BYTES)
     encoding = _encoding(file, sample, table)
     text = sample[:HEAD_BYTES].decode(encoding, errors="ignore").removeprefix("\ufeff")
     lines = re.split(r"\r\n|\n|\r", text)
     lines = lines[:-1] if len(sample) > HEAD_BYTES and len(lines) > 2 else lines
     marked = re.fullmatch(r'"?sep=(.)"?[,;\t]*', lines[0])
-    separator = marked[1] if marked else max(",;\t|", key=partial(_evenness, lines))
     lines[0] = "" if marked else lines[0]
-    start = _header_line(_parsed(lines, separator), file, table)
+    cells = {
+        mark: [next(csv.reader([line], delimiter=mark), []) for line in lines[:200]]
+        for mark in (marked[1] if marked else ",;\t|")
+    }
+    separator = max(cells, key=lambda mark: _evenness(cells[mark]))
+    start = _header_line(cells[separator], file, table)
     if separator != ",":
         table.note(f"{file.name} was read with {separator!r} between columns")
     reader = csv.reader((line + "\n" for line in lines[start:]), delimiter=separator)
-    names = next(reader)  # they may be empty or stand twice
+    names = next(reader)  # they may be empty or stand twice, or over several lines
     skip = start + reader.line_num
-    numbers = [str(number) for number in range(len(names))]
-    options = pc.ReadOptions(
-        skip_rows=skip, column_names=numbers, encoding=encoding, block_size=2**24
-    )
-    return partial(_csv_blocks, file, separator, names, options), skip + 1
+    table.first_line = skip + 1
+    if not any(lines[skip:]):
+        return
+    for block in _csv_batches(file, encoding, separator, names, skip):
+        block.attrs = {"separator": separator}
+        if str(block.iloc[-1, -1]).endswith("\n"):
+            raise ValueError("a field opens with a quote that is never closed")
+        yield block
 
 
-def _parsed(lines: list[str], separator: str) -> list[list[str]]:
-    return [next(csv.reader([line], delimiter=separator), []) for line in lines[:200]]
+def _csv_batches(
+    file: Path, encoding: str, separator: str, names: list[str], skip_rows: int
+) -> Blocks:
+    # Without threads, which gain nothing here, an error tells its line.
+    sizes: dict[str, Any] = {"block_size": 2**24, "use_threads": False}
+    options = pc.ReadOptions(skip_rows=skip_rows, column_names=names, encoding=encoding, **sizes)
+    texts = dict.fromkeys(names, pa.string())
+    convert = pc.ConvertOptions(column_types=texts, null_values=[""], strings_can_be_null=True)
+    parse = pc.ParseOptions(delimiter=separator, newlines_in_values=True)
+    with _stream(file) as stream:
+        for batch in pc.open_csv(stream, options, parse, convert):
+            if len(batch):
+                yield batch.to_pandas()
 
 
-def _evenness(lines: list[str], separator: str) -> tuple[int, int, int]:
+def _evenness(lines: list[list[str]]) -> tuple[int, int, int]:
     """Rate a separator: it should cut most lines, from the header on, into equally many fields."""
-    widths = [len(cells) for cells in _parsed(lines, separator)]
+    widths = [len(cells) for cells in lines]
     usual = max(set(widths), key=widths.count)
     return (widths.count(usual) if usual > 1 else 0), -widths.index(usual), usual
 
@@ -362,7 +376,7 @@ def _evenness(lines: list[str], separator: str) -> tuple[int, int, int]:
 def _header_line(lines: list[list[str]], file: Path, table: Table) -> int:
     """Return the place of the header, below titles, comments and empty lines.
 
-    Raises UserError where there is none, or it has another width than the rows below it.
+    Raises UserError where there is none, ValueError where it is not as wide as the rows below it.
     """
     widths = [len(line) for line in lines if line]
     usual = max(widths, key=widths.count, default=0)
@@ -373,10 +387,8 @@ def _header_line(lines: list[list[str]], file: Path, table: Table) -> int:
         if len(filled) <= most or (not is_full and line[0].startswith("#")):
             continue
         if not is_full:
-            raise UserError(
-                f"{file} is not a regular table (line {number + 1} has {len(line)} fields, most "
-                f"lines have {usual}); give every line as many fields as the header"
-            )
+            counts = f"line {number + 1} has {len(line)} fields, most lines have {usual}"
+            raise ValueError(counts)
         if number and any(re.fullmatch(r"[-+]?[\d.,]+", cell) for cell in filled):
             break
         if any(map(any, lines[:number])):
@@ -397,38 +409,10 @@ def _encoding(file: Path, sample: bytes, table: Table) -> str:
         return "utf-8"
     except UnicodeDecodeError:
         from charset_normalizer import from_bytes
-    lines = [line for line in sample.splitlines()[:100_000] if not line.isascii()]
-    found = from_bytes(b"\n".join(lines[:500]), cp_isolation=ENCODINGS, threshold=0.5)
+    telling = b"\n".join([line for line in sample.splitlines() if not line.isascii()][:500])
+    found = from_bytes(telling, cp_isolation=ENCODINGS, threshold=0.5)
     chaos = {name: match.chaos for match in found for name in match.could_be_from_charset}
     # Windows-1252 is by far the most frequent; the others must look better, not as good.
-    best = min(sorted(chaos, key="cp1252".__ne__), key=chaos.__getitem__, default="cp1252")
+    best = min(ENCODINGS, key=lambda name: chaos.get(name, 1.0))
     table.note(f"{file.name} is not UTF-8 and was read as {best.replace('cp', 'Windows-')}")
     return best
-
-
-def _csv_blocks(file: Path, separator: str, names: list[str], options: pc.ReadOptions) -> Blocks:
-    texts = dict.fromkeys(options.column_names, pa.string())
-    convert = pc.ConvertOptions(column_types=texts, null_values=[""], strings_can_be_null=True)
-    parse = pc.ParseOptions(delimiter=separator, newlines_in_values=True)
-    advice = "give every line as many fields as the header"
-    with _reading(f"{file} is not a regular table", advice):
-        for batch in _batches(file, options, parse, convert):
-            block = batch.to_pandas().set_axis(names, axis=1)
-            block.attrs = {"separator": separator}
-            if len(block) and str(block.iloc[-1, -1]).endswith("\n"):
-                raise ValueError("a field opens with a quote that is never closed")
-            yield block
-
-
-def _batches(file: Path, options: pc.ReadOptions, *more: Any) -> Iterator[pa.RecordBatch]:
-    """Read a text file piece by piece; an error names the first line of another width."""
-    try:
-        with _stream(file) as stream:
-            yield from pc.open_csv(stream, options, *more)
-    except pa.ArrowInvalid as error:
-        if "Empty CSV file" in str(error):
-            return
-        options.use_threads = False  # only then pyarrow knows the line
-        with _stream(file) as stream:
-            pc.read_csv(stream, options, *more)
-        raise

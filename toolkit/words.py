@@ -56,13 +56,9 @@ def safe_cells(table: pd.DataFrame) -> pd.DataFrame:
     Text starting with = + - @, tab or line break gets an apostrophe in front (OWASP, "CSV
     Injection"); numbers keep their type.
     """
-    safe = table.copy()
-    for position, dtype in enumerate(table.dtypes):
-        if not pd.api.types.is_numeric_dtype(dtype):
-            safe.isetitem(position, table.iloc[:, position].astype(object).map(_safe_cell))
-    return safe.rename(index=_safe_cell, columns=_safe_cell)
 
+    def safe(value: object) -> object:
+        dangerous = isinstance(value, str) and value.startswith(tuple("=+-@\t\r\n"))
+        return f"'{value}" if dangerous else value
 
-def _safe_cell(value: object) -> object:
-    dangerous = isinstance(value, str) and value.startswith(tuple("=+-@\t\r\n"))
-    return f"'{value}" if dangerous else value
+    return table.map(safe).rename(index=safe, columns=safe)
