@@ -323,8 +323,10 @@ def infer_schema(
         notes += remarks
     goal, *features = found
     if not features:
-        what = f"{source} has no usable feature column beside the target {target!r}"
-        raise UserError(f"{what}; add columns, or keep one that was left out with --keep")
+        raise UserError(
+            f"{source} has no usable feature column beside the target {target!r}; add columns, or "
+            "keep one that was left out with --keep"
+        )
     dropped = rows.columns.drop([column.name for column in found])
     return Schema(goal, tuple(features), tuple(dropped)), notes
 
