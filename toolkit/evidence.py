@@ -75,24 +75,20 @@ def weigh(
     evidence: Evidence,
     whole: np.ndarray,
 ) -> Evidence:
-    """Compare both models on the same held-out rows, reach a verdict, and add it to `evidence`.
+    """Compare both models on the same held-out rows, and add the verdict to `evidence`.
 
-    predictions: of every model, by part of the held-out rows; whole: the parent's for the file's
-    new rows, made before any training.
+    predictions: by part of the held-out rows and model; whole: the parent's of the file's new rows.
     """
-    target, kinds, new = schema.target.name, schema.kinds, predictions["new"]
+    target, new = schema.target.name, predictions["new"]
     y = {part: table[target].to_numpy() for part, table in rows.held_out.items()}
     labels = {part: roles.blocks_of_rows(table, role) for part, table in rows.held_out.items()}
-    tries = int(rows.file[roles.GENERATION].max()) - rows.parent_generation
+    sure = comparison.confidence_of(rows.tries)
     held_out = {
-        part: comparison.evaluate(
-            y[part], predictions[part], labels[part], comparison.confidence_of(tries)
-        )
-        for part in y
+        part: comparison.evaluate(y[part], predictions[part], labels[part], sure) for part in y
     }
-    findings, both = list(evidence.findings), (rows.file[target], whole)
+    findings, of_file = list(evidence.findings), (rows.file[target], whole)
     if "old" in y:
-        findings += comparison.lost_skill(y, predictions, both, labels["new"])
+        findings += comparison.lost_skill(y, predictions, of_file, labels["new"])
     evidence.held_out, evidence.leakage = held_out, rows.counts
     evidence.verdict = comparison.decide(
         held_out["new"],
@@ -104,11 +100,11 @@ def weigh(
     )
     if "control" in new:
         evidence.attribution = comparison.attribution(y["new"], new, evidence.unit, labels["new"])
-    texts = [name for name, kind in kinds.items() if kind == "categorical"]
+    texts = [name for name, kind in schema.kinds.items() if kind == "categorical"]
     if texts:
         models = (new["parent"], new["retrained"])
         evidence.groups = comparison.groups(rows.held_out["new"], texts, y["new"], *models)
-    evidence.caveats = _caveats(schema, role, tries)
+    evidence.caveats = _caveats(schema, role, rows.tries)
     return evidence
 
 
