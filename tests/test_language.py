@@ -133,7 +133,7 @@ OTHERS = {plain(text) for text in [*OTHERS, *map(os.strerror, range(1, 134))]}
 
 def pieces(template):
     """Split a template at placeholders and signs, as sentences are put together from pieces."""
-    parts = re.split(r"\{\}|[,;:()'\"\n]|\. ", template.replace("_", " ").casefold())
+    parts = re.split(r"\{n?\}|[,;:()'\"\n]|\. ", template.replace("_", " ").casefold())
     return [part.strip(" .") for part in parts if re.search("[a-z]{2}", part)]
 
 

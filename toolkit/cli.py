@@ -364,7 +364,8 @@ def conclude(
         flags = [] if store == STORE else ["--backend-store-uri", store]
         steps = [*steps, command("mlflow", "ui", *flags)]
     terminal.say(verdict, STYLES.get(kind, "bold red"))
-    terminal.say(f"{settings.model_name} version {version} is {uri}\n\nNext:")
+    terminal.say(f"{settings.model_name} version {version} is {uri}")
+    terminal.say("\nNext:")
     for step in [*steps, f"open {url}" if is_served else f"then open {url}"]:
         terminal.say(f"  {step}")
     terminal.result(

@@ -147,9 +147,7 @@ def drift_figure(drift_table: pd.DataFrame) -> Figure:
     lengths = table["distance"].fillna(0.0).clip(upper=MAX_DISTANCE)
     bars = axes.barh(range(len(table)), lengths, 0.7, color=colours)
     axes.bar_label(bars, [format_amount(value) for value in table["distance"]], padding=3, size=9)
-    axes.axvline(
-        DRIFT_DISTANCE, color="black", linestyle="--", linewidth=1, label=translate("threshold")
-    )
+    axes.axvline(DRIFT_DISTANCE, color="black", ls="--", lw=1, label=translate("threshold"))
     xlabel = translate("distance in standard deviations; of text from 0 to 1")
     _name_lines(axes, [_label(name) for name in table["column"]], xlabel)
     axes.margins(x=0.1)

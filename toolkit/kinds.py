@@ -323,10 +323,8 @@ def infer_schema(
         notes += remarks
     goal, *features = found
     if not features:
-        raise UserError(
-            f"{source} has no usable feature column beside the target {target!r}; add columns, or "
-            "keep one that was left out with --keep"
-        )
+        what = f"{source} has no usable feature column beside the target {target!r}"
+        raise UserError(f"{what}; add columns, or keep one that was left out with --keep")
     dropped = rows.columns.drop([column.name for column in found])
     return Schema(goal, tuple(features), tuple(dropped)), notes
 

@@ -41,45 +41,35 @@ def translate(text: str) -> str:
     What the catalogue does not know, such as a command or a name, stays as it is.
     """
     inner = text.strip()
-    if _current.get() != "fr" or not inner:
+    if _current.get() == "en" or not inner:
         return text
     clauses = inner.split("; ")
     told = [translate(clause) for clause in clauses] if len(clauses) > 1 else clauses
-    is_known = all(new != old for new, old in zip(told, clauses, strict=True))
+    french = " ; ".join(told)
+    if any(map(str.__eq__, told, clauses)):  # then it is one sentence
+        found = ((pattern.fullmatch(inner), french) for pattern, french in _catalogue())
+        said = (french.format(*map(_Caught, match.groups())) for match, french in found if match)
+        french = next(said, inner)
     before, _, after = text.partition(inner)
-    return f"{before}{' ; '.join(told) if is_known else _look_up(inner)}{after}"
+    return f"{before}{french}{after}"
 
 
 class _Caught(str):
     """Text that a placeholder caught: `:t` translates it, `:q` has French for English quotes."""
 
     def __format__(self, how: str) -> str:
-        if how == "t":
-            return translate(self)
         bare = self.strip("'\"")
-        return f"« {bare} »" if how == "q" else str(self)
-
-
-def _look_up(text: str) -> str:
-    sentences, fragments = _catalogue()
-    for pattern, french in sentences:
-        if found := pattern.fullmatch(text):
-            return french.format(*map(_Caught, found.groups()))
-    for pattern, french in fragments:
-        text = pattern.sub(lambda found, french=french: french.format(*found.groups()), text)
-    return text
+        return translate(self) if how == "t" else f"« {bare} »" if how == "q" else str(self)
 
 
 @functools.cache
-def _catalogue() -> tuple[list[tuple[re.Pattern, str]], list[tuple[re.Pattern, str]]]:
-    """Read (sentences, fragments): those that begin with a known word first, long ones before."""
+def _catalogue() -> list[tuple[re.Pattern, str]]:
+    """List (pattern, French): those first that begin with a known word, the longest first."""
     sections = tomllib.loads(CATALOGUE.read_text("utf-8")).values()
     entries = {english: french for section in sections for english, french in section.items()}
-    found: tuple[list[tuple[re.Pattern, str]], list[tuple[re.Pattern, str]]] = ([], [])
-    literal = {english: len(english.replace("{}", "")) for english in entries}
+    literal = {english: len(re.sub(r"\{n?\}", "", english)) for english in entries}
+    patterns = []
     for english in sorted(entries, key=lambda key: (key.startswith("{}"), -literal[key])):
-        is_fragment = english.startswith(" ")
-        place = r"(\S+)" if is_fragment else "(.*?)"
-        pattern = re.compile(place.join(map(re.escape, english.split("{}"))), re.DOTALL)
-        found[is_fragment].append((pattern, entries[english]))
-    return found
+        pattern = re.escape(english).replace(r"\{\}", "(.*?)").replace(r"\{n\}", r"([\d,]+)")
+        patterns.append((re.compile(pattern, re.DOTALL), entries[english]))
+    return patterns
