@@ -113,6 +113,7 @@ def track(work: Work, terminal: cli.Terminal, found: Any, whole: Any) -> int:
         with terminal.progress("training") as progress:
             child = train_child(settings, parent, rows, checkpoint, progress.update)
         schema = parent.preprocessor.schema
+        evidence.count_inside(found, parent, child, rows)
         found = evidence.weigh(settings, work.role, rows, schema, child.predictions, found, whole)
         evidence.explain(found, {"parent": parent, "retrained": child}, rows, work.role)
 
@@ -311,7 +312,7 @@ def refit(work: Work, child: Child, checkpoint: Any) -> None:
     settings = replace(work.settings, controls=False)
     again = continue_members(settings, work.parent, rows, checkpoint, str, child.recipes)
     child.network, child.preprocessor = again.network, again.preprocessor
-    child.card = {**again.card, "refit": True}
+    child.card = child.card | again.card | {"refit": True}
     work.buffer = work.buffer.assign(**{roles.ROLE: roles.TRAIN})
 
 
@@ -334,6 +335,7 @@ def continue_foreign(
         network, X, y, callbacks=callbacks, seed=settings.seed, **sizes
     )
     card = {key: parent.card[key] for key in ("recipe", "scale") if key in parent.card}
+    card.setdefault("scale", asdict(model_utils.target_scale(y)))
     return Child(network, preprocessor, card, {"final_loss": history.history.get("loss", [])})
 
 

@@ -98,6 +98,47 @@ def test_first_word_is_what_the_parent_erred_on_the_whole_file_before_any_traini
     assert first.endswith(f"before any training on them, is {format_amount(by_hand, '€')}")
 
 
+def test_share_of_new_rows_inside_the_ranges_is_that_of_the_served_parent(
+    trained, retrained, files
+):
+    child, file = retrained.load(retrained.uri), pd.read_csv(files / "new.csv").head(340)
+    rows = file[is_held_out(child, file)]
+    trained.use()
+    found = mlflow.pyfunc.load_model(trained.uri).predict(rows, params={"interval": 0.9})
+    by_hand = rows[TARGET].between(found["low"].array, found["high"].array)
+    metrics = retrained.run.data.metrics
+    assert metrics["new/inside_90_parent"] == pytest.approx(by_hand.mean())
+    assert 0.7 < metrics["new/inside_90_retrained"] <= 1
+    report = files_of(retrained, retrained.run)
+    groups = pd.read_csv(report["groups.csv"])
+    for name in ("parent", "retrained"):
+        shares = groups.query("column == 'region'")
+        whole = np.average(shares[f"inside_90_{name}"], weights=shares["rows"])
+        assert whole == pytest.approx(metrics[f"new/inside_90_{name}"])
+    words = f"Of the {len(rows)} new held-out rows, within 90 % ranges lie {by_hand.sum()} ("
+    for page in ("report.md", "report.html"):
+        assert words in report[page].read_text("utf-8")
+
+
+def test_model_keeps_its_errors_on_all_held_out_rows_also_once_these_were_trained_on(
+    workshop, files, monkeypatch, no_figures
+):
+    from toolkit import ranges
+
+    monkeypatch.setattr(model_utils, "train_model", not_trained)
+    flags = ["--data", files / "new.csv", *QUICK, "--promote", "always", "--refit"]
+    assert workshop.retrain(*flags) == 0, workshop.err
+    child = workshop.load("models:/loan-amount/2")
+    assert child.card["refit"]
+    assert len(part_of(child, "held_out")) == 0
+    n_held_out = sum(step["held_out"] for step in child.card["lineage"])
+    assert (
+        100 < len(child.card[ranges.KEPT]["error"]) < n_held_out
+    )  # rows that came back count once
+    low, high = ranges.Ranges(child.card).around(np.array([5_000.0]), 0.9)
+    assert child.card["scale"]["low"] <= low < 5_000 < high <= child.card["scale"]["high"]
+
+
 def test_own_scores_of_the_run_are_those_on_new_rows(retrained):
     metrics = retrained.run.data.metrics
     for score in SCORES:

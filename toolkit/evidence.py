@@ -13,7 +13,7 @@ import pandas as pd
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModelInput
 
-from . import cli, comparison, drift, encoding, figures, report, roles, tracking
+from . import cli, comparison, drift, encoding, figures, ranges, report, roles, tracking
 from .artifact import TrainedModel
 from .columns import Schema
 from .report import Evidence
@@ -63,6 +63,28 @@ def as_json(parent: TrainedModel, evidence: Evidence) -> dict[str, Any]:
     }
 
 
+def count_inside(
+    evidence: Evidence, parent: TrainedModel, child: Any, rows: RetrainingRows
+) -> None:
+    """Add to `evidence` which new held-out rows lie within the 90 % ranges of both models.
+
+    The child's card is given its errors on all held-out rows; its ranges are counted on each half
+    of them with the errors on the other half.
+    """
+    target = parent.preprocessor.schema.target.name
+    y = np.concatenate([table[target] for table in rows.held_out.values()])
+    made = np.concatenate([child.predictions[part]["retrained"] for part in rows.held_out])
+    before, n_new = child.predictions["new"]["parent"], len(rows.held_out["new"])
+    if ranges.KEPT in parent.card:
+        evidence.inside["parent"] = ranges.Ranges(parent.card).hold(before, y[:n_new])
+    evidence.inside["retrained"], half = np.zeros(len(y), bool), np.arange(len(y)) % 2
+    for own in (half == 0, half == 1):
+        child.card[ranges.KEPT] = ranges.keep(made[~own], y[~own])
+        evidence.inside["retrained"][own] = ranges.Ranges(child.card).hold(made[own], y[own])
+    evidence.inside["retrained"] = evidence.inside["retrained"][:n_new]
+    child.card[ranges.KEPT] = ranges.keep(made, y)
+
+
 def weigh(
     settings: Any,
     role: roles.Roles,
@@ -98,7 +120,9 @@ def weigh(
     texts = [name for name, kind in kinds.items() if kind == "categorical"]
     if texts:
         models = (new["parent"], new["retrained"])
-        evidence.groups = comparison.groups(rows.held_out["new"], texts, y["new"], *models)
+        evidence.groups = comparison.groups(
+            rows.held_out["new"], texts, y["new"], *models, evidence.inside
+        )
     evidence.caveats = _caveats(schema, role)
     return evidence
 

@@ -33,8 +33,9 @@ class Evidence:
 
     prequential: the parent's MAE on the `prequential_rows` rows of the new file, before anything
     was trained on them. held_out maps "new" and "old" to rows scored alike. leakage counts rows
-    by role. bounds tells the share of targets at the lowest and the highest. findings are the signs
-    of a broken file, which the verdict names; caveats join what is not proven.
+    by role. inside tells by model which new held-out rows lie within its 90 % ranges. bounds tells
+    the share of targets at the lowest and the highest. findings are the signs of a broken file,
+    which the verdict names; caveats join what is not proven.
     """
 
     unit: str = ""
@@ -44,6 +45,7 @@ class Evidence:
     held_out: Mapping[str, HeldOut] = field(default_factory=dict)
     attribution: Attribution | None = None
     leakage: Mapping[str, int] | None = None
+    inside: dict[str, np.ndarray] = field(default_factory=dict)
     drift: pd.DataFrame | None = None
     bounds: str = ""
     groups: pd.DataFrame | None = None
@@ -68,6 +70,7 @@ def render(evidence: Evidence, template: str) -> str:
         word="promoted" if evidence.verdict.promoted else "kept champion",
         gap=None if groups is None else largest_gap(groups, evidence.unit),
         scores=score_table(evidence),
+        covered=_covered(evidence.inside),
         **vars(evidence),
     )
 
@@ -85,6 +88,14 @@ def score_table(evidence: Evidence) -> tuple[list[str], list[list[str]]]:
     return header, list(lines.values())
 
 
+def _covered(inside: Mapping[str, np.ndarray]) -> str:
+    """Tell how many of the new held-out rows lie within 90 % ranges; "" where there are none."""
+    shares = [
+        f"{found.sum():,} ({found.mean():.1%}) of the {name}'s" for name, found in inside.items()
+    ]
+    return f"within 90 % ranges lie {' and '.join(shares)}" if shares else ""
+
+
 def metrics(evidence: Evidence) -> dict[str, float]:
     """Name every score and interval as a run logs them: "MAE", "new/MAE_parent", …"""
     found: dict[str, float] = {}
@@ -98,6 +109,8 @@ def metrics(evidence: Evidence) -> dict[str, float]:
         found[f"{part}/MAE_difference"] = held.change.estimate
         found[f"{part}/MAE_difference_low"] = held.change.low
         found[f"{part}/MAE_difference_high"] = held.change.high
+    for name, lies_within in evidence.inside.items():
+        found[f"new/inside_90_{name}"] = float(lies_within.mean())
     return found
 
 
