@@ -97,7 +97,7 @@ def track(settings: Settings, terminal: cli.Terminal, rows: Any, schema: Any, ro
         )
         checkpoint.remove()
     say(settings, terminal, run.info, uri, version, verdict, card["unit"], metrics)
-    return 0
+    return settings.exit_with(verdict.startswith("promoted"))
 
 
 def fit(

@@ -6,6 +6,7 @@ python mlflow_retrain.py --rollback
 """
 
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from toolkit import cli
@@ -25,6 +26,7 @@ class Settings(cli.TrainingSettings):
     controls: bool = option(True, "train a control on old rows alone")
     max_forgetting: float = option(0.05, "share of the error on old rows", type=cli.share)
     promote: str = option("auto", "when the child becomes champion", choices=PROMOTE)
+    report: str | None = option(None, "write the report there, too: .html or .md", metavar="FILE")
     approve: str | None = option(None, "make a version champion, as a person", metavar="VERSION")
     dry_run: bool = option(False, "report the drift and stop")
     rollback: bool = option(False, "make the previous champion champion again")
@@ -63,7 +65,7 @@ def retrain(settings: Settings) -> int:
         words = f"nothing new in {settings.data}: every row was seen before, nothing is trained"
         terminal.say(words)
         terminal.result(verdict=words, verdict_kind="nothing_new", promoted=False, model_uri=None)
-        return 0
+        return settings.exit_with(False)
 
     # Look at the rows before anything is trained on them.
     found, whole = evidence.look(terminal, settings.data, parent, rows)
@@ -97,7 +99,7 @@ class Work:
 
 def track(work: Work, terminal: cli.Terminal, found: Any, whole: Any) -> int:
     """Train, compare, log, register and judge in one MLflow run."""
-    from toolkit import artifact, evidence, tracking
+    from toolkit import artifact, evidence, report, tracking
     from toolkit.checkpoint import Checkpoint
 
     settings, parent, rows = work.settings, work.parent, work.rows
@@ -126,9 +128,11 @@ def track(work: Work, terminal: cli.Terminal, found: Any, whole: Any) -> int:
         )
         uri, version, verdict, metrics = keep(work, trained, child, found)
         checkpoint.remove()
+    if settings.report:
+        report.write(found, Path(settings.report))
     evidence.print_scores(terminal, found)
     say(settings, terminal, run.info, uri, version, verdict, metrics, found)
-    return 0
+    return settings.exit_with(verdict.startswith("promoted"))
 
 
 def describe(work: Work, run_id: str, child: "Child", found: Any) -> dict[str, Any]:
@@ -138,6 +142,7 @@ def describe(work: Work, run_id: str, child: "Child", found: Any) -> dict[str, A
     parent, data = work.parent, cli.without_password(work.settings.data)
     generation = int(work.table[roles.GENERATION].iloc[0])
     step = {"generation": generation, "run_id": run_id, "data": data, **roles.counts(work.table)}
+    step["prequential"] = found.prequential
     return {
         **child.card,
         "run_id": run_id,
@@ -249,6 +254,8 @@ def train_child(settings: Settings, parent: Any, rows: Any, checkpoint: Any, tel
             found["control"] = model_utils.model_predict(child.control, X)
         found["mean"] = np.full(len(table), y.mean())
         found["median"] = np.full(len(table), y.median())
+        recent = y[rows.new] if rows.new.any() else y
+        found["recent median"] = np.full(len(table), recent.median())
     child.predictions = predictions
     return child
 

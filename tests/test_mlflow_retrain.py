@@ -149,7 +149,10 @@ def test_baselines_and_controls_are_scored_on_the_same_rows(retrained):
     model, metrics = retrained.load(retrained.uri), retrained.run.data.metrics
     held_out, y = part_of(model, "held_out"), part_of(model, "train")[TARGET]
     new = held_out[held_out[roles.GENERATION] == 1][TARGET]
-    for name, constant in (("mean", y.mean()), ("median", y.median())):
+    train = part_of(model, "train")
+    recent = train[train[roles.GENERATION] == 1][TARGET].median()
+    constants = {"mean": y.mean(), "median": y.median(), "recent median": recent}
+    for name, constant in constants.items():
         by_hand = np.abs(new - constant).mean()
         assert metrics[f"new/MAE_{name}"] == pytest.approx(by_hand, rel=1e-9)
     for control in ("control", "scratch"):
@@ -233,6 +236,29 @@ def test_parent_is_not_changed_by_one_byte(trained, retrained, hashes):
     assert len(trained.before) > 15
     name = "models/preprocessor.pkl"
     assert hashes(retrained.folder)[name] == trained.before[name]
+
+
+@pytest.mark.usefixtures("no_training")
+def test_report_flag_writes_the_page_and_refit_trains_on_what_was_held_out(workshop, files):
+    flags = ["--data", files / "new.csv", "--refit", "--promote", "always", *QUICK]
+    assert workshop.retrain(*flags, "--report", "out.html", "--exit-code") == 0, workshop.err
+    page = (workshop.folder / "out.html").read_text("utf-8")
+    assert page.startswith("<!doctype html>")
+    assert "What users lived with" not in page  # there is one generation only
+    child = workshop.load("models:/loan-amount/2")
+    assert child.card["refit"] is True
+    assert part_of(child, "held_out").empty
+    (_, (X,), _), _ = workshop.fits[-1]
+    (_, (X_judged,), _), _ = workshop.fits[-2]
+    assert len(X) == len(child.buffer) > len(X_judged)
+    flags = ["--data", files / "later.csv", "--promote", "never", "--exit-code", *QUICK]
+    loans("new", 900, 1100).to_csv(files / "later.csv", index=False)
+    assert workshop.retrain(*flags) == 3, workshop.err
+    assert "no old row at hand" in workshop.out
+    history = workshop.load("models:/loan-amount/3").card["lineage"]
+    assert [("prequential" in step) for step in history] == [False, True, True]
+    page = files_of(workshop, workshop.run)["report.html"].read_text("utf-8")
+    assert "What users lived with" in page
 
 
 def test_child_is_named_registered_and_lies_in_the_models_folder_too(retrained, files):

@@ -39,7 +39,10 @@ def look(
         f"parent {parent.uri}: its MAE on the {len(y):,} new rows of {data}, before any training "
         f"on them, is {format_amount(error, unit)}"
     )
-    found = Evidence(unit=unit, prequential=error, prequential_rows=len(y))
+    steps = parent.card.get("lineage", [])
+    history = {step["generation"]: step["prequential"] for step in steps if "prequential" in step}
+    history[int(rows.file[roles.GENERATION].max())] = error
+    found = Evidence(unit, error, len(y), history)
     lines = ["drift: unknown, the parent remembers no training row"]
     if len(rows.remembered):
         found.drift = drift.drift(rows.remembered, rows.file, kinds, target)
@@ -102,7 +105,13 @@ def weigh(
     target, kinds, new = schema.target.name, schema.kinds, predictions["new"]
     y = {part: table[target].to_numpy() for part, table in rows.held_out.items()}
     labels = {part: roles.blocks_of_rows(table, role) for part, table in rows.held_out.items()}
-    held_out = {part: comparison.evaluate(y[part], predictions[part], labels[part]) for part in y}
+    tries = int(rows.file[roles.GENERATION].max()) - rows.parent_generation
+    held_out = {
+        part: comparison.evaluate(
+            y[part], predictions[part], labels[part], comparison.confidence_of(tries)
+        )
+        for part in y
+    }
     findings, both = list(evidence.findings), (rows.file[target], whole)
     if "old" in y:
         findings += comparison.lost_skill(y, predictions, both, labels["new"])
@@ -123,7 +132,7 @@ def weigh(
         evidence.groups = comparison.groups(
             rows.held_out["new"], texts, y["new"], *models, evidence.inside
         )
-    evidence.caveats = _caveats(schema, role)
+    evidence.caveats = _caveats(schema, role, tries)
     return evidence
 
 
@@ -147,15 +156,21 @@ def _predict(model: Any, rows: pd.DataFrame) -> np.ndarray:
     return encoding.predict(model.network, model.preprocessor.transform(rows))
 
 
-def _caveats(schema: Schema, role: roles.Roles) -> list[str]:
+def _caveats(schema: Schema, role: roles.Roles, tries: int) -> list[str]:
     """Say what the way of holding rows out leaves open."""
+    caveats = []
     dates = [name for name, kind in schema.kinds.items() if kind == "date"]
-    if not dates or role.time:
-        return []
-    return [
-        f"Rows were held out at random, whatever their {dates[0]}: a model is judged on days that "
-        f"it partly knows. A first training with --time {dates[0]} holds out the latest."
-    ]
+    if dates and not role.time:
+        caveats.append(
+            f"Rows were held out at random, whatever their {dates[0]}: a model is judged on days "
+            f"that it partly knows. A first training with --time {dates[0]} holds out the latest."
+        )
+    if tries > 1:
+        caveats.append(
+            f"This was try {tries} since the parent, on rows that partly judged a version before: "
+            f"its intervals are wider, of {comparison.confidence_of(tries):.4g}."
+        )
+    return caveats
 
 
 def log_inputs(
@@ -191,6 +206,8 @@ def log_evidence(
     tables["importance"] = evidence.importance
     if evidence.importance is not None:
         pictures["importance"] = figures.importance(evidence.importance, unit)
+    if len(evidence.history) > 1:
+        pictures["over_generations"] = figures.over_generations(evidence.history, unit)
     if evidence.dependence:
         pictures["dependence"] = figures.dependence(evidence.dependence, unit)
     if evidence.groups is not None:

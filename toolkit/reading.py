@@ -30,48 +30,48 @@ class Rows:
     """Hold conformed, hashed rows: all of them, or a sample beside files with all of them.
 
     The sample are the IN_MEMORY rows whose scrambled hashes are the smallest, whatever the order
-    of the rows (bottom-k sampling, as in `roles.smallest`). Among them is the latest of all rows
-    where `time` names a column: what is held out by time ends there.
+    of the rows (bottom-k sampling, as in `roles.smallest`), and the latest of all rows where `time`
+    names a column: what is held out by time ends there.
 
     Attributes: table, all rows or the sample, as `roles.py` describes it; n_rows, of the source.
     """
 
     def __init__(self, time: str = "") -> None:
-        self.time, self.n_rows = time, 0
-        self.table = pd.DataFrame()
+        self.time, self.n_rows, self.table = time, 0, pd.DataFrame()
         self._parts: list[pd.DataFrame] = []
+        self._latest = pd.DataFrame()
         self._files: list[Path] = []
         self._folder: tempfile.TemporaryDirectory | None = None
-        self._limit = np.uint64(2**64 - 1)  # no row with a larger key enters the sample
+        self._limit = np.uint64(2**64 - 1)  # of the keys of rows that may enter the sample
 
     def add(self, block: pd.DataFrame) -> None:
         """Add rows; complete `table` by `finish` afterwards."""
         self.n_rows += len(block)
         self._parts.append(block)
+        if self.time:
+            self._latest = pd.concat([self._latest, block]).nlargest(1, self.time)
         if self.n_rows <= IN_MEMORY:
             return
         self._folder = self._folder or tempfile.TemporaryDirectory(prefix="rows-")
         for part in self._parts[-1 if self._files else 0 :]:
             self._files.append(Path(self._folder.name, f"{len(self._files)}.feather"))
             part.to_feather(self._files[-1], compression="uncompressed")
-        self._parts[-1] = block[self._keys(block) <= self._limit]
+        self._parts[-1] = block[_keys(block) <= self._limit]
         if sum(map(len, self._parts)) > 1.25 * IN_MEMORY:
             self._cut()
 
     def _cut(self) -> None:
-        keys = [self._keys(part) for part in self._parts]
-        n_kept = IN_MEMORY + len(keys)  # the latest row of each part is beyond the smallest
-        self._limit = np.sort(np.concatenate(keys))[:n_kept][-1]
-        for number, of_part in enumerate(keys):  # one by one, to hold few rows twice
+        keys = [_keys(part) for part in self._parts]
+        self._limit = np.sort(np.concatenate(keys))[:IN_MEMORY][-1]
+        for number, of_part in enumerate(keys):  # one after the other, to hold few rows twice
             self._parts[number] = self._parts[number][of_part <= self._limit]
 
     def finish(self) -> "Rows":
         """Put `table` together from what was added."""
-        self.table = pd.concat(self._parts, ignore_index=True)
-        self._parts = []
         if self._files:
-            kept = np.argsort(self._keys(self.table), kind="stable")[:IN_MEMORY]
-            self.table = self.table.iloc[kept].reset_index(drop=True)
+            self._cut()
+            self._parts.append(self._latest)
+        self.table, self._parts = pd.concat(self._parts, ignore_index=True), []
         return self
 
     def blocks(self) -> Iterator[pd.DataFrame]:
@@ -93,12 +93,9 @@ class Rows:
             y.append(rows[preprocessor.schema.target.name].to_numpy())
         return X, y
 
-    def _keys(self, rows: pd.DataFrame) -> np.ndarray:
-        keys = roles.scrambled(rows[roles.HASH].to_numpy(), 1)
-        if self.time:
-            is_last = (rows[self.time] == rows[self.time].max()).to_numpy()
-            keys[np.where(is_last, keys, 2**64 - 1).argmin()] = 0
-        return keys
+
+def _keys(rows: pd.DataFrame) -> np.ndarray:
+    return roles.scrambled(rows[roles.HASH].to_numpy(), 1)
 
 
 def read_first(settings: Any) -> tuple[Rows, Schema, list[str]]:

@@ -32,15 +32,17 @@ class Evidence:
     """Everything that a report tells.
 
     prequential: the parent's MAE on the `prequential_rows` rows of the new file, before anything
-    was trained on them. held_out maps "new" and "old" to rows scored alike. leakage counts rows
-    by role. inside tells by model which new held-out rows lie within its 90 % ranges. bounds tells
-    the share of targets at the lowest and the highest. findings are the signs of a broken file,
-    which the verdict names; caveats join what is not proven.
+    was trained on them; history, the same by generation. held_out maps "new" and "old" to rows
+    scored alike. leakage counts rows by role. inside tells by model which new held-out rows lie
+    within its 90 % ranges. bounds tells the share of targets at the lowest and the highest.
+    findings are the signs of a broken file, which the verdict names; caveats join what is not
+    proven.
     """
 
     unit: str = ""
     prequential: float | None = None
     prequential_rows: int = 0
+    history: Mapping[int, float] = field(default_factory=dict)
     verdict: Verdict = NOT_JUDGED
     held_out: Mapping[str, HeldOut] = field(default_factory=dict)
     attribution: Attribution | None = None
