@@ -67,10 +67,9 @@ def write(model: "TrainedModel", source: "Table", file: Path, interval: float | 
     import pyarrow.parquet
 
     from model_utils import model_predict
-    from toolkit.ranges import Ranges
+    from toolkit.ranges import around
 
-    ranges = Ranges(model.card) if interval else None
-    names = ["prediction", "low", "high"] if ranges else ["prediction"]
+    names = ["prediction", "low", "high"] if interval else ["prediction"]
     schema, n_rows = pa.schema([(name, pa.float64()) for name in names]), 0
     beside = file.with_name(f".{file.name}.part")
     kind = pa.csv.CSVWriter if file.suffix == ".csv" else pa.parquet.ParquetWriter
@@ -79,7 +78,7 @@ def write(model: "TrainedModel", source: "Table", file: Path, interval: float | 
             for rows in source.blocks():
                 X = model.preprocessor.encode(rows, source.source)
                 prediction = model_predict(model.network, X)
-                bounds = ranges.around(prediction, interval) if ranges and interval else ()
+                bounds = around(model.card, prediction, interval) if interval else ()
                 writer.write_table(pa.table([prediction, *bounds], schema=schema))
                 n_rows += len(rows)
         beside.replace(file)

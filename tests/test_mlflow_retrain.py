@@ -135,7 +135,7 @@ def test_model_keeps_its_errors_on_all_held_out_rows_also_once_these_were_traine
     assert (
         100 < len(child.card[ranges.KEPT]["error"]) < n_held_out
     )  # rows that came back count once
-    low, high = ranges.Ranges(child.card).around(np.array([5_000.0]), 0.9)
+    low, high = ranges.around(child.card, np.array([5_000.0]))
     assert child.card["scale"]["low"] <= low < 5_000 < high <= child.card["scale"]["high"]
 
 

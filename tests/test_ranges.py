@@ -7,7 +7,6 @@ import pytest
 
 from toolkit import ranges
 from toolkit.errors import UserError
-from toolkit.ranges import Ranges
 
 BOUNDS = {"low": -5.0, "high": 30.0}
 
@@ -19,9 +18,14 @@ def simulated(rng, n_rows, even=False):
     return prediction, prediction + spread * rng.laplace(size=n_rows)
 
 
-def fitted(prediction, y, bounds=BOUNDS):
-    card = {ranges.KEPT: ranges.keep(prediction, y), "scale": bounds}
-    return Ranges(json.loads(json.dumps(card)))
+def kept(prediction, y, bounds=BOUNDS):
+    """Make the card of a model with these held-out rows, after a way through JSON."""
+    return json.loads(json.dumps({ranges.KEPT: ranges.keep(prediction, y), "scale": bounds}))
+
+
+def share(card, prediction, y, level=0.9):
+    low, high = ranges.around(card, prediction, level)
+    return np.mean((low <= y) & (y <= high))
 
 
 @pytest.mark.parametrize("even", [True, False], ids=["even noise", "growing noise"])
@@ -30,29 +34,29 @@ def fitted(prediction, y, bounds=BOUNDS):
 def test_share_of_new_rows_inside_is_what_was_asked_for_within_3_points(even, n_rows, level):
     rng, shares = np.random.default_rng(n_rows), []
     for _ in range(150):
-        held_out = fitted(*simulated(rng, n_rows, even), {"low": -1e9, "high": 1e9})
-        shares.append(held_out.hold(*simulated(rng, 500, even), level).mean())
+        card = kept(*simulated(rng, n_rows, even), {"low": -1e9, "high": 1e9})
+        shares.append(share(card, *simulated(rng, 500, even), level))
     assert abs(np.mean(shares) - level) < 0.03
 
 
 def test_ranges_follow_the_noise_and_are_narrower_than_equal_ones_that_hold_as_many():
     rng = np.random.default_rng(0)
-    held_out, (prediction, y) = fitted(*simulated(rng, 4_000)), simulated(rng, 4_000)
-    low, high = held_out.around(prediction, 0.9)
+    card, (prediction, y) = kept(*simulated(rng, 4_000)), simulated(rng, 4_000)
+    low, high = ranges.around(card, prediction, 0.9)
     equal = np.quantile(np.abs(y - prediction), 0.9)
     assert np.mean(high - low) < 0.95 * 2 * equal
     for part in (prediction < 3, prediction > 7):
-        assert abs(held_out.hold(prediction[part], y[part]).mean() - 0.9) < 0.03
+        assert abs(share(card, prediction[part], y[part]) - 0.9) < 0.03
         assert abs((np.abs(y - prediction)[part] <= equal).mean() - 0.9) > 0.05
 
 
 @pytest.mark.parametrize("n_rows", [1, 5, 99, 250])
 def test_no_range_leaves_the_bounds_or_is_infinite_and_too_few_rows_give_the_bounds(n_rows):
     rng = np.random.default_rng(n_rows)
-    held_out, asked = fitted(*simulated(rng, n_rows)), np.array([-5.0, 0.0, 9.9, 30.0])
+    card, asked = kept(*simulated(rng, n_rows)), np.array([-5.0, 0.0, 9.9, 30.0])
     before = np.zeros(4)
     for level in (0.1, 0.5, 0.9, 0.999):
-        low, high = held_out.around(asked, level)
+        low, high = ranges.around(card, asked, level)
         assert low.min() >= -5
         assert high.max() <= 30
         assert ((low <= asked) & (asked <= high)).all()
@@ -65,28 +69,27 @@ def test_no_range_leaves_the_bounds_or_is_infinite_and_too_few_rows_give_the_bou
 def test_quantile_counts_the_row_to_come(n_rows, whole):
     # Of ten rows in any order the largest error is the last one's once in ten times: 9 are enough.
     errors = np.arange(1.0, n_rows + 1)
-    low, high = fitted(np.zeros(n_rows), errors, {"low": -99.0, "high": 99.0}).around(
-        np.zeros(1), 0.9
-    )
+    card = kept(np.zeros(n_rows), errors, {"low": -99.0, "high": 99.0})
+    low, high = ranges.around(card, np.zeros(1), 0.9)
     assert (low[0], high[0]) == ((-99, 99) if whole else (-9, 9))
 
 
 def test_many_rows_are_kept_as_an_even_choice_and_perfect_predictions_give_points():
     rng = np.random.default_rng(1)
-    kept = ranges.keep(*simulated(rng, 50_000))
-    assert 3_000 < len(kept["error"]) == len(kept["prediction"]) <= ranges.MOST
+    chosen = ranges.keep(*simulated(rng, 50_000))
+    assert 3_000 < len(chosen["error"]) == len(chosen["prediction"]) <= ranges.MOST
     exact = np.linspace(0, 1, 300)
-    low, high = fitted(exact, exact).around(exact, 0.9)
+    low, high = ranges.around(kept(exact, exact), exact)
     np.testing.assert_array_equal([low, high], [exact, exact])
 
 
-@pytest.mark.parametrize("card", [{}, {ranges.KEPT: ranges.keep(np.ones(3), np.ones(3))}])
-def test_model_without_errors_or_bounds_is_one_line(card):
+def test_model_without_errors_is_one_line():
     with pytest.raises(UserError, match="no ranges; expected one"):
-        Ranges(card)
+        ranges.around({"scale": BOUNDS}, np.zeros(1))
 
 
 @pytest.mark.parametrize("level", [0.0, 1.0, -0.5, 90, float("nan")])
 def test_share_that_is_none_is_one_line(level):
+    card = kept(*simulated(np.random.default_rng(0), 30))
     with pytest.raises(UserError, match="expected a share such as"):
-        fitted(*simulated(np.random.default_rng(0), 30)).around(np.zeros(1), level)
+        ranges.around(card, np.zeros(1), level)

@@ -12,8 +12,7 @@ import pandas as pd
 import pytest
 from mlflow.exceptions import MlflowException
 
-from toolkit import artifact, encoding
-from toolkit.ranges import Ranges
+from toolkit import artifact, encoding, ranges
 
 # What a program of somebody else does with the model, far from the project's folder.
 OTHER_PROGRAM = """
@@ -150,7 +149,7 @@ def test_model_runs_the_code_it_carries_and_none_of_the_project(
 def test_interval_adds_low_and_high_and_nothing_changes_without_it(tiny, served, rows, expected):
     found = served.predict(rows, params={"interval": 0.9})
     assert list(found) == ["prediction", "low", "high"]
-    low, high = Ranges(tiny.card).around(expected, 0.9)
+    low, high = ranges.around(tiny.card, expected, 0.9)
     np.testing.assert_array_equal(found, np.stack([expected, low, high], axis=1))
     for params in (None, {}, {"interval": None}):
         np.testing.assert_array_equal(served.predict(rows, params=params), expected)

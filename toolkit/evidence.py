@@ -71,20 +71,20 @@ def count_inside(
 ) -> None:
     """Add to `evidence` which new held-out rows lie within the 90 % ranges of both models.
 
-    The child's card is given its errors on all held-out rows; its ranges are counted on each half
-    of them with the errors on the other half.
+    The child's are counted on each half of the held-out rows, by errors on the other half; its card
+    is given the errors on all of them.
     """
-    target = parent.preprocessor.schema.target.name
+    target, n_new = parent.preprocessor.schema.target.name, len(rows.held_out["new"])
     y = np.concatenate([table[target] for table in rows.held_out.values()])
     made = np.concatenate([child.predictions[part]["retrained"] for part in rows.held_out])
-    before, n_new = child.predictions["new"]["parent"], len(rows.held_out["new"])
     if ranges.KEPT in parent.card:
-        evidence.inside["parent"] = ranges.Ranges(parent.card).hold(before, y[:n_new])
-    evidence.inside["retrained"], half = np.zeros(len(y), bool), np.arange(len(y)) % 2
+        before = child.predictions["new"]["parent"]
+        evidence.inside["parent"] = ranges.inside(parent.card, before, y[:n_new])
+    found, half = np.zeros(len(y), bool), np.arange(len(y)) % 2
     for own in (half == 0, half == 1):
-        child.card[ranges.KEPT] = ranges.keep(made[~own], y[~own])
-        evidence.inside["retrained"][own] = ranges.Ranges(child.card).hold(made[own], y[own])
-    evidence.inside["retrained"] = evidence.inside["retrained"][:n_new]
+        card = child.card | {ranges.KEPT: ranges.keep(made[~own], y[~own])}
+        found[own] = ranges.inside(card, made[own], y[own])
+    evidence.inside["retrained"] = found[:n_new]
     child.card[ranges.KEPT] = ranges.keep(made, y)
 
 
@@ -129,9 +129,8 @@ def weigh(
     texts = [name for name, kind in kinds.items() if kind == "categorical"]
     if texts:
         models = (new["parent"], new["retrained"])
-        evidence.groups = comparison.groups(
-            rows.held_out["new"], texts, y["new"], *models, evidence.inside
-        )
+        table, inside = rows.held_out["new"], evidence.inside
+        evidence.groups = comparison.groups(table, texts, y["new"], *models, inside)
     evidence.caveats = _caveats(schema, role, tries)
     return evidence
 

@@ -72,7 +72,6 @@ def render(evidence: Evidence, template: str) -> str:
         word="promoted" if evidence.verdict.promoted else "kept champion",
         gap=None if groups is None else largest_gap(groups, evidence.unit),
         scores=score_table(evidence),
-        covered=_covered(evidence.inside),
         **vars(evidence),
     )
 
@@ -88,14 +87,6 @@ def score_table(evidence: Evidence) -> tuple[list[str], list[list[str]]]:
             line = lines.setdefault(str(name), [str(name)])
             line += [format_amount(scores["MAE"], evidence.unit), r2]
     return header, list(lines.values())
-
-
-def _covered(inside: Mapping[str, np.ndarray]) -> str:
-    """Tell how many of the new held-out rows lie within 90 % ranges; "" where there are none."""
-    shares = [
-        f"{found.sum():,} ({found.mean():.1%}) of the {name}'s" for name, found in inside.items()
-    ]
-    return f"within 90 % ranges lie {' and '.join(shares)}" if shares else ""
 
 
 def metrics(evidence: Evidence) -> dict[str, float]:

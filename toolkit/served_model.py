@@ -55,7 +55,7 @@ class ServedModel(PythonModel):
             level = (params or {}).get("interval")
             if level is None:
                 return prediction
-            low, high = self.ranges.Ranges(self.card).around(prediction, level)
+            low, high = self.ranges.around(self.card, prediction, level)
         except self.user_error as error:
             raise MlflowException.invalid_parameter_value(str(error)) from error
         return pd.DataFrame({"prediction": prediction, "low": low, "high": high})
