@@ -190,7 +190,7 @@ def test_rows_that_fit_into_memory_are_one_block_and_in_no_file(many):
 def test_of_more_rows_a_sample_is_in_memory_and_all_are_in_files(many, source, monkeypatch):
     rows = rows_of(MANY)
     read, schema, notes = many(rows)
-    assert "of 600 rows a sample of 100 is held in memory" in " ".join(notes)
+    assert "a uniform sample of 100 of them" in " ".join(notes)
     blocks = list(read.blocks())
     assert [len(block) for block in blocks] == [50] * 12
     together = pd.concat(blocks, ignore_index=True)

@@ -184,13 +184,15 @@ def test_mlflow_models_predict_scores_a_csv_file(processes, expected):
 def body(rows, form):
     if form == "csv":
         return rows.to_csv(index=False), "text/csv"
+    if form == "csv with ;":
+        return rows.to_csv(index=False, sep=";"), "text/csv"
     orient = form.removeprefix("dataframe_")
     content = json.loads(rows.to_json(orient=orient))
     content.pop("index", None) if orient == "split" else None
     return json.dumps({form: content}), "application/json"
 
 
-FORMS = ["dataframe_split", "dataframe_records", "csv"]
+FORMS = ["dataframe_split", "dataframe_records", "csv", "csv with ;"]
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -252,10 +254,11 @@ def test_server_refuses_wrong_rows_with_status_400_and_the_reason(
     assert words in json.loads(answer)["message"]
 
 
-def test_csv_without_commas_is_status_400_with_the_columns_that_are_missing(server, rows):
-    status, answer = server.post("/invocations", rows.to_csv(index=False, sep=";"), "text/csv")
+@pytest.mark.parametrize("cell", ["1234,5", '"a;b"'])
+def test_semicolons_that_cannot_be_told_from_cells_are_status_400_with_what_to_send(server, cell):
+    status, answer = server.post("/invocations", f"income;region\n{cell};north\n", "text/csv")
     assert status == 400, answer
-    assert "income;region" in json.loads(answer)["message"]
+    assert "expected commas between columns" in json.loads(answer)["message"]
 
 
 @pytest.mark.parametrize("text", ["{", '{"rows": []}', "[]", ""])

@@ -65,7 +65,19 @@ def _as_frame(model_input: Any) -> pd.DataFrame:
     """Accept what MLflow's clients and server pass: a table, one record, or a list of records."""
     if isinstance(model_input, dict) and not any(np.ndim(v) for v in model_input.values()):
         model_input = [model_input]
-    return pd.DataFrame(list(model_input) if isinstance(model_input, np.ndarray) else model_input)
+    rows = pd.DataFrame(list(model_input) if isinstance(model_input, np.ndarray) else model_input)
+    header = str(rows.columns[0]) if rows.shape[1] == 1 else ""
+    separator = next((each for each in ";\t|" if each in header), None)
+    if separator is None or rows.empty:
+        return rows
+    # MLflow's server takes a comma for the separator of every CSV.
+    names, split = header.split(separator), rows.iloc[:, 0].str.split(separator, expand=True)
+    if split.shape[1] != len(names) or not isinstance(rows.index, pd.RangeIndex):
+        raise MlflowException.invalid_parameter_value(
+            f"the CSV is separated by {separator!r} and has commas or quotes in its cells; "
+            "expected commas between columns: send such a CSV, or JSON (dataframe_records)"
+        )
+    return split.set_axis(names, axis=1).replace("", None)
 
 
 def _import_package(folder: Path) -> str:
