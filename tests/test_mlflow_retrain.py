@@ -743,7 +743,7 @@ def test_replay_0_trains_on_rows_of_the_new_file_alone_and_buffer_rows_0_keeps_n
     assert again == len(held_out) == 80
 
 
-def test_dry_run_tells_drift_and_findings_and_leaves_nothing_behind(workshop, files, hashes):
+def test_dry_run_tells_drift_and_findings_and_leaves_nothing_but_a_run(workshop, files, hashes):
     before = hashes(workshop.folder)
     flags = ["--dry-run", "--experiment", "loans", "--data"]
     assert workshop.retrain(*flags, files / "new.csv") == 0, workshop.err
@@ -761,7 +761,9 @@ def test_dry_run_tells_drift_and_findings_and_leaves_nothing_behind(workshop, fi
     del after["broken.csv"]
     assert set(after) == set(before)
     assert {k for k in after if after[k] != before[k]} <= {"mlflow.db"}
-    assert len(workshop.runs()) == 1
+    assert [run.data.tags["phase"] for run in workshop.runs()] == ["monitoring"] * 4 + ["training"]
+    assert [run.info.status for run in workshop.runs()] == ["FINISHED"] * 5
+    assert told(workshop)["verdict"] == "a retraining is not worthwhile yet: the file looks broken"
 
 
 @pytest.mark.usefixtures("no_training")

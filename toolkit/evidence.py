@@ -28,27 +28,30 @@ def look(
 ) -> tuple[Evidence, np.ndarray]:
     """Score the parent on the file's new rows, measure drift, look for signs of a broken file.
 
-    Prints what was found. Returns (evidence, what the parent predicts for the file's new rows).
+    Prints what was found; without target there is no score. Returns (evidence, what the parent
+    predicts for the file's new rows).
     """
     schema, unit = parent.preprocessor.schema, parent.card.get("unit", "")
     target, kinds = schema.target.name, schema.kinds
-    y = rows.file[target].to_numpy()
-    prediction = _predict(parent, rows.file)
-    error = float(np.abs(y - prediction).mean())
-    terminal.say(
-        f"parent {parent.uri}: its MAE on the {len(y):,} new rows of {data}, before any training "
-        f"on them, is {format_amount(error, unit)}"
-    )
+    prediction, is_scored = predict(parent, rows.file), target in rows.file
+    told = f"parent {parent.uri}: its MAE on the {len(prediction):,} new rows of {data}"
+    found = Evidence(unit, prequential_rows=len(prediction))
+    if is_scored:
+        found.prequential = float(np.abs(rows.file[target] - prediction).mean())
+        told += f", before any training on them, is {format_amount(found.prequential, unit)}"
+    terminal.say(told if is_scored else f"{told} is unknown without {target!r}")
     steps = parent.card.get("lineage", [])
     history = {step["generation"]: step["prequential"] for step in steps if "prequential" in step}
-    history[int(rows.file[roles.GENERATION].max())] = error
-    found = Evidence(unit, error, len(y), history)
+    history[int(rows.file[roles.GENERATION].max())] = found.prequential
+    found.history = history
     lines = ["drift: unknown, the parent remembers no training row"]
     if len(rows.remembered):
-        found.drift = drift.drift(rows.remembered, rows.file, kinds, target)
-        found.bounds = drift.at_bounds(rows.remembered[target], y)
+        found.drift = drift.drift(rows.remembered, rows.file, kinds, target if is_scored else None)
         found.findings = drift.suspicious(rows.remembered, rows.file, kinds, target)
-        lines = [*drift.drift_summary(found.drift), f"target: {found.bounds}"]
+        lines = drift.drift_summary(found.drift)
+        if is_scored:
+            found.bounds = drift.at_bounds(rows.remembered[target], rows.file[target])
+            lines.append(f"target: {found.bounds}")
         lines += [f"suspicious: {finding}" for finding in found.findings]
     for line in lines:
         terminal.say(line)
@@ -144,14 +147,15 @@ def explain(
     """
     table, schema = rows.held_out["new"], models["parent"].preprocessor.schema
     y, labels = table[schema.target.name], roles.blocks_of_rows(table, role)
-    predict = {name: functools.partial(_predict, model) for name, model in models.items()}
-    evidence.importance = comparison.importance(predict, table, y, schema.features, 0, labels)
+    predicts = {name: functools.partial(predict, model) for name, model in models.items()}
+    evidence.importance = comparison.importance(predicts, table, y, schema.features, 0, labels)
     names = [name for name in evidence.importance["column"] if table[name].notna().any()]
     shown = [name for name in names if schema.kinds[name] != "date"][:2]
-    evidence.dependence = {name: comparison.dependence(predict, table, name) for name in shown}
+    evidence.dependence = {name: comparison.dependence(predicts, table, name) for name in shown}
 
 
-def _predict(model: Any, rows: pd.DataFrame) -> np.ndarray:
+def predict(model: Any, rows: pd.DataFrame) -> np.ndarray:
+    """Predict conformed rows with what has a `network` and a `preprocessor`."""
     return encoding.predict(model.network, model.preprocessor.transform(rows))
 
 

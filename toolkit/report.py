@@ -36,7 +36,7 @@ class Evidence:
     scored alike. leakage counts rows by role. inside tells by model which new held-out rows lie
     within its 90 % ranges. bounds tells the share of targets at the lowest and the highest.
     findings are the signs of a broken file, which the verdict names; caveats join what is not
-    proven.
+    proven. hit: whether an error that was estimated before came true.
     """
 
     unit: str = ""
@@ -56,6 +56,7 @@ class Evidence:
     findings: Sequence[str] = ()
     caveats: Sequence[str] = ()
     figures: Mapping[str, Figure] = field(default_factory=dict)
+    hit: bool | None = None
 
 
 def write(evidence: Evidence, file: Path) -> None:
@@ -94,6 +95,8 @@ def metrics(evidence: Evidence) -> dict[str, float]:
     found: dict[str, float] = {}
     if evidence.prequential is not None:
         found["prequential/MAE"] = evidence.prequential
+    if evidence.hit is not None:
+        found["estimated/hit"] = float(evidence.hit)
     for part, held in evidence.held_out.items():
         for model, scores in held.scores.rename(columns={"R²": "R2"}).iterrows():
             found |= {f"{part}/{name}_{model}": float(value) for name, value in scores.items()}
