@@ -44,6 +44,7 @@ def train(settings: Settings) -> int:
         import model_utils  # noqa: F401 - TensorFlow speaks while it starts
         from toolkit import reading, roles
     terminal = cli.Terminal(settings.quiet, settings.json)
+    cli.load_function(settings.network)  # an error now, not after reading
 
     # Read: every row is brought to one form, and hashed.
     with terminal.progress(f"reading {settings.data}"):
@@ -135,7 +136,7 @@ def fit(
     )
     options = {"callbacks": checkpoint.callbacks(name, tell), "seed": settings.seed}
     history = model_utils.train_members(network, X, y, scale, recipes, **options)
-    return network, preprocessor, recipes, {**curves, "final_loss": history.history["loss"]}
+    return network, preprocessor, recipes, {**curves, "final_loss": history.history.get("loss", [])}
 
 
 def scores(y_train: Any, y_test: Any, prediction: Any) -> dict[str, float]:

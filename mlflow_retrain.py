@@ -70,7 +70,7 @@ def retrain(settings: Settings) -> int:
     # Look at the rows before anything is trained on them.
     found, whole = evidence.look(terminal, settings.data, parent, rows)
     work = Work(settings, client, experiment, champion, parent, role, rows, table, buffer)
-    if found.prequential is not None:
+    if found.prequential == found.prequential:  # else NaN: the file has no target
         watching.check_estimate(work, terminal, found)
     if settings.dry_run:
         return settings.exit_with(watching.watch(work, terminal, found))

@@ -58,10 +58,7 @@ def score(settings: Settings) -> int:
 
 
 def write(model: "TrainedModel", source: "Table", file: Path, interval: float | None = None) -> int:
-    """Write one prediction per row, in order; the file appears once all are written.
-
-    interval: share of rows that "low" and "high" hold, which are written beside it.
-    """
+    """Write a prediction (and its range) per row, in order; the file appears once all are there."""
     import pyarrow as pa
     import pyarrow.csv
     import pyarrow.parquet

@@ -499,7 +499,7 @@ def train_members(
     callbacks = [cosine, *callbacks]
     with _only_used_weights(model, recipes):
         _, history = train_model(heads, X, z, callbacks=callbacks, drop_remainder=True, **sizes)
-    if not np.isfinite(history.history["loss"][-1:]).all():
+    if not np.isfinite(history.history.get("loss", [])[-1:]).all():
         raise FloatingPointError(f"the loss is not finite at learning rate {first.learning_rate:g}")
     return history
 

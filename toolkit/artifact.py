@@ -45,11 +45,6 @@ PARTS = {  # name of the MLflow artifact: file inside the folder `artifacts`
     "code": "code",
 }
 CHECKED = [name for part, name in PARTS.items() if part not in ("card", "code")]
-# With the parameter a row gets "low" and "high" beside its "prediction".
-SIGNATURE = ModelSignature(
-    outputs=Schema([ColSpec(DataType.double)]),
-    params=ParamSchema([ParamSpec("interval", DataType.double, None)]),
-)
 KERAS_FLAVOR = {
     "data": "artifacts",
     "keras_module": "keras",
@@ -118,7 +113,10 @@ def save_model(
             mlflow_model=mlflow_model,
             artifacts={part: str(file) for part, file in files.items()},
             pip_requirements=[f"{name}=={version(name)}" for name in PACKAGES],
-            signature=SIGNATURE,
+            signature=ModelSignature(
+                outputs=Schema([ColSpec(DataType.double)]),
+                params=ParamSchema([ParamSpec("interval", DataType.double, None)]),
+            ),
             input_example=example(trained.preprocessor),
         )
 

@@ -134,9 +134,7 @@ def suspicious(
             farthest = max(farthest, abs(_move(old, new)))
             if len(np.unique(old)) > FEW_VALUES:
                 told[name] = _constant(old, new) or _rescaled(old, new) or _fahrenheit(old, new)
-    if target in current:
-        old, new = _finite(reference[target]), _finite(current[target])
-        told[target] = _moved_target(old, new, farthest)
+    told[target] = _moved_target(_finite(reference[target]), _finite(current[target]), farthest)
     return [printable(f"{name}: {finding}") for name, finding in told.items() if finding]
 
 

@@ -28,30 +28,28 @@ def look(
 ) -> tuple[Evidence, np.ndarray]:
     """Score the parent on the file's new rows, measure drift, look for signs of a broken file.
 
-    Prints what was found; without target there is no score. Returns (evidence, what the parent
-    predicts for the file's new rows).
+    Prints what was found. Returns (evidence, what the parent predicts for the file's new rows).
     """
     schema, unit = parent.preprocessor.schema, parent.card.get("unit", "")
     target, kinds = schema.target.name, schema.kinds
-    prediction, is_scored = predict(parent, rows.file), target in rows.file
-    told = f"parent {parent.uri}: its MAE on the {len(prediction):,} new rows of {data}"
-    found = Evidence(unit, prequential_rows=len(prediction))
-    if is_scored:
-        found.prequential = float(np.abs(rows.file[target] - prediction).mean())
-        told += f", before any training on them, is {format_amount(found.prequential, unit)}"
-    terminal.say(told if is_scored else f"{told} is unknown without {target!r}")
+    y = rows.file[target].to_numpy()
+    prediction = predict(parent, rows.file)
+    error = float(np.abs(y - prediction).mean())
+    terminal.say(
+        f"parent {parent.uri}: its MAE on the {len(y):,} new rows of {data}, before any training "
+        f"on them, is {format_amount(error, unit)}"
+    )
     steps = parent.card.get("lineage", [])
     history = {step["generation"]: step["prequential"] for step in steps if "prequential" in step}
-    history[int(rows.file[roles.GENERATION].max())] = found.prequential
-    found.history = history
+    history[int(rows.file[roles.GENERATION].max())] = error
+    found = Evidence(unit, error, len(y), history)
     lines = ["drift: unknown, the parent remembers no training row"]
     if len(rows.remembered):
-        found.drift = drift.drift(rows.remembered, rows.file, kinds, target if is_scored else None)
+        is_known = np.isfinite(error)
+        found.drift = drift.drift(rows.remembered, rows.file, kinds, target if is_known else None)
+        found.bounds = drift.at_bounds(rows.remembered[target], y) if is_known else "unknown"
         found.findings = drift.suspicious(rows.remembered, rows.file, kinds, target)
-        lines = drift.drift_summary(found.drift)
-        if is_scored:
-            found.bounds = drift.at_bounds(rows.remembered[target], rows.file[target])
-            lines.append(f"target: {found.bounds}")
+        lines = [*drift.drift_summary(found.drift), f"target: {found.bounds}"]
         lines += [f"suspicious: {finding}" for finding in found.findings]
     for line in lines:
         terminal.say(line)
@@ -69,25 +67,23 @@ def as_json(parent: TrainedModel, evidence: Evidence) -> dict[str, Any]:
     }
 
 
-def count_inside(
-    evidence: Evidence, parent: TrainedModel, child: Any, rows: RetrainingRows
-) -> None:
-    """Add to `evidence` which new held-out rows lie within the 90 % ranges of both models.
+def count_inside(found: Evidence, parent: TrainedModel, child: Any, rows: RetrainingRows) -> None:
+    """Add to `found` which new held-out rows lie within the 90 % ranges of both models.
 
-    The child's are counted on each half of the held-out rows, by errors on the other half; its card
-    is given the errors on all of them.
+    Each half of the held-out rows counts by the child's errors on the other half; its card is given
+    the errors on all of them.
     """
     target, n_new = parent.preprocessor.schema.target.name, len(rows.held_out["new"])
     y = np.concatenate([table[target] for table in rows.held_out.values()])
     made = np.concatenate([child.predictions[part]["retrained"] for part in rows.held_out])
     if ranges.KEPT in parent.card:
         before = child.predictions["new"]["parent"]
-        evidence.inside["parent"] = ranges.inside(parent.card, before, y[:n_new])
-    found, half = np.zeros(len(y), bool), np.arange(len(y)) % 2
+        found.inside["parent"] = ranges.inside(parent.card, before, y[:n_new])
+    inside, half = np.zeros(len(y), bool), np.arange(len(y)) % 2
     for own in (half == 0, half == 1):
         card = child.card | {ranges.KEPT: ranges.keep(made[~own], y[~own])}
-        found[own] = ranges.inside(card, made[own], y[own])
-    evidence.inside["retrained"] = found[:n_new]
+        inside[own] = ranges.inside(card, made[own], y[own])
+    found.inside["retrained"] = inside[:n_new]
     child.card[ranges.KEPT] = ranges.keep(made, y)
 
 
@@ -100,24 +96,20 @@ def weigh(
     evidence: Evidence,
     whole: np.ndarray,
 ) -> Evidence:
-    """Compare both models on the same held-out rows, reach a verdict, and add it to `evidence`.
+    """Compare both models on the same held-out rows, and add the verdict to `evidence`.
 
-    predictions: of every model, by part of the held-out rows; whole: the parent's for the file's
-    new rows, made before any training.
+    predictions: by part of the held-out rows and model; whole: the parent's of the file's new rows.
     """
-    target, kinds, new = schema.target.name, schema.kinds, predictions["new"]
+    target, new = schema.target.name, predictions["new"]
     y = {part: table[target].to_numpy() for part, table in rows.held_out.items()}
     labels = {part: roles.blocks_of_rows(table, role) for part, table in rows.held_out.items()}
-    tries = int(rows.file[roles.GENERATION].max()) - rows.parent_generation
+    sure = comparison.confidence_of(rows.tries)
     held_out = {
-        part: comparison.evaluate(
-            y[part], predictions[part], labels[part], comparison.confidence_of(tries)
-        )
-        for part in y
+        part: comparison.evaluate(y[part], predictions[part], labels[part], sure) for part in y
     }
-    findings, both = list(evidence.findings), (rows.file[target], whole)
+    findings, of_file = list(evidence.findings), (rows.file[target], whole)
     if "old" in y:
-        findings += comparison.lost_skill(y, predictions, both, labels["new"])
+        findings += comparison.lost_skill(y, predictions, of_file, labels["new"])
     evidence.held_out, evidence.leakage = held_out, rows.counts
     evidence.verdict = comparison.decide(
         held_out["new"],
@@ -129,12 +121,11 @@ def weigh(
     )
     if "control" in new:
         evidence.attribution = comparison.attribution(y["new"], new, evidence.unit, labels["new"])
-    texts = [name for name, kind in kinds.items() if kind == "categorical"]
+    texts = [name for name, kind in schema.kinds.items() if kind == "categorical"]
     if texts:
-        models = (new["parent"], new["retrained"])
-        table, inside = rows.held_out["new"], evidence.inside
-        evidence.groups = comparison.groups(table, texts, y["new"], *models, inside)
-    evidence.caveats = _caveats(schema, role, tries)
+        found = (new["parent"], new["retrained"], evidence.inside)
+        evidence.groups = comparison.groups(rows.held_out["new"], texts, y["new"], *found)
+    evidence.caveats = _caveats(schema, role, rows.tries)
     return evidence
 
 
@@ -155,7 +146,7 @@ def explain(
 
 
 def predict(model: Any, rows: pd.DataFrame) -> np.ndarray:
-    """Predict conformed rows with what has a `network` and a `preprocessor`."""
+    """Predict conformed rows by what has a `network` and a `preprocessor`."""
     return encoding.predict(model.network, model.preprocessor.transform(rows))
 
 

@@ -1,8 +1,6 @@
-"""Ranges around predictions, from the errors on held-out rows that a model keeps in its card.
+"""Ranges around predictions: split-conformal (Papadopoulos et al. 2002); travels inside each model.
 
-Split-conformal prediction (Papadopoulos et al. 2002): a new row lies within its range as often as
-was asked for, if it comes from the population of the held-out rows. A copy of this file travels
-inside every model.
+A row lies within its range as often as was asked for, if it is like the held-out rows.
 """
 
 import math
@@ -14,20 +12,14 @@ import numpy as np
 from .errors import UserError
 
 KEPT = "held_out_errors"  # entry of a model's card
-MOST = 4_000  # held-out rows; more would hardly move a quantile
-MANY = 200  # held-out rows; with fewer, equally wide ranges did better on public tables
-BINS, ROWS_PER_BIN = 10, 20
-SMALLEST = 0.1  # of all difficulties, as a share of the mean error
+MOST, MANY = 4_000, 200  # rows kept; rows from which ranges of different width did better
 
 
 def keep(prediction: np.ndarray, y: np.ndarray) -> dict[str, list[float]]:
-    """Return what `around` needs of held-out rows, arrays of shape (n_rows,), for a model's card.
-
-    Of many rows an even choice is kept.
-    """
-    step = math.ceil(len(y) / MOST)
-    prediction, y = np.asarray(prediction, float)[::step], np.asarray(y, float)[::step]
-    return {"prediction": prediction.tolist(), "error": np.abs(y - prediction).tolist()}
+    """Return what a card keeps of held-out rows, given with shape (n_rows,): an even choice."""
+    chosen = slice(None, None, math.ceil(len(y) / MOST))
+    errors = np.abs(y - prediction)
+    return {"prediction": prediction[chosen].tolist(), "error": errors[chosen].tolist()}
 
 
 def around(
@@ -35,17 +27,15 @@ def around(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return low and high of ranges that hold a share `level` of rows, of shape (n_rows,).
 
-    Where many rows are kept, errors are divided by how difficult a row of such a prediction is
-    (Papadopoulos et al. 2008), as measured on the other half of the rows. Ranges stay within the
-    target's bounds, and are these bounds where too few rows are kept for the level.
-    Raises UserError for a level that is no share, and a card without errors.
+    Errors of many rows are divided by how difficult a row of such a prediction is (Papadopoulos et
+    al. 2008), by the other half of the rows. No range leaves the target's bounds, which are the
+    range where too few rows are kept. UserError for a level that is no share, or no errors.
     """
-    if not 0 < level < 1:
-        raise UserError(f"interval={level!r} was passed; expected a share such as 0.9")
-    if KEPT not in card:
+    if KEPT not in card or not 0 < level < 1:
         raise UserError(
-            "the model keeps no errors of held-out rows, so it has no ranges; expected one that "
-            "was trained since there are: train it again, or ask for no interval"
+            f"interval={level!r} was passed; expected a share such as 0.9, of a model that keeps "
+            f"errors of held-out rows (this one keeps {'some' if KEPT in card else 'none'}): "
+            "correct it, or train the model again"
         )
     predicted, errors = (np.array(card[KEPT][name]) for name in ("prediction", "error"))
     scores, difficulty, half = errors.copy(), np.ones(len(prediction)), np.arange(len(errors)) % 2
@@ -60,12 +50,11 @@ def around(
 
 
 def _difficulty(predicted: np.ndarray, errors: np.ndarray, asked: np.ndarray) -> np.ndarray:
-    """Give predictions `asked` the mean error, piecewise linear between bins of equal size."""
-    order = np.argsort(predicted, kind="stable")
-    bins = np.array_split(order, min(BINS, len(order) // ROWS_PER_BIN))
-    smallest = SMALLEST * errors.mean() or 1.0
-    means = [max(errors[each].mean(), smallest) for each in bins]
-    return np.interp(asked, [predicted[each].mean() for each in bins], means)
+    """Give predictions `asked` the mean error, piecewise linear between ten bins of equal size."""
+    bins = np.array_split(np.argsort(predicted, kind="stable"), min(10, len(predicted) // 20))
+    means = np.array([errors[each].mean() for each in bins])
+    places = [predicted[each].mean() for each in bins]
+    return np.interp(asked, places, np.maximum(means, 0.1 * errors.mean() or 1.0))
 
 
 def inside(card: Mapping[str, Any], prediction: np.ndarray, y: np.ndarray) -> np.ndarray:

@@ -152,11 +152,11 @@ def _read(
                 f"{data} has no column {group!r} of groups to hold out as a whole; its columns are "
                 f"{', '.join(map(str, block.columns))}"
             )
-        line, has_target = source.first_line + place, schema.target.name in block.columns
-        needed = has_target or not getattr(settings, "dry_run", False)
-        table, found = columns.conform(
-            block, schema, source=data, first_line=line, need_target=needed, strict=strict
-        )
+        line = source.first_line + place
+        options: dict[str, Any] = {"first_line": line, "strict": strict}
+        options["need_target"] = schema.target.name in block or not getattr(settings, "dry_run", 0)
+        table, found = columns.conform(block, schema, source=data, **options)
+        table = table.assign(**{schema.target.name: table.get(schema.target.name, np.nan)})
         rows.add(roles.hashed(table, block[group].loc[table.index] if group else None))
         notes += found
         place += len(block)
@@ -167,5 +167,4 @@ def _read(
             f"{data} has {rows.n_rows:,} rows; columns are measured, and models scored, on a "
             f"uniform sample of {len(table):,} of them"
         )
-    notes += leaks(table, schema) if schema.target.name in table else []
-    return rows, schema, [*source.notes, *notes]
+    return rows, schema, [*source.notes, *notes, *leaks(table, schema)]

@@ -1,7 +1,4 @@
-"""Watching a model on a file, with or without its target: does a retraining look worthwhile?
-
-Belongs here: the error that cannot be measured yet, estimated, and the runs that keep it.
-"""
+"""Watching a model on a file, with or without its target: does a retraining look worthwhile?"""
 
 import re
 from typing import Any
@@ -17,78 +14,62 @@ from .evidence import as_json, predict
 from .report import Evidence
 from .words import format_amount, format_interval
 
-MOST, TREES, LEAF = 5_000, 100, 10  # rows of a forest at most, trees, rows in each leaf at least
+MOST, LEAF = 5_000, 10  # rows of a forest at most, rows in each of its leaves at least
 FEATURES = "features_sha256"  # tag
-UNKNOWN = Interval(np.nan, np.nan, np.nan)
 
 
-def estimate(
-    parent: TrainedModel, held_out: pd.DataFrame | None, file: pd.DataFrame
-) -> tuple[Interval, float]:
-    """Estimate the MAE on a file, whose target may be absent, from the errors on held-out rows.
-
-    A forest learns the error from the network's inputs and its prediction. Its trees, each of a
-    bootstrap sample of the held-out rows, spread as the estimate does; to this comes the noise of
-    the file's own errors. Returns (estimate with its 95 % interval, the MAE on the held-out rows);
-    all is NaN where few of these are remembered.
-    """
-    if held_out is None or len(held_out) < 2 * LEAF:
-        return UNKNOWN, np.nan
-    (X, errors), (X_file, _) = (_sample(parent, table) for table in (held_out, file))
-    forest = _learn(X, np.abs(errors))
-    means = [tree.predict(X_file.astype(np.float32)).mean() for tree in forest.estimators_]
-    noise = np.var(np.abs(errors) - forest.oob_prediction_) / len(file)
-    mean, width = float(np.mean(means)), 1.96 * float(np.sqrt(np.var(means) + noise))
-    return Interval(mean, max(0.0, mean - width), mean + width), float(np.abs(errors).mean())
-
-
-def reducible(parent: TrainedModel, file: pd.DataFrame) -> Interval:
-    """Estimate by how much the MAE on a file would change once its errors were learnt.
-
-    A forest learns the signed errors; each row is corrected by the trees that did not see it.
-    """
-    X, errors = _sample(parent, file)
-    if len(X) < 2 * LEAF:
-        return UNKNOWN
-    left = errors - _learn(X, errors).oob_prediction_
-    return paired_interval(np.abs(left) - np.abs(errors))
-
-
-def _sample(parent: TrainedModel, table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """Return inputs, the prediction among them, and signed errors (or NaN) of MOST rows at most."""
+def errors_of(parent: TrainedModel, table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """Return the network's inputs and prediction for MOST rows at most; signed errors, or NaN."""
     table = table[:: len(table) // MOST + 1]
-    prediction, target = predict(parent, table), parent.preprocessor.schema.target.name
+    prediction = predict(parent, table)
     X = np.column_stack([parent.preprocessor.transform(table), prediction])
-    return X, table.get(target, pd.Series(np.nan, table.index)).to_numpy() - prediction
+    return X, table[parent.preprocessor.schema.target.name].to_numpy() - prediction
 
 
-def _learn(X: np.ndarray, y: np.ndarray) -> RandomForestRegressor:
-    """Fit a random forest (Breiman 2001) that also predicts each row by the trees without it."""
+def learn(X: np.ndarray, y: np.ndarray) -> RandomForestRegressor:
+    """Fit a forest (Breiman 2001), each tree on a bootstrap sample of rows, to y, (n_rows,)."""
     options = {"min_samples_leaf": LEAF, "max_features": 1 / 3, "oob_score": True}
-    return RandomForestRegressor(TREES, random_state=0, **options).fit(X, y)
+    return RandomForestRegressor(random_state=0, **options).fit(X, y)
+
+
+def estimate(X: np.ndarray, errors: np.ndarray, X_file: np.ndarray) -> Interval:
+    """Estimate the MAE on a file with its 95 % interval, from the errors on other rows.
+
+    A forest learns their size. Its trees spread as the estimate does; to this comes the noise of
+    the file's own errors.
+    """
+    forest = learn(X, np.abs(errors))
+    means = [tree.predict(X_file.astype(np.float32)).mean() for tree in forest.estimators_]
+    noise = np.var(np.abs(errors) - forest.oob_prediction_) / len(X_file)
+    mean, width = float(np.mean(means)), 1.96 * float(np.sqrt(np.var(means) + noise))
+    return Interval(mean, max(0.0, mean - width), mean + width)
 
 
 def judge(work: Any, found: Evidence) -> tuple[bool, str, Interval]:
     """Tell whether a retraining looks worthwhile, in words too; add the estimated MAE.
 
     It does where the MAE is estimated above that on held-out rows. With the target: where it is
-    above what was estimated, or where learning its errors is proven to lower it.
+    above what was estimated, or where a forest that learnt its errors is proven to lower it.
     """
-    file, unit = work.rows.file, found.unit
-    expected, usual = estimate(work.parent, work.rows.held_out.get("old"), file)
+    expected, usual = Interval(np.nan, np.nan, np.nan), np.nan
+    X_file, own = errors_of(work.parent, work.rows.file)
+    if "old" in work.rows.held_out:
+        X, errors = errors_of(work.parent, work.rows.held_out["old"])
+        expected, usual = estimate(X, errors, X_file), float(np.abs(errors).mean())
     low, high = (format_amount(bound) for bound in (expected.low, expected.high))
-    told = f"estimated at {format_amount(expected.estimate, unit)} ({low} to {high})"
-    told += f", on held-out rows {format_amount(usual, unit)}"
+    told = f"estimated at {format_amount(expected.estimate, found.unit)} ({low} to {high})"
+    told += f", on held-out rows {format_amount(usual, found.unit)}"
     good = expected.low > usual
-    if found.prequential is not None:
-        gain = reducible(work.parent, file)
-        good = gain.high < 0 or found.prequential > expected.high
-        told = f"{format_amount(found.prequential, unit)}, {told}"
-        told += f"; learning its errors would change it by {format_interval(gain, unit)}"
-    good = good and not found.findings
+    if np.isfinite(own).all():
+        left = own - learn(X_file, own).oob_prediction_
+        gain = paired_interval(np.abs(left) - np.abs(own))
+        good = gain.high < 0 or np.abs(own).mean() > expected.high
+        told = f"{format_amount(np.abs(own).mean(), found.unit)}, {told}"
+        told += f"; learning its errors would change it by {format_interval(gain, found.unit)}"
+    good = bool(good) and not found.findings
+    told = "the file looks broken" if found.findings else f"the MAE is {told}"
     word = "looks worthwhile" if good else "is not worthwhile yet"
-    why = "the file looks broken" if found.findings else f"the MAE is {told}"
-    return good, f"a retraining {word}: {why}", expected
+    return good, f"a retraining {word}: {told}", expected
 
 
 def watch(work: Any, terminal: cli.Terminal, found: Evidence) -> bool:
@@ -96,23 +77,21 @@ def watch(work: Any, terminal: cli.Terminal, found: Evidence) -> bool:
 
     work: of mlflow_retrain.py. Returns whether it does.
     """
-    good, told, expected = judge(work, found)
+    (good, told, expected), parent = judge(work, found), work.parent
     terminal.say(told)
-    numbers = report.metrics(found) | {"estimated/MAE": expected.estimate}
-    numbers |= {"estimated/MAE_low": expected.low, "estimated/MAE_high": expected.high}
+    metrics = report.metrics(found) | {"estimated/MAE": expected.estimate}
+    metrics |= {"estimated/MAE_low": expected.low, "estimated/MAE_high": expected.high}
     for line in [] if found.drift is None else found.drift.to_dict("records"):
         name = re.sub(r"[^\w -]", "_", line["column"])[:200]  # what MLflow takes
-        numbers[f"drift/{name}"] = line["distance"]
-    numbers = {name: value for name, value in numbers.items() if np.isfinite(value)}
-    parent = work.parent
+        metrics[f"drift/{name}"] = line["distance"]
+    metrics = {name: value for name, value in metrics.items() if np.isfinite(value)}
     tags = {"phase": "monitoring", "parent_model_uri": parent.uri, "parent_run_id": parent.run_id}
     tags |= {FEATURES: _features(work), "mlflow.note.content": told}
     with tracking.tracked_run(work.experiment, f"watch {work.settings.model_name}", tags) as run:
-        run_id, more = run.info.run_id, {"parent": parent.uri, "rows": len(work.rows.file)}
-        tracking.log_inputs(work.client, run_id, work.settings, "", {}, **more)
-        tracking.log_numbers(work.client, run_id, numbers)
-    result = as_json(parent, found) | {"metrics": numbers, "worthwhile": good}
-    terminal.result(**result, verdict=told, run_id=run_id)
+        tracking.log_inputs(work.client, run.info.run_id, work.settings, "", {}, parent=parent.uri)
+        tracking.log_numbers(work.client, run.info.run_id, metrics)
+    result = as_json(parent, found) | {"metrics": metrics, "worthwhile": good, "verdict": told}
+    terminal.result(**result, run_id=run.info.run_id)
     return good
 
 
@@ -128,6 +107,6 @@ def check_estimate(work: Any, terminal: cli.Terminal, found: Evidence) -> None:
 
 
 def _features(work: Any) -> str:
-    """Hash the features of all rows of the file, in whatever order, with or without target."""
+    """Hash the features of all rows of the file, in whatever order."""
     names = list(work.parent.preprocessor.schema.features)
     return tracking.content_hash(work.table[names].sort_values(names))
