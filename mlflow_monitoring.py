@@ -188,10 +188,11 @@ def keep(
 
     Returns (its URI, version, verdict in words).
     """
-    from toolkit import artifact, registry, report, tracking
+    from toolkit import artifact, ranges, registry, report, tracking
 
     artifact.save_preprocessor(trained.preprocessor, settings.models_dir / "preprocessor.pkl")
     name, run_id, result = settings.model_name, trained.card["run_id"], trained.card["result"]
+    trained.card[ranges.KEPT] = ranges.keep(prediction, test_rows[settings.target])
     about = report.about(trained.card, trained.preprocessor.schema)
     short = result.split(" on held-out")[0]
     figures = draw(trained, curves, test_rows, prediction)

@@ -28,7 +28,7 @@ class Settings(cli.TrainingSettings):
     promote: str = option("auto", "when the child becomes champion", choices=PROMOTE)
     report: str | None = option(None, "write the report there, too: .html or .md", metavar="FILE")
     approve: str | None = option(None, "make a version champion, as a person", metavar="VERSION")
-    dry_run: bool = option(False, "report the drift and stop")
+    dry_run: bool = option(False, "estimate error and drift, also without target, and stop")
     rollback: bool = option(False, "make the previous champion champion again")
 
 
@@ -43,7 +43,7 @@ def retrain(settings: Settings) -> int:
     """Load the parent, read the rows and look at them; everything else is one MLflow run."""
     with cli.quiet_start("starting", settings.quiet):
         import model_utils  # noqa: F401 - TensorFlow speaks while it starts
-        from toolkit import artifact, evidence, reading, registry, roles, tracking
+        from toolkit import artifact, evidence, reading, registry, roles, tracking, watching
     terminal = cli.Terminal(settings.quiet, settings.json)
 
     # Load the parent, and every row that its line has seen.
@@ -69,12 +69,13 @@ def retrain(settings: Settings) -> int:
 
     # Look at the rows before anything is trained on them.
     found, whole = evidence.look(terminal, settings.data, parent, rows)
-    if settings.dry_run:
-        terminal.result(**evidence.as_json(parent, found))
-        return 0
-    roles.check_enough_new(rows, settings.data)
-    buffer = roles.remember(buffer, table, settings.buffer_rows)
     work = Work(settings, client, experiment, champion, parent, role, rows, table, buffer)
+    if found.prequential == found.prequential:  # else NaN: the file has no target
+        watching.check_estimate(work, terminal, found)
+    if settings.dry_run:
+        return settings.exit_with(watching.watch(work, terminal, found))
+    roles.check_enough_new(rows, settings.data)
+    work.buffer = roles.remember(buffer, table, settings.buffer_rows)
     return track(work, terminal, found, whole)
 
 
@@ -115,6 +116,7 @@ def track(work: Work, terminal: cli.Terminal, found: Any, whole: Any) -> int:
         with terminal.progress("training") as progress:
             child = train_child(settings, parent, rows, checkpoint, progress.update)
         schema = parent.preprocessor.schema
+        evidence.count_inside(found, parent, child, rows)
         found = evidence.weigh(settings, work.role, rows, schema, child.predictions, found, whole)
         evidence.explain(found, {"parent": parent, "retrained": child}, rows, work.role)
 
@@ -318,7 +320,7 @@ def refit(work: Work, child: Child, checkpoint: Any) -> None:
     settings = replace(work.settings, controls=False)
     again = continue_members(settings, work.parent, rows, checkpoint, str, child.recipes)
     child.network, child.preprocessor = again.network, again.preprocessor
-    child.card = {**again.card, "refit": True}
+    child.card = child.card | again.card | {"refit": True}
     work.buffer = work.buffer.assign(**{roles.ROLE: roles.TRAIN})
 
 
@@ -341,6 +343,7 @@ def continue_foreign(
         network, X, y, callbacks=callbacks, seed=settings.seed, **sizes
     )
     card = {key: parent.card[key] for key in ("recipe", "scale") if key in parent.card}
+    card.setdefault("scale", asdict(model_utils.target_scale(y)))
     return Child(network, preprocessor, card, {"final_loss": history.history.get("loss", [])})
 
 

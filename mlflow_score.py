@@ -25,6 +25,7 @@ class Settings(cli.StoreSettings):
     data: str = option("data/df_new.csv", "file, folder, glob or URL of rows", metavar="FILE")
     query: str | None = option(None, "SQL query, where --data is a database", metavar="SQL")
     model_uri: str | None = option(None, "model, any MLflow URI (the champion)", metavar="URI")
+    interval: float | None = option(None, "share of rows between low and high", type=cli.share)
     output: Path = option(OUTPUT, "written, .csv or .parquet", metavar="FILE")  # noqa: RUF009
 
 
@@ -49,29 +50,33 @@ def score(settings: Settings) -> int:
     model = artifact.load_model(uri, settings.models_dir / "preprocessor.pkl")
     with terminal.progress(f"scoring {settings.data}"):
         source = tables.open_table(settings.data, settings.query)
-        n_rows = write(model, source, settings.output)
+        n_rows = write(model, source, settings.output, settings.interval)
     terminal.notes(source.notes)
     terminal.say(f"{n_rows:,} predictions of {uri} are in {settings.output}")
     terminal.result(rows=n_rows, model_uri=uri, output=str(settings.output))
     return 0
 
 
-def write(model: "TrainedModel", source: "Table", file: Path) -> int:
-    """Write one prediction per row, in order; the file appears once all are written."""
+def write(model: "TrainedModel", source: "Table", file: Path, interval: float | None = None) -> int:
+    """Write a prediction (and its range) per row, in order; the file appears once all are there."""
     import pyarrow as pa
     import pyarrow.csv
     import pyarrow.parquet
 
     from model_utils import model_predict
+    from toolkit.ranges import around
 
-    schema, n_rows = pa.schema([("prediction", pa.float64())]), 0
+    names = ["prediction", "low", "high"] if interval else ["prediction"]
+    schema, n_rows = pa.schema([(name, pa.float64()) for name in names]), 0
     beside = file.with_name(f".{file.name}.part")
     kind = pa.csv.CSVWriter if file.suffix == ".csv" else pa.parquet.ParquetWriter
     try:
         with kind(beside, schema) as writer:
             for rows in source.blocks():
                 X = model.preprocessor.encode(rows, source.source)
-                writer.write_table(pa.table([model_predict(model.network, X)], schema=schema))
+                prediction = model_predict(model.network, X)
+                bounds = around(model.card, prediction, interval) if interval else ()
+                writer.write_table(pa.table([prediction, *bounds], schema=schema))
                 n_rows += len(rows)
         beside.replace(file)
     finally:

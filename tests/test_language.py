@@ -29,7 +29,9 @@ CATALOGUE = [english for section in SECTIONS for english in section]
 ENGLISH = re.compile(
     r"\b(the|of|rows?|is|are|was|were|with|and|to|by|expected|columns?|new|old|better|worse|kept|"
     r"held|left|from|its|it|not|than|which|when|where|retrained|trained|mean|median|missing|"
-    r"check|pass|add|harm|gain of|within|note:|line)\b",
+    r"check|pass|add|harm|gain of|within|note:|line|yes|none|scratch|control|threshold|loss|actual|"
+    r"predicted|number|category|drifted|groups|leakage|promoted|suspicious|highest|lowest|blank|"
+    r"reading|scoring|training)\b",
     re.IGNORECASE,
 )
 # Said to programs and to programmers, or by other programs.
@@ -316,7 +318,9 @@ def test_figures_are_french_and_their_titles_are_not_cut(french):
     held = comparison.evaluate(y, {"parent": y + 1, "retrained": y + 2})
     drawn = {**every_figure(), "over": figures.over_generations({0: 1.0, 1: 2.0}, "€")}
     drawn["before"] = figures.before_after({"new": held, "old": held}, "€")
-    drawn["curves"] = figures.learning_curve({"loss": [1], "val_mae": [2], "final_loss": [3]})
+    drawn["learning_curve"] = figures.learning_curve(
+        {"loss": [1], "val_mae": [2], "final_loss": [3]}
+    )
     for name, figure in drawn.items():
         assert not english_in(words(figure)), name
         titles = [axes.get_title(loc="left") for axes in figure.axes]

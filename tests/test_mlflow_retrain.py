@@ -98,6 +98,47 @@ def test_first_word_is_what_the_parent_erred_on_the_whole_file_before_any_traini
     assert first.endswith(f"before any training on them, is {format_amount(by_hand, '€')}")
 
 
+def test_share_of_new_rows_inside_the_ranges_is_that_of_the_served_parent(
+    trained, retrained, files
+):
+    child, file = retrained.load(retrained.uri), pd.read_csv(files / "new.csv").head(340)
+    rows = file[is_held_out(child, file)]
+    trained.use()
+    found = mlflow.pyfunc.load_model(trained.uri).predict(rows, params={"interval": 0.9})
+    by_hand = rows[TARGET].between(found["low"].array, found["high"].array)
+    metrics = retrained.run.data.metrics
+    assert metrics["new/inside_90_parent"] == pytest.approx(by_hand.mean())
+    assert 0.7 < metrics["new/inside_90_retrained"] <= 1
+    report = files_of(retrained, retrained.run)
+    groups = pd.read_csv(report["groups.csv"])
+    for name in ("parent", "retrained"):
+        shares = groups.query("column == 'region'")
+        whole = np.average(shares[f"inside_90_{name}"], weights=shares["rows"])
+        assert whole == pytest.approx(metrics[f"new/inside_90_{name}"])
+    words = f"Of the {len(rows)} new held-out rows, within 90 % ranges lie {by_hand.sum()} ("
+    for page in ("report.md", "report.html"):
+        assert words in report[page].read_text("utf-8")
+
+
+def test_model_keeps_its_errors_on_all_held_out_rows_also_once_these_were_trained_on(
+    workshop, files, monkeypatch, no_figures
+):
+    from toolkit import ranges
+
+    monkeypatch.setattr(model_utils, "train_model", not_trained)
+    flags = ["--data", files / "new.csv", *QUICK, "--promote", "always", "--refit"]
+    assert workshop.retrain(*flags) == 0, workshop.err
+    child = workshop.load("models:/loan-amount/2")
+    assert child.card["refit"]
+    assert len(part_of(child, "held_out")) == 0
+    n_held_out = sum(step["held_out"] for step in child.card["lineage"])
+    assert (
+        100 < len(child.card[ranges.KEPT]["error"]) < n_held_out
+    )  # rows that came back count once
+    low, high = ranges.around(child.card, np.array([5_000.0]))
+    assert child.card["scale"]["low"] <= low < 5_000 < high <= child.card["scale"]["high"]
+
+
 def test_own_scores_of_the_run_are_those_on_new_rows(retrained):
     metrics = retrained.run.data.metrics
     for score in SCORES:
@@ -703,7 +744,7 @@ def test_replay_0_trains_on_rows_of_the_new_file_alone_and_buffer_rows_0_keeps_n
     assert again == len(held_out) == 80
 
 
-def test_dry_run_tells_drift_and_findings_and_leaves_nothing_behind(workshop, files, hashes):
+def test_dry_run_tells_drift_and_findings_and_leaves_nothing_but_a_run(workshop, files, hashes):
     before = hashes(workshop.folder)
     flags = ["--dry-run", "--experiment", "loans", "--data"]
     assert workshop.retrain(*flags, files / "new.csv") == 0, workshop.err
@@ -721,7 +762,9 @@ def test_dry_run_tells_drift_and_findings_and_leaves_nothing_behind(workshop, fi
     del after["broken.csv"]
     assert set(after) == set(before)
     assert {k for k in after if after[k] != before[k]} <= {"mlflow.db"}
-    assert len(workshop.runs()) == 1
+    assert [run.data.tags["phase"] for run in workshop.runs()] == ["monitoring"] * 4 + ["training"]
+    assert [run.info.status for run in workshop.runs()] == ["FINISHED"] * 5
+    assert told(workshop)["verdict"] == "a retraining is not worthwhile yet: the file looks broken"
 
 
 @pytest.mark.usefixtures("no_training")

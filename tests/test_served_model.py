@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import mlflow
@@ -11,7 +12,7 @@ import pandas as pd
 import pytest
 from mlflow.exceptions import MlflowException
 
-from toolkit import artifact, encoding
+from toolkit import artifact, encoding, ranges
 
 # What a program of somebody else does with the model, far from the project's folder.
 OTHER_PROGRAM = """
@@ -145,6 +146,23 @@ def test_model_runs_the_code_it_carries_and_none_of_the_project(
     np.testing.assert_array_equal(mlflow.pyfunc.load_model(str(folder)).predict(rows), expected)
 
 
+def test_interval_adds_low_and_high_and_nothing_changes_without_it(tiny, served, rows, expected):
+    found = served.predict(rows, params={"interval": 0.9})
+    assert list(found) == ["prediction", "low", "high"]
+    low, high = ranges.around(tiny.card, expected, 0.9)
+    np.testing.assert_array_equal(found, np.stack([expected, low, high], axis=1))
+    for params in (None, {}, {"interval": None}):
+        np.testing.assert_array_equal(served.predict(rows, params=params), expected)
+
+
+def test_model_without_held_out_errors_predicts_and_refuses_an_interval(tiny, rows, tmp_path):
+    folder = artifact.save_folder(replace(tiny, card={}), tmp_path / "old")
+    old = mlflow.pyfunc.load_model(str(folder))
+    assert len(old.predict(rows)) == 120
+    with pytest.raises(MlflowException, match=r"held-out rows \(this one keeps none\)"):
+        old.predict(rows, params={"interval": 0.9})
+
+
 # --- in other processes
 
 
@@ -192,6 +210,24 @@ def test_server_scores_gaps_as_this_process_does(server, served, rows, form):
     status, answer = server.post("/invocations", *body(gaps, form))
     assert status == 200, answer
     assert json.loads(answer)["predictions"] == served.predict(gaps).tolist()
+
+
+def test_server_gives_the_ranges_of_this_process(server, served, rows):
+    content = json.loads(body(rows, "dataframe_split")[0]) | {"params": {"interval": 0.9}}
+    status, answer = server.post("/invocations", json.dumps(content))
+    assert status == 200, answer
+    found = pd.DataFrame(json.loads(answer)["predictions"])
+    pd.testing.assert_frame_equal(found, served.predict(rows, params=content["params"]))
+
+
+@pytest.mark.parametrize("interval", [0, 1.5, -1, "wide"])
+def test_server_refuses_an_interval_that_is_no_share_with_status_400(server, rows, interval):
+    content = json.loads(body(rows.head(2), "dataframe_split")[0]) | {
+        "params": {"interval": interval}
+    }
+    status, answer = server.post("/invocations", json.dumps(content))
+    assert status == 400, answer
+    assert "interval" in json.loads(answer)["message"]
 
 
 def test_server_scores_the_example_that_lies_in_the_artifact(server, logged):

@@ -263,6 +263,7 @@ def groups(
     y_true: ArrayLike,
     parent_prediction: ArrayLike | None,
     child_prediction: ArrayLike,
+    inside: Mapping[str, ArrayLike] | None = None,
 ) -> pd.DataFrame:
     """Compare actual and predicted means, MAE and bias per category, before and after.
 
@@ -270,11 +271,12 @@ def groups(
     "(missing)". Bias is mean prediction minus mean actual. `worse`: Student's paired interval of
     the change in MAE lies above zero in a group of 20 rows or more; one unchanged group in forty is
     so by chance. Arrays of shape (n_rows,); without `parent_prediction` there is no "before".
+    `inside` tells by model which rows lie within its 90 % ranges, and adds the shares.
     """
     models = {} if parent_prediction is None else {"before": parent_prediction}
     models |= {"after": child_prediction}
     y, *arrays = _vectors({"y_true": y_true, **models})
-    values = pd.DataFrame({"actual": y})
+    values = pd.DataFrame({"actual": y, **{f"inside_90_{k}": v for k, v in (inside or {}).items()}})
     for when, predicted in zip(models, arrays, strict=True):
         values[f"prediction_{when}"] = predicted
         values[f"MAE_{when}"] = np.abs(predicted - y)

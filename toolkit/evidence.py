@@ -13,7 +13,7 @@ import pandas as pd
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModelInput
 
-from . import cli, comparison, drift, encoding, figures, report, roles, tracking
+from . import cli, comparison, drift, encoding, figures, ranges, report, roles, tracking
 from .artifact import TrainedModel
 from .columns import Schema
 from .report import Evidence
@@ -33,7 +33,7 @@ def look(
     schema, unit = parent.preprocessor.schema, parent.card.get("unit", "")
     target, kinds = schema.target.name, schema.kinds
     y = rows.file[target].to_numpy()
-    prediction = _predict(parent, rows.file)
+    prediction = predict(parent, rows.file)
     error = float(np.abs(y - prediction).mean())
     terminal.say(
         f"parent {parent.uri}: its MAE on the {len(y):,} new rows of {data}, before any training "
@@ -45,8 +45,9 @@ def look(
     found = Evidence(unit, error, len(y), history)
     lines = ["drift: unknown, the parent remembers no training row"]
     if len(rows.remembered):
-        found.drift = drift.drift(rows.remembered, rows.file, kinds, target)
-        found.bounds = drift.at_bounds(rows.remembered[target], y)
+        is_known = np.isfinite(error)
+        found.drift = drift.drift(rows.remembered, rows.file, kinds, target if is_known else None)
+        found.bounds = drift.at_bounds(rows.remembered[target], y) if is_known else "unknown"
         found.findings = drift.suspicious(rows.remembered, rows.file, kinds, target)
         lines = [*drift.drift_summary(found.drift), f"target: {found.bounds}"]
         lines += [f"suspicious: {finding}" for finding in found.findings]
@@ -64,6 +65,26 @@ def as_json(parent: TrainedModel, evidence: Evidence) -> dict[str, Any]:
         "drift": drifted,
         "findings": list(evidence.findings),
     }
+
+
+def count_inside(found: Evidence, parent: TrainedModel, child: Any, rows: RetrainingRows) -> None:
+    """Add to `found` which new held-out rows lie within the 90 % ranges of both models.
+
+    Each half of the held-out rows counts by the child's errors on the other half; its card is given
+    the errors on all of them.
+    """
+    target, n_new = parent.preprocessor.schema.target.name, len(rows.held_out["new"])
+    y = np.concatenate([table[target] for table in rows.held_out.values()])
+    made = np.concatenate([child.predictions[part]["retrained"] for part in rows.held_out])
+    if ranges.KEPT in parent.card:
+        before = child.predictions["new"]["parent"]
+        found.inside["parent"] = ranges.inside(parent.card, before, y[:n_new])
+    inside, half = np.zeros(len(y), bool), np.arange(len(y)) % 2
+    for own in (half == 0, half == 1):
+        card = child.card | {ranges.KEPT: ranges.keep(made[~own], y[~own])}
+        inside[own] = ranges.inside(card, made[own], y[own])
+    found.inside["retrained"] = inside[:n_new]
+    child.card[ranges.KEPT] = ranges.keep(made, y)
 
 
 def weigh(
@@ -102,8 +123,8 @@ def weigh(
         evidence.attribution = comparison.attribution(y["new"], new, evidence.unit, labels["new"])
     texts = [name for name, kind in schema.kinds.items() if kind == "categorical"]
     if texts:
-        models = (new["parent"], new["retrained"])
-        evidence.groups = comparison.groups(rows.held_out["new"], texts, y["new"], *models)
+        found = (new["parent"], new["retrained"], evidence.inside)
+        evidence.groups = comparison.groups(rows.held_out["new"], texts, y["new"], *found)
     evidence.caveats = _caveats(schema, role, rows.tries)
     return evidence
 
@@ -117,14 +138,15 @@ def explain(
     """
     table, schema = rows.held_out["new"], models["parent"].preprocessor.schema
     y, labels = table[schema.target.name], roles.blocks_of_rows(table, role)
-    predict = {name: functools.partial(_predict, model) for name, model in models.items()}
-    evidence.importance = comparison.importance(predict, table, y, schema.features, 0, labels)
+    predicts = {name: functools.partial(predict, model) for name, model in models.items()}
+    evidence.importance = comparison.importance(predicts, table, y, schema.features, 0, labels)
     names = [name for name in evidence.importance["column"] if table[name].notna().any()]
     shown = [name for name in names if schema.kinds[name] != "date"][:2]
-    evidence.dependence = {name: comparison.dependence(predict, table, name) for name in shown}
+    evidence.dependence = {name: comparison.dependence(predicts, table, name) for name in shown}
 
 
-def _predict(model: Any, rows: pd.DataFrame) -> np.ndarray:
+def predict(model: Any, rows: pd.DataFrame) -> np.ndarray:
+    """Predict conformed rows by what has a `network` and a `preprocessor`."""
     return encoding.predict(model.network, model.preprocessor.transform(rows))
 
 

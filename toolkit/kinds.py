@@ -335,7 +335,10 @@ def _column(cells: _Cells, *, is_wanted: bool) -> tuple[Column | None, list[str]
     column, notes = (cells.column, []) if reason else _kind(cells)
     reason = reason or ("" if is_wanted else _counts_rows(cells, column))
     way = f"--keep {cells.name!r} takes it"
-    if "an id" in reason and 2 <= cells.text.count() / max(1, cells.text.nunique()) < len(cells.text) / 10:
+    if (
+        "an id" in reason
+        and 2 <= cells.text.count() / max(1, cells.text.nunique()) < len(cells.text) / 10
+    ):
         way += f"; its values repeat: --group {cells.name!r} holds out all rows of one, or none"
     out = f"column {cells.name!r} is left out: {reason} ({way})"
     return (None, [out]) if reason else (column, notes)
