@@ -19,9 +19,8 @@ _current: ContextVar[str] = ContextVar("language", default="en")
 
 
 def of_locale() -> str:
-    """Return the language of the environment's locale if it is one of ours, "en" if not."""
-    variables = ("LC_ALL", "LC_MESSAGES", "LANG")  # the first that is set counts, says POSIX
-    locale = next(filter(None, map(os.environ.get, variables)), "")
+    """Return the language of the locale, found as POSIX says, if it is one of ours; else "en"."""
+    locale = next(filter(None, map(os.environ.get, ("LC_ALL", "LC_MESSAGES", "LANG"))), "")
     return locale[:2] if locale[:2] in LANGUAGES else "en"
 
 
