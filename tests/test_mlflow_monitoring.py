@@ -45,7 +45,7 @@ def points(place, run, key):
 
 def arguments():
     """Name the arguments that say what a training is, not how it is started or shown."""
-    return set(vars(mlflow_monitoring.Settings())) - {"quiet", "json", "resume", "exit_code"}
+    return set(vars(mlflow_monitoring.Settings())) - {"quiet", "json", "lang", "resume", "exit_code"}
 
 
 # --- what the run holds
