@@ -105,7 +105,9 @@ def test_other_commands_have_other_folders_and_find_no_checkpoint(
 
 def test_folder_does_not_depend_on_what_is_printed_or_where_the_script_lies(tmp_path):
     one = Checkpoint(settings_for(tmp_path), "train.py", "rows")
-    other = Checkpoint(settings_for(tmp_path, quiet=True), str(Path("/x/train.py")), "rows")
+    other = Checkpoint(
+        settings_for(tmp_path, quiet=True, lang="fr"), str(Path("/x/train.py")), "rows"
+    )
     assert one.folder == other.folder
 
 

@@ -17,6 +17,8 @@ import pandas as pd
 import pytest
 from conftest import MODEL, ROOT, STORE_VARIABLES
 
+from toolkit.language import spoken, translate
+
 README, FRENCH = ((ROOT / name).read_text("utf-8") for name in ("README.md", "README.fr.md"))
 SETUP = [
     "python3 -m venv .venv",
@@ -164,8 +166,10 @@ def test_first_screen_holds_the_set_up_and_test_commands_that_ci_runs():
 
 def test_french_readme_has_the_same_commands_and_the_same_output():
     assert commands(FRENCH) == commands(README)
-    for language in ("text", "python"):
-        assert blocks(FRENCH, language) == blocks(README, language)
+    assert blocks(FRENCH, "python") == blocks(README, "python")
+    with spoken("fr"):  # a line is a sentence, or the cells of a table
+        told = [translate(cell) for cell in re.split(" {2,}|\n", blocks(README, "text")[0])]
+    assert blocks(FRENCH, "text")[0].split() == " ".join(told).split()
     picture = r"!\[[^]]*\]\((metriques/[^)]*)\)"
     assert re.search(picture, FRENCH)[1] == re.search(picture, README)[1]
 

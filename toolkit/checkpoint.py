@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING
 import keras
 
 from .errors import UserError
+from .language import translate
 
 if TYPE_CHECKING:
     from .cli import TrainingSettings
 
-NOT_PART_OF_A_TRAINING = {"resume", "quiet", "json", "exit_code", "tracking_uri", "experiment"}
+NOT_PART_OF_A_TRAINING = {"resume", "quiet", "json", "exit_code", "lang"}
+NOT_PART_OF_A_TRAINING |= {"tracking_uri", "experiment"}
 SECONDS = 30.0  # between two saved states of a training
 
 
@@ -68,13 +70,14 @@ class _Watch(keras.callbacks.BackupAndRestore):
     def on_train_begin(self, logs: dict | None = None) -> None:
         super().on_train_begin(logs)
         self.began = time.monotonic()
-        self.tell(f"{self.name}: compiling")
+        self.tell(translate(f"{self.name}: compiling"))
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         now, epochs = time.monotonic(), self.params["epochs"]
         left = (now - self.began) / (epoch + 1) * (epochs - epoch - 1)
         loss = (logs or {}).get("loss", float("nan"))
-        self.tell(f"{self.name}: epoch {epoch + 1} of {epochs}, {left:.0f} s left, loss {loss:.4f}")
+        words = f"{self.name}: epoch {epoch + 1} of {epochs}, {left:.0f} s left, loss {loss:.4f}"
+        self.tell(translate(words))
         if now - self.saved_at >= SECONDS:
             super().on_epoch_end(epoch, logs)
             self.saved_at = now

@@ -29,6 +29,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .errors import UserError, one_line
+from .language import LANGUAGES, of_locale, spoken, translate
 
 ROOT = Path(__file__).parents[1]
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -85,6 +86,7 @@ class StoreSettings:
         lambda: os.environ.get("MLFLOW_TRACKING_URI") or STORE, "MLflow store or server"
     )
     models_dir: Path = option(Path("models"), "local copies of models")  # noqa: RUF009
+    lang: str = option(of_locale, "language of words and figures", choices=LANGUAGES)
     quiet: bool = option(False, "print nothing but errors")
     json: bool = option(False, "print the result as one JSON object, nothing else")
 
@@ -123,7 +125,8 @@ class Parser(argparse.ArgumentParser):
             known = [flag for action in self._actions for flag in action.option_strings]
             close = difflib.get_close_matches(unknown[1], known, 1)
             message += f"; did you mean {close[0]}?" if close else ""
-        self.exit(2, f"error: {' '.join(message.split())} (see {self.prog} --help)\n")
+        words = translate(" ".join(message.split()))
+        self.exit(2, translate(f"error: {words} (see {self.prog} --help)") + "\n")
 
 
 def parse(
@@ -133,24 +136,31 @@ def parse(
 
     Leaves the process with exit code 2 and one line on stderr where an argument is wrong.
     """
-    parser = Parser(prog, description=description.strip().partition("\n")[0])
     words = sys.argv[1:] if argv is None else argv
-    for word in words:
-        if word != word.encode(errors="replace").decode():  # neither MLflow nor JSON could keep it
-            parser.error(f"{word!r} was passed; expected UTF-8 text: rename it")
-    for field in dataclasses.fields(settings):
-        default = field.default_factory()  # type: ignore[misc]
-        flag = {"default": default, **field.metadata}
-        if isinstance(default, bool):
-            flag["action"] = argparse.BooleanOptionalAction if default else "store_true"
-        elif default not in (None, ()):
-            flag.setdefault("type", type(default))
-            flag["help"] += " (%(default)s)"
-        parser.add_argument(f"--{field.name.replace('_', '-')}", **flag)
-    given = vars(parser.parse_args(words)).items()
-    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in given}
-    if values["quiet"] and values["json"]:
-        parser.error("--quiet and --json were passed; expected one of them")
+    asked = re.findall(rf"--lang[= ]({'|'.join(LANGUAGES)})\b", " ".join(words))
+    with spoken(asked[-1] if asked else of_locale()):  # wrong arguments are told in it, too
+        title = translate(description.strip().partition("\n")[0])
+        parser = Parser(prog, description=title, add_help=False)
+        parser.add_argument(
+            "-h", "--help", action="help", help=translate("show this help and exit")
+        )
+        for word in words:
+            if word != word.encode(errors="replace").decode():  # neither MLflow nor JSON keeps it
+                parser.error(f"{word!r} was passed; expected UTF-8 text: rename it")
+        for field in dataclasses.fields(settings):
+            default = field.default_factory()  # type: ignore[misc]
+            flag = {"default": default, **field.metadata}
+            flag["help"] = translate(flag["help"])
+            if isinstance(default, bool):
+                flag["action"] = argparse.BooleanOptionalAction if default else "store_true"
+            elif default not in (None, ()):
+                flag.setdefault("type", type(default))
+                flag["help"] += " (%(default)s)"
+            parser.add_argument(f"--{field.name.replace('_', '-')}", **flag)
+        given = vars(parser.parse_args(words)).items()
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in given}
+        if values["quiet"] and values["json"]:
+            parser.error("--quiet and --json were passed; expected one of them")
     return settings(**values)
 
 
@@ -170,16 +180,18 @@ def run(script: Callable[[Settings], int], settings: Settings) -> int:
     try:
         settings.models_dir.mkdir(parents=True, exist_ok=True)  # an error now, not after training
         tempfile.TemporaryFile(dir=settings.models_dir).close()
-        return script(settings)
+        with spoken(settings.lang):
+            return script(settings)
     except KeyboardInterrupt:
-        print("interrupted: a run that had not finished is marked KILLED", file=sys.stderr)
-        return 130
+        code, words = 130, "interrupted: a run that had not finished is marked KILLED"
     except Exception as error:
-        words = explain(error)
-        if words is None:
+        told = explain(error)
+        if told is None:
             raise
-        print(f"error: {' '.join(words.split())}", file=sys.stderr)
-        return 2
+        code, words = 2, f"error: {' '.join(told.split())}"
+    with spoken(settings.lang):
+        print(translate(words), file=sys.stderr)
+    return code
 
 
 def explain(error: Exception) -> str | None:
@@ -229,7 +241,7 @@ def quiet_start(text: str = "starting", quiet: bool = True) -> Iterator[None]:
     with os.fdopen(os.dup(2), "w") as real, open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), 2)
         try:
-            with Console(file=real, quiet=quiet).status(Text(text)):
+            with Console(file=real, quiet=quiet).status(Text(translate(text))):
                 yield
         finally:
             sys.stderr.flush()
@@ -290,7 +302,7 @@ class Terminal(Console):
     def say(self, text: str = "", style: str = "") -> None:
         """Print words as they are; `style`, such as "bold green", shows on a terminal only."""
         if self.is_shown:
-            self.out(text, style=style, highlight=False)
+            self.out(translate(text), style=style, highlight=False)
 
     def notes(self, notes: Sequence[str]) -> None:
         """Print what was recognised, left out or guessed, a line each."""
@@ -304,9 +316,9 @@ class Terminal(Console):
         """
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
         for i, title in enumerate(header):
-            table.add_column(title, justify="right" if i else "left", overflow="fold")
+            table.add_column(translate(title), justify="right" if i else "left", overflow="fold")
         for row in rows:
-            table.add_row(*row, style="bold" if row[0] == bold else "")
+            table.add_row(*map(translate, row), style="bold" if row[0] == bold else "")
         if self.is_shown:
             self.print(table)
 
@@ -322,7 +334,7 @@ class Terminal(Console):
 
         Its `update` shows other words.
         """
-        return Console(stderr=True, quiet=self.quiet).status(Text(text))
+        return Console(stderr=True, quiet=self.quiet).status(Text(translate(text)))
 
     def on_broken_pipe(self) -> None:
         """Go on working when whoever read has gone, as in '| head'."""
@@ -352,7 +364,8 @@ def conclude(
         flags = [] if store == STORE else ["--backend-store-uri", store]
         steps = [*steps, command("mlflow", "ui", *flags)]
     terminal.say(verdict, STYLES.get(kind, "bold red"))
-    terminal.say(f"{settings.model_name} version {version} is {uri}\n\nNext:")
+    terminal.say(f"{settings.model_name} version {version} is {uri}")
+    terminal.say("\nNext:")
     for step in [*steps, f"open {url}" if is_served else f"then open {url}"]:
         terminal.say(f"  {step}")
     terminal.result(

@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike
 
 from toolkit.comparison import PARENT, RETRAINED, HeldOut
 from toolkit.drift import DRIFT_DISTANCE
+from toolkit.language import translate
 from toolkit.words import format_amount, format_interval
 
 # Okabe and Ito, https://jfly.uni-koeln.de/color: told apart with any kind of colour vision.
@@ -37,13 +38,13 @@ def learning_curve(curves: Mapping[str, Sequence[float]]) -> Figure:
     """
     figure, (axes,) = _canvas(3.7, ["Learning curve"])
     for (name, values), colour in zip(curves.items(), cycle(CURVES), strict=False):
-        epochs, label = np.arange(1, len(values) + 1), _label(name.replace("_", " "))
+        epochs, label = np.arange(1, len(values) + 1), translate(name.replace("_", " "))
         if len(values):
             axes.plot(epochs, values, ".-", color=colour, label=label, linewidth=1.3)
     smallest, largest = axes.dataLim.intervaly
     if 0 < smallest < largest / 20:
         axes.set_yscale("log")
-    axes.set(xlabel="epoch", ylabel="loss")
+    axes.set(xlabel=translate("epoch"), ylabel=translate("loss"))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if len(axes.lines) > 1:
         axes.legend(frameon=False)
@@ -54,7 +55,7 @@ def over_generations(errors: Mapping[int, float], unit: str = "") -> Figure:
     """Draw the champion's MAE on each new file, by generation, before it was trained on that."""
     figure, (axes,) = _canvas(3.0, ["What users lived with: the champion on each new file"])
     axes.plot(list(errors), list(errors.values()), "o-", color=BLUE)
-    axes.set(xlabel="generation", ylabel=_with_unit("MAE", unit), ylim=(0, None))
+    axes.set(xlabel=translate("generation"), ylabel=_with_unit("MAE", unit), ylim=(0, None))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.yaxis.set_major_formatter(AMOUNTS)
     return figure
@@ -78,10 +79,11 @@ def predicted_against_actual(
         axes.axline((y[0], y[0]), slope=1, color="black", linewidth=0.8)
         dots = axes.scatter(y[shown], predicted[shown], 10, colour, alpha=0.4, linewidths=0)
         dots.set_rasterized(True)  # or a page would hold 2,000 paths
-        axes.set(xlabel="actual", ylabel="" if axes is not panels[0] else "predicted")
+        axes.set(xlabel=translate("actual"), ylabel="")
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_formatter(AMOUNTS)
             axis.set_major_locator(MaxNLocator(5))
+    panels[0].set_ylabel(translate("predicted"))
     return figure
 
 
@@ -101,7 +103,7 @@ def error_per_group(groups_table: pd.DataFrame, unit: str = "") -> Figure:
     figure, (axes,) = _canvas(0.2 * len(labels) + 1.4, ["Mean absolute error per group"])
     series = {PARENT: "MAE_before", RETRAINED: "MAE_after"}
     _bars(axes, places, {name: table[key] for name, key in series.items() if key in table})
-    xlabel = _with_unit("MAE", unit) + ", number of rows in brackets"
+    xlabel = _with_unit("MAE", unit) + translate(", number of rows in brackets")
     _name_lines(axes, [labels[place] for place in sorted(labels)], xlabel)
     for header in headers:
         axes.get_yticklabels()[header].set_fontweight("bold")
@@ -121,12 +123,12 @@ def before_after(held_out: Mapping[str, HeldOut], unit: str = "") -> Figure:
         bounds = parent + held.change.low, parent + held.change.high
         axes.plot([parent, child], [line, line], color=GREY, linewidth=0.8)
         if np.isfinite(bounds).all():
-            axes.hlines(line, *bounds, ORANGE, lw=7, alpha=0.35, label="95 % interval")
-        text, at = _label(format_interval(held.change, unit), 60), (parent + child) / 2
+            axes.hlines(line, *bounds, ORANGE, lw=7, alpha=0.35, label=translate("95 % interval"))
+        text, at = _label(translate(format_interval(held.change, unit)), 60), (parent + child) / 2
         axes.annotate(text, (at, line - 0.26), ha="center", va="bottom", fontsize=9)
-        axes.plot(parent, line, "o", color=BLUE, markersize=9, label=PARENT)
-        axes.plot(child, line, "D", color=ORANGE, markersize=8, label=RETRAINED)
-    labels = [f"{_label(name)} ({held.rows:,})" for name, held in held_out.items()]
+        axes.plot(parent, line, "o", color=BLUE, markersize=9, label=translate(PARENT))
+        axes.plot(child, line, "D", color=ORANGE, markersize=8, label=translate(RETRAINED))
+    labels = [f"{_label(translate(name))} ({held.rows:,})" for name, held in held_out.items()]
     _name_lines(axes, labels, _with_unit("MAE", unit))
     handles = dict(zip(*axes.get_legend_handles_labels()[::-1], strict=True))
     figure.legend(handles.values(), handles, loc="outside lower center", ncols=4, frameon=False)
@@ -145,8 +147,8 @@ def drift_figure(drift_table: pd.DataFrame) -> Figure:
     lengths = table["distance"].fillna(0.0).clip(upper=MAX_DISTANCE)
     bars = axes.barh(range(len(table)), lengths, 0.7, color=colours)
     axes.bar_label(bars, [format_amount(value) for value in table["distance"]], padding=3, size=9)
-    axes.axvline(DRIFT_DISTANCE, color="black", linestyle="--", linewidth=1, label="threshold")
-    xlabel = "distance in standard deviations; of text from 0 to 1"
+    axes.axvline(DRIFT_DISTANCE, color="black", ls="--", lw=1, label=translate("threshold"))
+    xlabel = translate("distance in standard deviations; of text from 0 to 1")
     _name_lines(axes, [_label(name) for name in table["column"]], xlabel)
     axes.margins(x=0.1)
     axes.legend(loc="lower right", frameon=False)
@@ -172,7 +174,7 @@ def dependence(tables: Mapping[str, pd.DataFrame], unit: str = "") -> Figure:
         is_number, at = pd.api.types.is_numeric_dtype(table.index), np.arange(len(table))
         for name, colour in ((PARENT, BLUE), (RETRAINED, ORANGE)):
             places, style = (table.index, ".-") if is_number else (at, "o")
-            axes.plot(places, table[name], style, color=colour, label=name)
+            axes.plot(places, table[name], style, color=colour, label=translate(name))
         if not is_number:
             names = [_label(name, 18) for name in table.index]
             axes.set_xticks(at, names, rotation=40, ha="right", fontsize=8)
@@ -189,7 +191,7 @@ def _canvas(
     figure = Figure(figsize=(6.6, max(2.6, height)), dpi=130, layout="constrained")
     panels = figure.subplots(1, len(titles), sharex=sharex, sharey=sharey, squeeze=False)[0]
     for axes, title in zip(panels, titles, strict=True):
-        axes.set_title(_label(title, 56 // len(titles)), fontsize=11, loc="left")
+        axes.set_title(_label(translate(title), 56 // len(titles)), fontsize=11, loc="left")
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(color="#E6E6E6", linewidth=0.6)
         axes.set_axisbelow(True)
@@ -201,7 +203,8 @@ def _bars(axes: Axes, places: np.ndarray, series: Mapping[str, pd.Series]) -> No
     height = 0.8 / len(series)
     for number, (name, lengths) in enumerate(series.items()):
         at = places + (number - (len(series) - 1) / 2) * height
-        axes.barh(at, lengths, height, color=BLUE if name == PARENT else ORANGE, label=name)
+        axes.barh(at, lengths, height, color=BLUE if name == PARENT else ORANGE)
+        axes.containers[-1].set_label(translate(name))
     if len(series) > 1:
         axes.figure.legend(loc="outside lower center", ncols=2, frameon=False)
 
@@ -217,7 +220,7 @@ def _name_lines(axes: Axes, labels: Sequence[str], xlabel: str) -> None:
 
 
 def _with_unit(name: str, unit: str) -> str:
-    return _label(f"{name} ({unit})" if unit else name)
+    return _label(translate(name) + (f" ({unit})" if unit else ""))
 
 
 def _label(text: object, longest: int = 32) -> str:

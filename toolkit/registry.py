@@ -15,6 +15,7 @@ from mlflow.entities import RunTag
 from mlflow.exceptions import MlflowException
 
 from .errors import UserError
+from .language import translate
 from .words import escape_markdown
 
 CHAMPION, PREVIOUS = "champion", "previous"
@@ -60,7 +61,7 @@ def register_and_promote(
     tags: more of the run.
     Returns (verdict in words, beginning with "promoted" or "kept champion"; version).
     """
-    version = register(client, name, uri, f"{escape_markdown(reason)}\n\n{about}")
+    version = register(client, name, uri, f"{escape_markdown(translate(reason))}\n\n{about}")
     promoted, forbidden = False, ""
     champion_run = client.get_model_version(name, champion).run_id if champion else None
     if wanted and champion and parent_run not in (None, champion_run):
@@ -69,10 +70,10 @@ def register_and_promote(
         since = f"the champion changed since version {champion} was read; "
         forbidden = since if champion else "another version is champion; "
     word = "promoted" if promoted else "kept champion"
-    told = escape_markdown(f"{word}, {forbidden}{reason}")
+    told = escape_markdown(translate(f"{word}, {forbidden}{reason}"))
     client.update_model_version(name, version, f"{told}.\n\n{about}")
     found = {"verdict": word, "mlflow.note.content": told, **(tags or {})}
-    found["mlflow.runName"] = f"{word.split()[0]}: {short}"
+    found["mlflow.runName"] = translate(f"{word.split()[0]}: {short}")
     run_id = client.get_model_version(name, version).run_id or ""
     client.log_batch(run_id, tags=[RunTag(key, value) for key, value in found.items()])
     return f"{word}, {forbidden}{reason}", version
@@ -168,6 +169,7 @@ def _move(client: MlflowClient, name: str, new: str, current: str | None, how: s
     client.set_registered_model_tag(name, HISTORY, "\n".join(lines))
     # A version's description begins with its result.
     result = (client.get_model_version(name, new).description or "").partition("\n\n")[0]
-    latest = "\n".join(f"- {line}" for line in reversed(lines[-10:]))
-    page = f"**Champion: version {new}** ({how}).\n\n{result}\n\nWho was champion when:\n\n{latest}"
+    latest = "\n".join(f"- {translate(line)}" for line in reversed(lines[-10:]))
+    title, then = translate(f"Champion: version {new}"), translate("Who was champion when:")
+    page = f"**{title}** ({translate(how)}).\n\n{result}\n\n{then}\n\n{latest}"
     client.update_registered_model(name, page)

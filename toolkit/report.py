@@ -18,6 +18,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from toolkit.comparison import RETRAINED, Attribution, HeldOut, Verdict, largest_gap
+from toolkit.language import translate
 from toolkit.words import escape_markdown, format_amount, format_interval, printable
 
 if TYPE_CHECKING:
@@ -124,8 +125,8 @@ def short_result(evidence: Evidence, *, promoted: bool) -> str:
 
 def model_card(card: Mapping[str, Any], schema: "Schema") -> str:
     """Write the card of a model as Markdown, the result first; `card` is what `card.json` holds."""
-    result = escape_markdown(card.get("result", "not scored yet"))
-    return f"# Model card\n\n**{result}**\n\n{about(card, schema)}\n"
+    result = escape_markdown(translate(card.get("result", "not scored yet")))
+    return f"# {translate('Model card')}\n\n**{result}**\n\n{about(card, schema)}\n"
 
 
 def about(card: Mapping[str, Any], schema: "Schema") -> str:
@@ -143,7 +144,7 @@ def _fill(template: str, **content: object) -> str:
         if isinstance(value, Markup):
             return value
         if isinstance(value, bool | np.bool_):
-            value = "yes" if value else "no"
+            value = translate("yes" if value else "no")
         elif isinstance(value, int | np.integer):
             value = f"{value:,}"
         elif isinstance(value, float):
@@ -160,6 +161,9 @@ def _fill(template: str, **content: object) -> str:
         undefined=jinja2.StrictUndefined,
     )
     pages.filters |= {"amount": format_amount, "interval": format_interval, "svg": _svg}
+    pages.globals["tr"] = translate
+    told = jinja2.pass_context(lambda _, text, *values: translate(text.format(*values)))
+    pages.filters["tr"] = told  # of a page's context, or constants would be escaped as HTML
     pages.filters["file_name"] = lambda path: Path(path).name
     return pages.get_template(template).render(content)
 

@@ -35,7 +35,7 @@ logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
 HOST_TAG, PROCESS_TAG = "host", "process"
 SQLITE = "sqlite:///"
 DATABASES = ("postgresql", "mysql", "mssql", "databricks")
-NOT_LOGGED = {"quiet", "json", "resume", "exit_code"}  # settings that change no result
+NOT_LOGGED = {"quiet", "json", "resume", "exit_code", "lang"}  # settings that change no result
 LONGEST_PARAM = 6000  # characters, MLflow's limit
 
 

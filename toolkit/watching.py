@@ -11,6 +11,7 @@ from . import cli, report, tracking
 from .artifact import TrainedModel
 from .comparison import Interval, paired_interval
 from .evidence import as_json, predict
+from .language import translate
 from .report import Evidence
 from .words import format_amount, format_interval
 
@@ -86,7 +87,7 @@ def watch(work: Any, terminal: cli.Terminal, found: Evidence) -> bool:
         metrics[f"drift/{name}"] = line["distance"]
     metrics = {name: value for name, value in metrics.items() if np.isfinite(value)}
     tags = {"phase": "monitoring", "parent_model_uri": parent.uri, "parent_run_id": parent.run_id}
-    tags |= {FEATURES: _features(work), "mlflow.note.content": told}
+    tags |= {FEATURES: _features(work), "mlflow.note.content": translate(told)}
     with tracking.tracked_run(work.experiment, f"watch {work.settings.model_name}", tags) as run:
         tracking.log_inputs(work.client, run.info.run_id, work.settings, "", {}, parent=parent.uri)
         tracking.log_numbers(work.client, run.info.run_id, metrics)
