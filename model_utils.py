@@ -53,8 +53,8 @@ FEW_ROWS = 3_000  # below it luck with validation rows is large: every candidate
 VALIDATION = 0.2  # share of the rows of a search that each candidate does not train on
 FOLDS = 3
 NEARLY = 1.02  # share of the lowest error up to which another candidate is as good
-MANY_VALIDATION, MUCH_BETTER = 100, 0.97
-MIN_VALIDATION = 20  # rows; with fewer there is nothing to choose by
+ENOUGH = 30  # validation rows; with fewer there is nothing to choose by
+PROOF = 0.3  # an error is lower where it is by this share, over the root of the rows: about 1 s.e.
 Callbacks = Sequence[keras.callbacks.Callback]
 Bins = Sequence[tuple[int, Sequence[float]]]  # numbers of inputs, each with the edges of its bins
 
@@ -689,13 +689,13 @@ def choose_retraining(
     n_valid = VALIDATION * is_new.mean() * min(len(X), SEARCH_ROWS) * member_count(model)
     n_valid /= len(tried)
     valid = np.ones((len(X), len(tried)), bool)
-    valid[:, : n if n_valid < MANY_VALIDATION else None] = is_new[:, None]
+    valid[:, : n if n_valid < ENOUGH else None] = is_new[:, None]
     errors, loss = compare_recipes(model, X, y, scale, tried, valid, **options)
     last = np.nan_to_num(errors[-1], nan=np.inf)
-    first = 3 if n_valid < MIN_VALIDATION else int(np.argmin(last[:n]))  # slower is the safer
+    first = 3 if n_valid < ENOUGH else int(np.argmin(last[:n]))  # slower is the safer
     best = n + _best(last[n:])
     chosen = [tried[i] for i in best]
-    if n_valid < MANY_VALIDATION or last[best[0]] >= MUCH_BETTER * last[first]:
+    if n_valid < ENOUGH or last[best[0]] >= (1 - PROOF / math.sqrt(n_valid)) * last[first]:
         chosen = [tried[first]] * (MEMBERS // 2) + chosen[: MEMBERS // 2]
     return chosen, {"loss": loss, "val_mae": errors[:, best[0]].tolist()}
 
