@@ -153,10 +153,13 @@ def _read(
                 f"{', '.join(map(str, block.columns))}"
             )
         line = source.first_line + place
-        options: dict[str, Any] = {"first_line": line, "strict": strict}
-        options["need_target"] = schema.target.name in block or not getattr(settings, "dry_run", 0)
-        table, found = columns.conform(block, schema, source=data, **options)
-        table = table.assign(**{schema.target.name: table.get(schema.target.name, np.nan)})
+        target = schema.target.name
+        needed = target in block or not getattr(settings, "dry_run", False)
+        table, found = columns.conform(
+            block, schema, source=data, first_line=line, need_target=needed, strict=strict
+        )
+        if not needed:  # a look goes without
+            table[target] = np.nan
         rows.add(roles.hashed(table, block[group].loc[table.index] if group else None))
         notes += found
         place += len(block)
