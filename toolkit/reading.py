@@ -5,7 +5,9 @@ that do not fit into memory.
 """
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,26 +35,30 @@ class Rows:
     of the rows (bottom-k sampling, as in `roles.smallest`). Among them is the latest of all rows
     where `time` names a column: what is held out by time ends there.
 
+    With `folder` all rows are kept there, however few they are.
+
     Attributes: table, all rows or the sample, as `roles.py` describes it; n_rows, of the source.
     """
 
-    def __init__(self, time: str = "") -> None:
-        self.time, self.n_rows = time, 0
+    def __init__(self, time: str = "", folder: Path | None = None) -> None:
+        self.time, self.n_rows, self.folder = time, 0, folder
         self.table = pd.DataFrame()
         self._parts: list[pd.DataFrame] = []
         self._files: list[Path] = []
-        self._folder: tempfile.TemporaryDirectory | None = None
+        self._keep: tempfile.TemporaryDirectory | None = None
         self._limit = np.uint64(2**64 - 1)  # no row with a larger key enters the sample
 
     def add(self, block: pd.DataFrame) -> None:
         """Add rows; complete `table` by `finish` afterwards."""
         self.n_rows += len(block)
         self._parts.append(block)
-        if self.n_rows <= IN_MEMORY:
+        if self.n_rows <= IN_MEMORY and not self.folder:
             return
-        self._folder = self._folder or tempfile.TemporaryDirectory(prefix="rows-")
+        if not self.folder:
+            self._keep = tempfile.TemporaryDirectory(prefix="rows-")
+            self.folder = Path(self._keep.name)
         for part in self._parts[-1 if self._files else 0 :]:
-            self._files.append(Path(self._folder.name, f"{len(self._files)}.feather"))
+            self._files.append(self.folder / f"{len(self._files)}.feather")
             part.to_feather(self._files[-1], compression="uncompressed")
         self._parts[-1] = block[self._keys(block) <= self._limit]
         if sum(map(len, self._parts)) > 1.25 * IN_MEMORY:
@@ -69,7 +75,7 @@ class Rows:
         """Put `table` together from what was added."""
         self.table = pd.concat(self._parts, ignore_index=True)
         self._parts = []
-        if self._files:
+        if self.n_rows > IN_MEMORY:
             kept = np.argsort(self._keys(self.table), kind="stable")[:IN_MEMORY]
             self.table = self.table.iloc[kept].reset_index(drop=True)
         return self
@@ -83,11 +89,11 @@ class Rows:
 
         Returns (X of each block, float32 of shape (n_rows, width), mapped into memory; y).
         """
-        assert self._folder is not None  # else all rows are in `table`
+        assert self.folder is not None  # else all rows are in `table`
         X, y = [], []
         for number, block in enumerate(self.blocks()):
             rows = block[~role.held_out(block)] if role else block
-            file = Path(self._folder.name, f"X{number}.npy")
+            file = self.folder / f"X{number}.npy"
             np.save(file, preprocessor.transform(rows, roles.folds(rows)))
             X.append(np.load(file, mmap_mode="r"))
             y.append(rows[preprocessor.schema.target.name].to_numpy())
@@ -145,11 +151,39 @@ def read_again(
 def _read(
     settings: "TrainingSettings", find_schema: Callable, group: str, time: str, strict: bool = False
 ) -> tuple[Rows, Schema, list[str]]:
-    data, schema, notes, place = settings.data, None, [], 0
-    rows, source = Rows(time), tables.open_table(settings.data, settings.query)
-    for block in source.blocks():
-        if schema is None:
-            schema, notes = find_schema(block)
+    data, source = settings.data, tables.open_table(settings.data, settings.query)
+    blocks = source.blocks()
+    first = next(blocks)
+    schema, notes = find_schema(first)
+    collect = partial(add_blocks, schema=schema, group=group, strict=strict)
+    if settings.workers > 1:
+        from . import engine
+
+        rows, found = engine.read(collect, source, settings, time)
+    else:
+        rows = Rows(time)
+        found = collect(rows, chain(iter([first]), blocks), data, source)
+    table = rows.finish().table
+    if rows.n_rows > len(table):
+        notes.append(
+            f"{data} has {rows.n_rows:,} rows; columns are measured, and models scored, on a "
+            f"uniform sample of {len(table):,} of them"
+        )
+    return rows, schema, [*source.notes, *notes, *found, *leaks(table, schema)]
+
+
+def add_blocks(
+    rows: Rows,
+    blocks: Iterable[pd.DataFrame],
+    data: str,
+    source: tables.Table,
+    schema: Schema,
+    group: str,
+    strict: bool,
+) -> list[str]:
+    """Conform, hash and add blocks of a source named `data`; return notes for the user."""
+    notes, place = [], 0
+    for block in blocks:
         if group and group not in block.columns:
             raise UserError(
                 f"{data} has no column {group!r} of groups to hold out as a whole; its columns are "
@@ -160,11 +194,4 @@ def _read(
         rows.add(roles.hashed(table, block[group].loc[table.index] if group else None))
         notes += found
         place += len(block)
-    assert schema is not None
-    table = rows.finish().table
-    if rows.n_rows > len(table):
-        notes.append(
-            f"{data} has {rows.n_rows:,} rows; columns are measured, and models scored, on a "
-            f"uniform sample of {len(table):,} of them"
-        )
-    return rows, schema, [*source.notes, *notes, *leaks(table, schema)]
+    return notes
