@@ -4,15 +4,16 @@ python mlflow_score.py --data data/df_new.csv --output predictions.csv
 python mlflow_score.py --model-uri models:/loan-amount/1 --data rows/ --output scored.parquet
 """
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from toolkit import cli
 from toolkit.cli import option
 
 if TYPE_CHECKING:
-    from toolkit.artifact import TrainedModel
     from toolkit.tables import Table
 
 OUTPUT = Path("predictions.csv")
@@ -49,30 +50,41 @@ def score(settings: Settings) -> int:
     model = artifact.load_model(uri, settings.models_dir / "preprocessor.pkl")
     with terminal.progress(f"scoring {settings.data}"):
         source = tables.open_table(settings.data, settings.query)
-        n_rows = write(model, source, settings.output)
+        predict = partial(predictions, model.network, model.preprocessor)
+        found = predict(source)
+        if settings.workers > 1:
+            from toolkit import engine
+
+            found = engine.stream(predict, engine.shares_of(source, settings))
+        n_rows = write(found, settings.output)
     terminal.notes(source.notes)
     terminal.say(f"{n_rows:,} predictions of {uri} are in {settings.output}")
     terminal.result(rows=n_rows, model_uri=uri, output=str(settings.output))
     return 0
 
 
-def write(model: "TrainedModel", source: "Table", file: Path) -> int:
+def predictions(network: Any, preprocessor: Any, source: "Table") -> Iterator[Any]:
+    """Predict the rows of a source block by block, float64 of shape (n_rows,) each."""
+    from model_utils import model_predict
+
+    for rows in source.blocks():
+        yield model_predict(network, preprocessor.encode(rows, source.source))
+
+
+def write(predictions: Iterable[Any], file: Path) -> int:
     """Write one prediction per row, in order; the file appears once all are written."""
     import pyarrow as pa
     import pyarrow.csv
     import pyarrow.parquet
-
-    from model_utils import model_predict
 
     schema, n_rows = pa.schema([("prediction", pa.float64())]), 0
     beside = file.with_name(f".{file.name}.part")
     kind = pa.csv.CSVWriter if file.suffix == ".csv" else pa.parquet.ParquetWriter
     try:
         with kind(beside, schema) as writer:
-            for rows in source.blocks():
-                X = model.preprocessor.encode(rows, source.source)
-                writer.write_table(pa.table([model_predict(model.network, X)], schema=schema))
-                n_rows += len(rows)
+            for block in predictions:
+                writer.write_table(pa.table([block], schema=schema))
+                n_rows += len(block)
         beside.replace(file)
     finally:
         beside.unlink(missing_ok=True)

@@ -84,6 +84,7 @@ class StoreSettings:
         lambda: os.environ.get("MLFLOW_TRACKING_URI") or STORE, "MLflow store or server"
     )
     models_dir: Path = option(Path("models"), "local copies of models")  # noqa: RUF009
+    workers: int = option(1, "processes that share the rows, by Ray (docs/SCALING.md)", type=whole)
     quiet: bool = option(False, "print nothing but errors")
     json: bool = option(False, "print the result as one JSON object, nothing else")
 
@@ -98,6 +99,9 @@ class TrainingSettings(StoreSettings):
     epochs: int | None = option(None, "passes over the training rows", type=whole)
     batch_size: int | None = option(None, "rows per update", type=whole)
     learning_rate: float | None = option(None, "at the start", type=positive)
+    workers: int = option(
+        1, "processes that share the rows, by Ray; a cluster's: RAY_ADDRESS", type=whole
+    )
     seed: int = option(42, "of roles, weights and order", type=natural)
     test_size: float = option(0.2, "share of rows held out for good", type=share)
     buffer_rows: int = option(20_000, "rows of each role kept for replay; 0: none", type=natural)
@@ -178,6 +182,9 @@ def run(script: Callable[[Settings], int], settings: Settings) -> int:
             raise
         print(f"error: {' '.join(words.split())}", file=sys.stderr)
         return 2
+    finally:
+        if "ray" in sys.modules:
+            sys.modules["ray"].shutdown()  # ends local workers, and leaves a cluster alone
 
 
 def explain(error: Exception) -> str | None:

@@ -6,6 +6,7 @@ that do not fit into memory.
 
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
+from copy import copy
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -45,7 +46,8 @@ class Rows:
         self.table = pd.DataFrame()
         self._parts: list[pd.DataFrame] = []
         self._files: list[Path] = []
-        self._keep: tempfile.TemporaryDirectory | None = None
+        self.shares: list = []  # of other processes, in `engine.py`, that keep the rows
+        self.keep: tempfile.TemporaryDirectory | None = None
         self._limit = np.uint64(2**64 - 1)  # no row with a larger key enters the sample
 
     def add(self, block: pd.DataFrame) -> None:
@@ -55,8 +57,8 @@ class Rows:
         if self.n_rows <= IN_MEMORY and not self.folder:
             return
         if not self.folder:
-            self._keep = tempfile.TemporaryDirectory(prefix="rows-")
-            self.folder = Path(self._keep.name)
+            self.keep = tempfile.TemporaryDirectory(prefix="rows-")
+            self.folder = Path(self.keep.name)
         for part in self._parts[-1 if self._files else 0 :]:
             self._files.append(self.folder / f"{len(self._files)}.feather")
             part.to_feather(self._files[-1], compression="uncompressed")
@@ -73,31 +75,59 @@ class Rows:
 
     def finish(self) -> "Rows":
         """Put `table` together from what was added."""
-        self.table = pd.concat(self._parts, ignore_index=True)
+        self.table = pd.concat(self._parts, ignore_index=True) if self._parts else self.table
         self._parts = []
         if self.n_rows > IN_MEMORY:
             kept = np.argsort(self._keys(self.table), kind="stable")[:IN_MEMORY]
             self.table = self.table.iloc[kept].reset_index(drop=True)
         return self
 
+    def without_table(self) -> "Rows":
+        """Return a copy that knows the files of the rows alone."""
+        rows = copy(self)
+        rows.table = self.table.head(0)
+        return rows
+
+    @classmethod
+    def together(cls, shares: "list[Rows]", time: str) -> "Rows":
+        """Combine the samples of shares, to be finished; the rows themselves stay where they are.
+
+        The smallest keys of all are among the smallest of each.
+        """
+        rows = cls(time)
+        rows.n_rows = sum(each.n_rows for each in shares)
+        rows._parts = [each.table for each in shares if len(each.table)]
+        return rows
+
     def blocks(self) -> Iterator[pd.DataFrame]:
         """Yield all rows: `table`, or one file after the other."""
-        yield from (pd.read_feather(file) for file in self._files) if self._files else [self.table]
+        yield from map(pd.read_feather, self._files) if self.folder else [self.table]
 
-    def encode(self, preprocessor: Preprocessor, role: roles.Roles | None) -> tuple[list, list]:
+    def encode(
+        self, preprocessor: Preprocessor, role: roles.Roles | None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Encode all training rows (without `role`: all rows) block by block into files.
 
-        Returns (X of each block, float32 of shape (n_rows, width), mapped into memory; y).
+        Returns (X, float32 of shape (n_rows, width), y), both mapped into memory.
         """
         assert self.folder is not None  # else all rows are in `table`
-        X, y = [], []
-        for number, block in enumerate(self.blocks()):
-            rows = block[~role.held_out(block)] if role else block
-            file = self.folder / f"X{number}.npy"
-            np.save(file, preprocessor.transform(rows, roles.folds(rows)))
-            X.append(np.load(file, mmap_mode="r"))
-            y.append(rows[preprocessor.schema.target.name].to_numpy())
-        return X, y
+        target, shape = preprocessor.schema.target.name, (-1, preprocessor.width)
+        files = self.folder / "X", self.folder / "y"
+        with files[0].open("wb") as X, files[1].open("wb") as y:
+            for block in self.blocks():
+                rows = block[~role.held_out(block)] if role else block
+                preprocessor.transform(rows, roles.folds(rows)).tofile(X)
+                rows[target].to_numpy(np.float64).tofile(y)
+        return np.memmap(files[0], np.float32, "r").reshape(shape), np.memmap(
+            files[1], mode="r", dtype=np.float64
+        )
+
+    def encode_blocks(self, *options: Any) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Encode as above; return blocks of equally many rows, which share one compiled program."""
+        X, y = self.encode(*options)
+        n_rows = -(-len(y) // -(-len(y) // tables.BLOCK_ROWS))
+        cuts = range(n_rows, len(y), n_rows)
+        return np.split(X, cuts), np.split(y, cuts)
 
     def _keys(self, rows: pd.DataFrame) -> np.ndarray:
         keys = roles.scrambled(rows[roles.HASH].to_numpy(), 1)
@@ -105,6 +135,10 @@ class Rows:
             is_last = (rows[self.time] == rows[self.time].max()).to_numpy()
             keys[np.where(is_last, keys, 2**64 - 1).argmin()] = 0
         return keys
+
+
+def _mapped(file: Path, kind: type) -> np.ndarray:
+    return np.memmap(file, kind, "r") if file.stat().st_size else np.empty(0, kind)
 
 
 def read_first(settings: Any) -> tuple[Rows, Schema, list[str]]:

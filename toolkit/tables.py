@@ -98,7 +98,11 @@ class Table:
             yield last
 
     def take_share(self, number: int, count: int, columns: list[str]) -> "Table":
-        """Keep one of `count` shares of the pieces, in order; `columns` are of the whole table."""
+        """Keep one of `count` shares of the pieces, in order; `columns` are of the whole table.
+
+        Lines in messages count from the start of the share, whose name says which it is.
+        """
+        self.source = f"part {number + 1} of {count} of {self.source}" if number else self.source
         first, end = (len(self.readers) * n // count for n in (number, number + 1))
         self.readers, self.share, self.columns = self.readers[first:end], (number, count), columns
         return self
