@@ -106,9 +106,8 @@ def compiled(strategy: tf.distribute.Strategy, model: keras.Model) -> Callable:
 
     @tf.function(jit_compile=True)  # without the sum over workers, which XLA lacks on processors
     def gradients(X: Any, z: Any, n_rows: Any) -> Any:
-        with tf.GradientTape() as tape:
-            mean = model.loss(z, model(X, training=True))
-            loss = mean * tf.cast(tf.shape(X)[0], tf.float32) / n_rows
+        with tf.GradientTape() as tape:  # not `loss()`, which divides by the number of workers
+            loss = tf.reduce_sum(model.loss.call(z, model(X, training=True))) / n_rows
         return loss, tape.gradient(loss, [v.value for v in model.trainable_variables])
 
     def update(*batch: Any) -> Any:

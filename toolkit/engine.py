@@ -32,15 +32,18 @@ def start(workers: int) -> Any:
 
     `cli.run` ends them. Raises UserError where Ray is not installed, or the cluster not there.
     """
+    address = os.environ.get("RAY_ADDRESS")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # each epoch waits for one
+    if not address:  # Ray's name for keeping to the loopback interface
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     try:
         import ray
         import ray.train.tensorflow
     except ImportError as error:
         words = f"--workers {workers} needs Ray: pip install -r requirements-scale.txt"
         raise UserError(words) from error
-    address = os.environ.get("RAY_ADDRESS")
-    options: dict[str, Any] = {"num_cpus": workers, "_node_ip_address": "127.0.0.1"}
+    options: dict[str, Any] = {"num_cpus": workers}
     if address:
         code = [str(ROOT / "toolkit"), str(ROOT / "model_utils.py")]
         options = {"runtime_env": {"py_modules": code}}
