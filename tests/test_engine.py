@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from functools import partial
 from pathlib import Path
@@ -222,34 +221,39 @@ def test_killed_worker_is_started_again_and_nothing_is_lost(work, tmp_path):
     np.testing.assert_allclose(history.history["loss"], expected, rtol=1e-5)
 
 
-def test_interrupted_script_leaves_no_process_of_ray_behind(parquet):
-    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as place:
-        env = os.environ | {"RAY_TMPDIR": place, "MLFLOW_TRACKING_URI": "sqlite:///mlflow.db"}
-        command = [sys.executable, str(ROOT / "mlflow_monitoring.py"), "--workers", "2"]
-        command += ["--data", str(parquet), "--target", "y", "--epochs", "2000"]
-        err = Path(place, "err")
-        with err.open("w") as file:
-            script = subprocess.Popen(command, cwd=place, env=env, stderr=file, stdout=file)
-        wait_for(lambda: any("RayTrainWorker" in line for line in processes_of(place)), 60)
+def test_interrupted_script_leaves_no_process_of_ray_behind(parquet, tmp_path):
+    command = [sys.executable, str(ROOT / "mlflow_monitoring.py"), "--workers", "2"]
+    command += ["--data", str(parquet), "--target", "y", "--epochs", "40"]
+    err = tmp_path / "err"
+    with err.open("w") as file:
+        script = subprocess.Popen(command, cwd=tmp_path, stderr=file, stdout=file)
+    try:
+        seen, end = set(), time.monotonic() + 70
+        while not any("RayTrainWorker" in words for _, words in seen):
+            assert script.poll() is None and time.monotonic() < end, err.read_text()
+            seen |= processes_below(script.pid)
+            time.sleep(0.2)
         script.send_signal(signal.SIGINT)
-        assert script.wait(30) == 130, err.read_text()
-        wait_for(lambda: not processes_of(place), 15)
-
-
-def processes_of(place):
-    """List the command lines of processes that were started with RAY_TMPDIR=place."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            if f"RAY_TMPDIR={place}".encode() in (process / "environ").read_bytes():
-                found.append((process / "cmdline").read_text())
-        except OSError:  # it is gone
-            continue
-    return found
-
-
-def wait_for(happened, seconds):
-    end = time.monotonic() + seconds
-    while not happened():
-        assert time.monotonic() < end, "it did not happen"
+        assert script.wait(40) == 130, err.read_text()
+    finally:
+        script.kill()
+    end = time.monotonic() + 20
+    while left := {pid for pid, _ in seen} & running():
+        assert time.monotonic() < end, left
         time.sleep(0.2)
+
+
+def running():
+    """Return the numbers of all processes but those that ended and are not yet collected."""
+    found = subprocess.run(["ps", "-eo", "pid,stat"], capture_output=True, text=True).stdout
+    return {line.split()[0] for line in found.splitlines() if not line.split()[1].startswith("Z")}
+
+
+def processes_below(parent):
+    """Return (number, command line) of all children of a process, and of theirs."""
+    found = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True).stdout
+    lines = [line.split(maxsplit=2) for line in found.splitlines()[1:]]
+    below = {str(parent)}
+    for pid, of, _ in sorted(lines, key=lambda line: int(line[0])):
+        below |= {pid} if of in below else set()
+    return {(pid, words) for pid, _, words in lines if pid in below - {str(parent)}}

@@ -7,6 +7,7 @@ functions that one process calls, too; nothing of Ray is imported before `start`
 import os
 import pickle
 import shutil
+import signal
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -65,8 +66,11 @@ def _plain_errors() -> Iterator[None]:
     from ray.exceptions import RayError, RayTaskError
     from ray.train import TrainingFailedError
 
+    handler = signal.getsignal(signal.SIGINT)
     try:
         yield
+    except SystemExit as error:  # Ray Train has a handler of its own, which leaves the process
+        raise KeyboardInterrupt from error
     except RayTaskError as error:
         raise error.cause from error
     except (RayError, TrainingFailedError) as error:
@@ -74,6 +78,8 @@ def _plain_errors() -> Iterator[None]:
             f"workers were lost, {RESTARTS} restarts did not help ({one_line(error)[:200]}); "
             "look after the cluster, and repeat the command with --resume"
         ) from error
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 @dataclass(frozen=True)
