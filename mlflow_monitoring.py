@@ -131,7 +131,8 @@ def fit(
         from toolkit import engine
 
         place = checkpoint.folder / f"{name}-workers"
-        X, y = engine.counted(rows.shares, role), (preprocessor, role)
+        X = engine.map_shares(engine.Share.counted, rows.shares, role)
+        y = preprocessor, role
         train = partial(engine.train, train, place)
     elif rows.n_rows > len(rows.table):
         X, y = rows.encode_blocks(preprocessor, role)

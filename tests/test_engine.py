@@ -167,7 +167,12 @@ def work(parquet):
     rows, role, _, fitted, _ = prepared(parquet, 2)
     scale = model_utils.TargetScale(0.0, 1.0, -99.0, 99.0)
     network = model_utils.create_nn_model(fitted.width, model_utils.Recipe(), scale, seed=1)
-    return network, engine.counted(rows.shares, role), (fitted, role), rows.keep
+    return (
+        network,
+        engine.map_shares(engine.Share.counted, rows.shares, role),
+        (fitted, role),
+        rows.keep,
+    )
 
 
 def losses_of_one_process(network, shares, encode):
@@ -230,7 +235,8 @@ def test_interrupted_script_leaves_no_process_of_ray_behind(parquet, tmp_path):
     try:
         seen, end = set(), time.monotonic() + 70
         while not any("RayTrainWorker" in words for _, words in seen):
-            assert script.poll() is None and time.monotonic() < end, err.read_text()
+            assert script.poll() is None, err.read_text()
+            assert time.monotonic() < end
             seen |= processes_below(script.pid)
             time.sleep(0.2)
         script.send_signal(signal.SIGINT)

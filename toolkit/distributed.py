@@ -1,10 +1,15 @@
-"""The training loop of one of several workers, in step with the others.
+"""What one of several workers does in a training, in step with the others.
 
 Belongs here: what replaces Keras' own `fit`, which fails under TensorFlow's strategy for several
-workers (keras#20585). Not here: Ray, files.
+workers (keras#20585). Not here: how workers are started, and rows shared out (`engine.py`).
 """
 
+import pickle
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,7 +17,39 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+STATE = "state.pickle"  # the file in a checkpoint
 BLOCK_ROWS = 2**18  # of a worker, shuffled and trained on between two looks of Python
+
+
+def train_share(config: dict[str, Any]) -> None:
+    """Train in one of the workers, on the rows of its own share."""
+    from ray import train
+
+    strategy = tf.distribute.MultiWorkerMirroredStrategy()  # before anything else of TensorFlow
+    train_members, network, shares, encode, arguments, seed = config["work"]
+    rank, sizes = train.get_context().get_world_rank(), [len(share) for share in shares]
+    X, y = shares[rank].rows().encode(*encode)
+    before = train.get_checkpoint()
+    worker = partial(fit, strategy, sizes, rank, state_of(before) if before else None, _report)
+    with suppress(FloatingPointError), strategy.scope():  # the process that waits raises it
+        network = copied(pickle.loads(network))
+        train_members(network, X, y, *arguments, seed=seed, train=worker)
+
+
+def state_of(checkpoint: Any) -> tuple[list, list, list[float]]:
+    """Read what `_report` saved."""
+    with checkpoint.as_directory() as folder:
+        return pickle.loads(Path(folder, STATE).read_bytes())
+
+
+def _report(state: tuple[list, list, list[float]]) -> None:
+    """Save the state of an epoch: (weights, optimizer, losses), which all workers share."""
+    from ray.train import Checkpoint, get_context, report
+
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, STATE).write_bytes(pickle.dumps(state))
+        is_first = get_context().get_world_rank() == 0
+        report({"loss": state[-1][-1]}, checkpoint=Checkpoint(folder) if is_first else None)
 
 
 def copied(network: keras.Model) -> keras.Model:

@@ -10,9 +10,8 @@ import shutil
 import signal
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,7 +24,7 @@ from .reading import Rows
 
 ROOT = Path(__file__).parents[1]
 RESTARTS = 3  # of workers that were killed
-STATE, ROWS = "state.pickle", "rows.pickle"  # files: of a checkpoint, of the rows of a share
+ROWS = "rows.pickle"  # in the folder of a share that was read
 
 
 def start(workers: int) -> Any:
@@ -44,19 +43,14 @@ def start(workers: int) -> Any:
     except ImportError as error:
         words = f"--workers {workers} needs Ray: pip install -r requirements-scale.txt"
         raise UserError(words) from error
-    options: dict[str, Any] = {"num_cpus": workers}
-    if address:
-        code = [str(ROOT / "toolkit"), str(ROOT / "model_utils.py")]
-        options = {"runtime_env": {"py_modules": code}}
+    code = {"py_modules": [str(ROOT / "toolkit"), str(ROOT / "model_utils.py")]}
+    options: Any = {"runtime_env": code} if address else {"num_cpus": workers}
     try:
         if not ray.is_initialized():
-            quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-            ray.init(include_dashboard=False, **quiet, **options)
+            ray.init(log_to_driver=False, logging_level="ERROR", include_dashboard=False, **options)
     except ConnectionError as error:
-        raise UserError(
-            f"RAY_ADDRESS={address!r} was set, but no cluster answers there; expected an address "
-            "such as 10.0.0.1:6379: start it with 'ray start --head', or unset RAY_ADDRESS"
-        ) from error
+        words = f"no cluster answers at RAY_ADDRESS={address}; start it with 'ray start --head'"
+        raise UserError(f"{words}, or unset RAY_ADDRESS for processes on this machine") from error
     return ray
 
 
@@ -138,7 +132,8 @@ def shares_of(source: tables.Table, settings: Any, **more: Any) -> list[Share]:
     return [Share(number, count, *place, **more) for number in range(count)]
 
 
-def _map(function: Callable, shares: Sequence[Share], *arguments: Any) -> list[Any]:
+def map_shares(function: Callable, shares: Sequence[Share], *arguments: Any) -> Any:
+    """Call a function for each share, each in a worker; return the results as a list."""
     ray = start(len(shares))
     task = ray.remote(scheduling_strategy="SPREAD", max_retries=RESTARTS)(function)
     with _plain_errors():
@@ -150,15 +145,10 @@ def read(collect: Callable, source: tables.Table, settings: Any, time: str) -> t
     keep = tempfile.TemporaryDirectory(prefix="rows-")
     shares = shares_of(source, settings, collect=collect, time=time)
     shares = [replace(each, folder=Path(keep.name, str(each.number))) for each in shares]
-    found = _map(Share.read, shares)
+    found = map_shares(Share.read, shares)
     rows = Rows.together([rows for rows, _ in found], time)
     rows.shares, rows.keep = shares, keep
     return rows, list(dict.fromkeys(note for _, notes in found for note in notes))
-
-
-def counted(shares: Sequence[Share], role: Any) -> Any:
-    """Count the training rows of each share: its length."""
-    return _map(Share.counted, shares, role)
 
 
 def stream(function: Callable, shares: Sequence[Share]) -> Iterator[Any]:
@@ -191,9 +181,11 @@ def train(
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.tensorflow import TensorflowTrainer
 
+    from .distributed import state_of, train_share
+
     work = (train_members, ray.cloudpickle.dumps(network), shares, encode, arguments, seed)
     trainer = TensorflowTrainer(
-        _train_share,
+        train_share,
         train_loop_config={"work": work},
         scaling_config=ScalingConfig(num_workers=len(shares), placement_strategy="SPREAD"),
         run_config=RunConfig(
@@ -204,41 +196,8 @@ def train(
         ),
     )
     with _plain_errors():
-        weights, _, losses = _state(trainer.fit().checkpoint)
+        weights, _, losses = state_of(trainer.fit().checkpoint)
     network.set_weights(weights)
     if not np.isfinite(losses[-1]):
         raise FloatingPointError("the loss is not finite")
     return SimpleNamespace(history={"loss": losses})
-
-
-def _train_share(config: dict[str, Any]) -> None:
-    """Train in one of the workers, on the rows of its own share."""
-    import tensorflow as tf
-    from ray import train
-
-    from .distributed import copied, fit
-
-    strategy = tf.distribute.MultiWorkerMirroredStrategy()  # before anything else of TensorFlow
-    train_members, network, shares, encode, arguments, seed = config["work"]
-    rank, sizes = train.get_context().get_world_rank(), [len(share) for share in shares]
-    X, y = shares[rank].rows().encode(*encode)
-    before = train.get_checkpoint()
-    worker = partial(fit, strategy, sizes, rank, _state(before) if before else None, _report)
-    with suppress(FloatingPointError), strategy.scope():  # the process that waits raises it
-        network = copied(pickle.loads(network))
-        train_members(network, X, y, *arguments, seed=seed, train=worker)
-
-
-def _state(checkpoint: Any) -> tuple[list, list, list[float]]:
-    with checkpoint.as_directory() as folder:
-        return pickle.loads(Path(folder, STATE).read_bytes())
-
-
-def _report(state: tuple[list, list, list[float]]) -> None:
-    """Save the state of an epoch: (weights, optimizer, losses), which all workers share."""
-    from ray.train import Checkpoint, get_context, report
-
-    with tempfile.TemporaryDirectory() as folder:
-        Path(folder, STATE).write_bytes(pickle.dumps(state))
-        is_first = get_context().get_world_rank() == 0
-        report({"loss": state[-1][-1]}, checkpoint=Checkpoint(folder) if is_first else None)
