@@ -44,6 +44,7 @@ def train(settings: Settings) -> int:
         import model_utils  # noqa: F401 - TensorFlow speaks while it starts
         from toolkit import reading, roles
     terminal = cli.Terminal(settings.quiet, settings.json)
+    cli.load_function(settings.network)  # an error now, not after reading
 
     # Read: every row is brought to one form, and hashed.
     with terminal.progress(f"reading {settings.data}"):
@@ -97,7 +98,7 @@ def track(settings: Settings, terminal: cli.Terminal, rows: Any, schema: Any, ro
         )
         checkpoint.remove()
     say(settings, terminal, run.info, uri, version, verdict, card["unit"], metrics)
-    return 0
+    return settings.exit_with(verdict.startswith("promoted"))
 
 
 def fit(
@@ -116,6 +117,7 @@ def fit(
     Returns (network, preprocessor, recipes, curves).
     """
     import model_utils
+    from toolkit import engine
 
     X, y, preprocessor = model_utils.preprocessing(table, schema=schema)
     bins, scale, curves = preprocessor.bins, model_utils.target_scale(y), dict[str, list[float]]()
@@ -127,13 +129,9 @@ def fit(
         search = partial(model_utils.choose_recipe, X, y, bins, base=base, **options)
         recipes, curves = ([replace(base, bins=False)], curves) if build else search()
     train = model_utils.train_members
-    if settings.workers > 1:
-        from toolkit import engine
-
-        place = checkpoint.folder / f"{name}-workers"
-        X = engine.map_shares(engine.Share.counted, rows.shares, role)
-        y = preprocessor, role
-        train = partial(engine.train, train, place)
+    if rows.shares:
+        X, y = engine.share_rows(rows, preprocessor, role)
+        train = partial(engine.train, train, checkpoint.folder / name)
     elif rows.n_rows > len(rows.table):
         X, y = rows.encode_blocks(preprocessor, role)
     final = model_utils.sized_recipe(sum(map(len, X)) if isinstance(X, list) else len(X), *sizes)
@@ -143,7 +141,7 @@ def fit(
     )
     options = {"callbacks": checkpoint.callbacks(name, tell), "seed": settings.seed}
     history = train(network, X, y, scale, recipes, **options)
-    return network, preprocessor, recipes, {**curves, "final_loss": history.history["loss"]}
+    return network, preprocessor, recipes, {**curves, "final_loss": history.history.get("loss", [])}
 
 
 def scores(y_train: Any, y_test: Any, prediction: Any) -> dict[str, float]:
@@ -195,10 +193,11 @@ def keep(
 
     Returns (its URI, version, verdict in words).
     """
-    from toolkit import artifact, registry, report, tracking
+    from toolkit import artifact, ranges, registry, report, tracking
 
     artifact.save_preprocessor(trained.preprocessor, settings.models_dir / "preprocessor.pkl")
     name, run_id, result = settings.model_name, trained.card["run_id"], trained.card["result"]
+    trained.card[ranges.KEPT] = ranges.keep(prediction, test_rows[settings.target])
     about = report.about(trained.card, trained.preprocessor.schema)
     short = result.split(" on held-out")[0]
     figures = draw(trained, curves, test_rows, prediction)

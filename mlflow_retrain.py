@@ -6,6 +6,7 @@ python mlflow_retrain.py --rollback
 """
 
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from toolkit import cli
@@ -25,8 +26,9 @@ class Settings(cli.TrainingSettings):
     controls: bool = option(True, "train a control on old rows alone")
     max_forgetting: float = option(0.05, "share of the error on old rows", type=cli.share)
     promote: str = option("auto", "when the child becomes champion", choices=PROMOTE)
+    report: str | None = option(None, "write the report there, too: .html or .md", metavar="FILE")
     approve: str | None = option(None, "make a version champion, as a person", metavar="VERSION")
-    dry_run: bool = option(False, "report the drift and stop")
+    dry_run: bool = option(False, "estimate error and drift, also without target, and stop")
     rollback: bool = option(False, "make the previous champion champion again")
 
 
@@ -41,7 +43,7 @@ def retrain(settings: Settings) -> int:
     """Load the parent, read the rows and look at them; everything else is one MLflow run."""
     with cli.quiet_start("starting", settings.quiet):
         import model_utils  # noqa: F401 - TensorFlow speaks while it starts
-        from toolkit import artifact, evidence, reading, registry, roles, tracking
+        from toolkit import artifact, evidence, reading, registry, roles, tracking, watching
     terminal = cli.Terminal(settings.quiet, settings.json)
 
     # Load the parent, and every row that its line has seen.
@@ -63,16 +65,17 @@ def retrain(settings: Settings) -> int:
         words = f"nothing new in {settings.data}: every row was seen before, nothing is trained"
         terminal.say(words)
         terminal.result(verdict=words, verdict_kind="nothing_new", promoted=False, model_uri=None)
-        return 0
+        return settings.exit_with(False)
 
     # Look at the rows before anything is trained on them.
     found, whole = evidence.look(terminal, settings.data, parent, rows)
-    if settings.dry_run:
-        terminal.result(**evidence.as_json(parent, found))
-        return 0
-    roles.check_enough_new(rows, settings.data)
-    buffer = roles.remember(buffer, table, settings.buffer_rows)
     work = Work(settings, client, experiment, champion, parent, role, rows, table, buffer)
+    if found.prequential == found.prequential:  # else NaN: the file has no target
+        watching.check_estimate(work, terminal, found)
+    if settings.dry_run:
+        return settings.exit_with(watching.watch(work, terminal, found))
+    roles.check_enough_new(rows, settings.data)
+    work.buffer = roles.remember(buffer, table, settings.buffer_rows)
     return track(work, terminal, found, whole)
 
 
@@ -97,7 +100,7 @@ class Work:
 
 def track(work: Work, terminal: cli.Terminal, found: Any, whole: Any) -> int:
     """Train, compare, log, register and judge in one MLflow run."""
-    from toolkit import artifact, evidence, tracking
+    from toolkit import artifact, evidence, report, tracking
     from toolkit.checkpoint import Checkpoint
 
     settings, parent, rows = work.settings, work.parent, work.rows
@@ -113,6 +116,7 @@ def track(work: Work, terminal: cli.Terminal, found: Any, whole: Any) -> int:
         with terminal.progress("training") as progress:
             child = train_child(settings, parent, rows, checkpoint, progress.update)
         schema = parent.preprocessor.schema
+        evidence.count_inside(found, parent, child, rows)
         found = evidence.weigh(settings, work.role, rows, schema, child.predictions, found, whole)
         evidence.explain(found, {"parent": parent, "retrained": child}, rows, work.role)
 
@@ -125,9 +129,11 @@ def track(work: Work, terminal: cli.Terminal, found: Any, whole: Any) -> int:
         )
         uri, version, verdict, metrics = keep(work, trained, child, found)
         checkpoint.remove()
+    if settings.report:
+        report.write(found, Path(settings.report))
     evidence.print_scores(terminal, found)
     say(settings, terminal, run.info, uri, version, verdict, metrics, found)
-    return 0
+    return settings.exit_with(verdict.startswith("promoted"))
 
 
 def describe(work: Work, run_id: str, child: "Child", found: Any) -> dict[str, Any]:
@@ -137,6 +143,7 @@ def describe(work: Work, run_id: str, child: "Child", found: Any) -> dict[str, A
     parent, data = work.parent, cli.without_password(work.settings.data)
     generation = int(work.table[roles.GENERATION].iloc[0])
     step = {"generation": generation, "run_id": run_id, "data": data, **roles.counts(work.table)}
+    step["prequential"] = found.prequential
     return {
         **child.card,
         "run_id": run_id,
@@ -248,6 +255,8 @@ def train_child(settings: Settings, parent: Any, rows: Any, checkpoint: Any, tel
             found["control"] = model_utils.model_predict(child.control, X)
         found["mean"] = np.full(len(table), y.mean())
         found["median"] = np.full(len(table), y.median())
+        recent = y[rows.new] if rows.new.any() else y
+        found["recent median"] = np.full(len(table), recent.median())
     child.predictions = predictions
     return child
 
@@ -311,7 +320,7 @@ def refit(work: Work, child: Child, checkpoint: Any) -> None:
     settings = replace(work.settings, controls=False)
     again = continue_members(settings, work.parent, rows, checkpoint, str, child.recipes)
     child.network, child.preprocessor = again.network, again.preprocessor
-    child.card = {**again.card, "refit": True}
+    child.card = child.card | again.card | {"refit": True}
     work.buffer = work.buffer.assign(**{roles.ROLE: roles.TRAIN})
 
 
@@ -334,6 +343,7 @@ def continue_foreign(
         network, X, y, callbacks=callbacks, seed=settings.seed, **sizes
     )
     card = {key: parent.card[key] for key in ("recipe", "scale") if key in parent.card}
+    card.setdefault("scale", asdict(model_utils.target_scale(y)))
     return Child(network, preprocessor, card, {"final_loss": history.history.get("loss", [])})
 
 

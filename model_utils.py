@@ -53,8 +53,8 @@ FEW_ROWS = 3_000  # below it luck with validation rows is large: every candidate
 VALIDATION = 0.2  # share of the rows of a search that each candidate does not train on
 FOLDS = 3
 NEARLY = 1.02  # share of the lowest error up to which another candidate is as good
-MANY_VALIDATION, MUCH_BETTER = 100, 0.97
-MIN_VALIDATION = 20  # rows; with fewer there is nothing to choose by
+ENOUGH = 30  # validation rows; with fewer there is nothing to choose by
+PROOF = 0.3  # an error is lower where it is by this share, over the root of the rows: about 1 s.e.
 Callbacks = Sequence[keras.callbacks.Callback]
 Bins = Sequence[tuple[int, Sequence[float]]]  # numbers of inputs, each with the edges of its bins
 
@@ -477,9 +477,9 @@ def train_members(
     """Train the members of a network of `create_nn_model` side by side, each by its own recipe.
 
     X, y as of `train_model`. mask: bool of shape (n_rows, n_members), the rows a member trains on;
-    of blocks a list. train: does the work of `train_model`. Epochs and batch size are of the first
-    recipe; learning rates fall along half a cosine (Loshchilov & Hutter 2017). FloatingPointError
-    for a loss that is not finite.
+    of blocks a list. train: works as `train_model`. Epochs and batch size are of the first recipe;
+    learning rates fall along half a cosine (Loshchilov & Hutter 2017). FloatingPointError for a
+    loss that is not finite.
     """
     first, heads = recipes[0], _heads(model)
     rates, decays, deltas = (
@@ -487,7 +487,6 @@ def train_members(
         for name in ("learning_rate", "weight_decay", "delta")
     )
     heads.compile(MemberAdamW(rates, decays), loss=MemberHuber(deltas))
-
     X, y = (values if isinstance(values, list) else [values] for values in (X, y))
     masks = mask if isinstance(mask, list) else [True if mask is None else mask] * len(y)
     z = [
@@ -498,10 +497,11 @@ def train_members(
         lambda epoch, _: (1 + math.cos(math.pi * (epoch + 0.5) / first.epochs)) / 2
     )
     sizes: dict[str, Any] = {"epochs": first.epochs, "batch_size": first.batch_size, "seed": seed}
-    callbacks = [cosine, *callbacks]
     with _only_used_weights(model, recipes):
-        _, history = train(heads, X, z, callbacks=callbacks, drop_remainder=True, **sizes)
-    if not np.isfinite(history.history["loss"][-1:]).all():
+        _, history = train(
+            heads, X, z, callbacks=[cosine, *callbacks], drop_remainder=True, **sizes
+        )
+    if not np.isfinite(history.history.get("loss", [])[-1:]).all():
         raise FloatingPointError(f"the loss is not finite at learning rate {first.learning_rate:g}")
     return history
 
@@ -691,13 +691,13 @@ def choose_retraining(
     n_valid = VALIDATION * is_new.mean() * min(len(X), SEARCH_ROWS) * member_count(model)
     n_valid /= len(tried)
     valid = np.ones((len(X), len(tried)), bool)
-    valid[:, : n if n_valid < MANY_VALIDATION else None] = is_new[:, None]
+    valid[:, : n if n_valid < ENOUGH else None] = is_new[:, None]
     errors, loss = compare_recipes(model, X, y, scale, tried, valid, **options)
     last = np.nan_to_num(errors[-1], nan=np.inf)
-    first = 3 if n_valid < MIN_VALIDATION else int(np.argmin(last[:n]))  # slower is the safer
+    first = 3 if n_valid < ENOUGH else int(np.argmin(last[:n]))  # slower is the safer
     best = n + _best(last[n:])
     chosen = [tried[i] for i in best]
-    if n_valid < MANY_VALIDATION or last[best[0]] >= MUCH_BETTER * last[first]:
+    if n_valid < ENOUGH or last[best[0]] >= (1 - PROOF / math.sqrt(n_valid)) * last[first]:
         chosen = [tried[first]] * (MEMBERS // 2) + chosen[: MEMBERS // 2]
     return chosen, {"loss": loss, "val_mae": errors[:, best[0]].tolist()}
 

@@ -285,8 +285,9 @@ def tiny_rows():
 def tiny(tiny_rows):
     """Make a complete model of a network that was trained for one epoch; do not change it."""
     import keras
+    import numpy as np
 
-    from toolkit import artifact, columns, encoding, kinds, roles
+    from toolkit import artifact, columns, encoding, kinds, ranges, roles
 
     keras.utils.set_random_seed(0)
     schema, _ = kinds.infer_schema(tiny_rows, "y")
@@ -299,6 +300,8 @@ def tiny(tiny_rows):
     network.compile("adam", "mse")
     network.fit(preprocessor.transform(table), y / 1000, verbose=0)
     card = {"unit": "€", "lineage": [{"generation": 0}], "result": "good", "run_id": "of the card"}
+    card["scale"] = {"low": 4_000.0, "high": 9_000.0}
+    card[ranges.KEPT] = ranges.keep(y, y + np.arange(120) - 60)
     buffer = held_out.assign(table, generation=0)
     return artifact.TrainedModel(network, preprocessor, held_out, buffer, card, model_card="# é")
 

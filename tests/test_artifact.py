@@ -302,7 +302,7 @@ def test_code_that_travels_in_an_artifact_is_not_run_by_loading_it_here(folder, 
     mark = tmp_path / "mark"
     planted = f"import pathlib\npathlib.Path({str(mark)!r}).touch()\n"
     files = [folder / "served_model.py", *(folder / "artifacts" / "code").glob("*.py")]
-    assert len(files) == 5
+    assert len(files) == 6
     for file in files:
         file.write_text(planted + file.read_text("utf-8"), "utf-8")
     assert artifact.load_model(str(folder), NONE).roles

@@ -239,6 +239,8 @@ def test_seconds_are_dates_when_asked_or_called_so():
     assert learn(seconds, "size", date=["size"])[0].date_format == "epoch s"
     assert learn([1000 * s for s in seconds], "date")[0].date_format == "epoch ms"
     assert learn(DAYS.strftime("%Y%m%d").astype(int), "date")[1].tolist() == SINCE
+    births = DAYS - pd.Timedelta(days=30_000)
+    assert learn(births.strftime("%Y%m%d"), "birth date")[1].tolist() == [d - 30_000 for d in SINCE]
 
 
 def test_wrong_date_is_refused_with_its_line():

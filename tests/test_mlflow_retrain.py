@@ -98,6 +98,47 @@ def test_first_word_is_what_the_parent_erred_on_the_whole_file_before_any_traini
     assert first.endswith(f"before any training on them, is {format_amount(by_hand, '€')}")
 
 
+def test_share_of_new_rows_inside_the_ranges_is_that_of_the_served_parent(
+    trained, retrained, files
+):
+    child, file = retrained.load(retrained.uri), pd.read_csv(files / "new.csv").head(340)
+    rows = file[is_held_out(child, file)]
+    trained.use()
+    found = mlflow.pyfunc.load_model(trained.uri).predict(rows, params={"interval": 0.9})
+    by_hand = rows[TARGET].between(found["low"].array, found["high"].array)
+    metrics = retrained.run.data.metrics
+    assert metrics["new/inside_90_parent"] == pytest.approx(by_hand.mean())
+    assert 0.7 < metrics["new/inside_90_retrained"] <= 1
+    report = files_of(retrained, retrained.run)
+    groups = pd.read_csv(report["groups.csv"])
+    for name in ("parent", "retrained"):
+        shares = groups.query("column == 'region'")
+        whole = np.average(shares[f"inside_90_{name}"], weights=shares["rows"])
+        assert whole == pytest.approx(metrics[f"new/inside_90_{name}"])
+    words = f"Of the {len(rows)} new held-out rows, within 90 % ranges lie {by_hand.sum()} ("
+    for page in ("report.md", "report.html"):
+        assert words in report[page].read_text("utf-8")
+
+
+def test_model_keeps_its_errors_on_all_held_out_rows_also_once_these_were_trained_on(
+    workshop, files, monkeypatch, no_figures
+):
+    from toolkit import ranges
+
+    monkeypatch.setattr(model_utils, "train_model", not_trained)
+    flags = ["--data", files / "new.csv", *QUICK, "--promote", "always", "--refit"]
+    assert workshop.retrain(*flags) == 0, workshop.err
+    child = workshop.load("models:/loan-amount/2")
+    assert child.card["refit"]
+    assert len(part_of(child, "held_out")) == 0
+    n_held_out = sum(step["held_out"] for step in child.card["lineage"])
+    assert (
+        100 < len(child.card[ranges.KEPT]["error"]) < n_held_out
+    )  # rows that came back count once
+    low, high = ranges.around(child.card, np.array([5_000.0]))
+    assert child.card["scale"]["low"] <= low < 5_000 < high <= child.card["scale"]["high"]
+
+
 def test_own_scores_of_the_run_are_those_on_new_rows(retrained):
     metrics = retrained.run.data.metrics
     for score in SCORES:
@@ -108,7 +149,10 @@ def test_baselines_and_controls_are_scored_on_the_same_rows(retrained):
     model, metrics = retrained.load(retrained.uri), retrained.run.data.metrics
     held_out, y = part_of(model, "held_out"), part_of(model, "train")[TARGET]
     new = held_out[held_out[roles.GENERATION] == 1][TARGET]
-    for name, constant in (("mean", y.mean()), ("median", y.median())):
+    train = part_of(model, "train")
+    recent = train[train[roles.GENERATION] == 1][TARGET].median()
+    constants = {"mean": y.mean(), "median": y.median(), "recent median": recent}
+    for name, constant in constants.items():
         by_hand = np.abs(new - constant).mean()
         assert metrics[f"new/MAE_{name}"] == pytest.approx(by_hand, rel=1e-9)
     for control in ("control", "scratch"):
@@ -192,6 +236,29 @@ def test_parent_is_not_changed_by_one_byte(trained, retrained, hashes):
     assert len(trained.before) > 15
     name = "models/preprocessor.pkl"
     assert hashes(retrained.folder)[name] == trained.before[name]
+
+
+@pytest.mark.usefixtures("no_training")
+def test_report_flag_writes_the_page_and_refit_trains_on_what_was_held_out(workshop, files):
+    flags = ["--data", files / "new.csv", "--refit", "--promote", "always", *QUICK]
+    assert workshop.retrain(*flags, "--report", "out.html", "--exit-code") == 0, workshop.err
+    page = (workshop.folder / "out.html").read_text("utf-8")
+    assert page.startswith("<!doctype html>")
+    assert "What users lived with" not in page  # there is one generation only
+    child = workshop.load("models:/loan-amount/2")
+    assert child.card["refit"] is True
+    assert part_of(child, "held_out").empty
+    (_, (X,), _), _ = workshop.fits[-1]
+    (_, (X_judged,), _), _ = workshop.fits[-2]
+    assert len(X) == len(child.buffer) > len(X_judged)
+    flags = ["--data", files / "later.csv", "--promote", "never", "--exit-code", *QUICK]
+    loans("new", 900, 1100).to_csv(files / "later.csv", index=False)
+    assert workshop.retrain(*flags) == 3, workshop.err
+    assert "no old row at hand" in workshop.out
+    history = workshop.load("models:/loan-amount/3").card["lineage"]
+    assert [("prequential" in step) for step in history] == [False, True, True]
+    page = files_of(workshop, workshop.run)["report.html"].read_text("utf-8")
+    assert "What users lived with" in page
 
 
 def test_child_is_named_registered_and_lies_in_the_models_folder_too(retrained, files):
@@ -558,8 +625,9 @@ def test_group_is_held_out_as_a_whole_in_every_generation(fresh_place):
         prediction = model_utils.model_predict(model.network, X)
         errors.append(np.abs(held_out["price"].to_numpy() - prediction))
     labels = held_out["size"].astype(int)
-    by_hand = comparison.paired_interval(errors[1] - errors[0], groups=labels)
-    assert new["low"] == pytest.approx(by_hand.low)
+    sure = comparison.confidence_of(1)
+    by_hand = comparison.paired_interval(errors[1] - errors[0], groups=labels, confidence=sure)
+    assert new["low"] == pytest.approx(by_hand.low, rel=1e-6)
     assert new["high"] == pytest.approx(by_hand.high) == metrics["new/MAE_difference_high"]
     fresh_place.err = ""
     rows.drop(columns="customer").head(80).to_csv(fresh_place.folder / "none.csv", index=False)
@@ -676,7 +744,7 @@ def test_replay_0_trains_on_rows_of_the_new_file_alone_and_buffer_rows_0_keeps_n
     assert again == len(held_out) == 80
 
 
-def test_dry_run_tells_drift_and_findings_and_leaves_nothing_behind(workshop, files, hashes):
+def test_dry_run_tells_drift_and_findings_and_leaves_nothing_but_a_run(workshop, files, hashes):
     before = hashes(workshop.folder)
     flags = ["--dry-run", "--experiment", "loans", "--data"]
     assert workshop.retrain(*flags, files / "new.csv") == 0, workshop.err
@@ -694,7 +762,9 @@ def test_dry_run_tells_drift_and_findings_and_leaves_nothing_behind(workshop, fi
     del after["broken.csv"]
     assert set(after) == set(before)
     assert {k for k in after if after[k] != before[k]} <= {"mlflow.db"}
-    assert len(workshop.runs()) == 1
+    assert [run.data.tags["phase"] for run in workshop.runs()] == ["monitoring"] * 4 + ["training"]
+    assert [run.info.status for run in workshop.runs()] == ["FINISHED"] * 5
+    assert told(workshop)["verdict"] == "a retraining is not worthwhile yet: the file looks broken"
 
 
 @pytest.mark.usefixtures("no_training")

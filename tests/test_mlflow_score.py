@@ -10,12 +10,13 @@ import shutil
 import sys
 from pathlib import Path
 
+import mlflow
 import numpy as np
 import pandas as pd
 import pytest
 from conftest import Place, not_trained
 
-from toolkit import tables
+from toolkit import ranges, tables
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
@@ -110,6 +111,22 @@ def test_file_of_predictions_holds_those_of_pyfunc_in_the_order_of_the_rows(
         "output": output.name,
     }
     assert len(place.runs()) == 1  # scoring logs nothing
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_interval_writes_the_ranges_of_pyfunc_beside_the_predictions(place, suffix, monkeypatch):
+    monkeypatch.setattr(tables, "BLOCK_ROWS", 25)
+    output = place.folder / f"wide.{suffix}"
+    flags = ["--data", "sent.csv", "--output", output.name, "--interval", 0.8]
+    assert place.score(*flags) == 0, place.err
+    found = pd.read_csv(output) if suffix == "csv" else pd.read_parquet(output)
+    model = mlflow.pyfunc.load_model("models:/loan-amount@champion")
+    pd.testing.assert_frame_equal(found, model.predict(place.sent, params={"interval": 0.8}))
+    kept = place.load("models:/loan-amount@champion").card
+    assert len(kept[ranges.KEPT]["error"]) == 40  # a fifth of the rows
+    assert found["low"].min() >= kept["scale"]["low"]
+    assert found["high"].max() <= kept["scale"]["high"]
+    output.unlink()
 
 
 def test_error_in_a_late_block_leaves_the_old_predictions_as_they_were(place, monkeypatch):

@@ -92,7 +92,8 @@ def test_two_clients_at_once_finish_all_their_runs(places):
 
 
 def test_one_champion_came_out_of_it_and_can_be_rolled_back(places):
-    promoted = [run for run in places[0].runs() if run.data.tags.get("verdict") == "promoted"]
+    done = {"phase": "retraining", "verdict": "promoted"}.items()
+    promoted = [run for run in places[0].runs() if done <= run.data.tags.items()]
     versions = places[0].client.search_model_versions("name = 'loan-amount'")
     of_run = {version.run_id: str(version.version) for version in versions}
     before = (places[0].champion(), places[0].champion("previous"))

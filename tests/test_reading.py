@@ -1,7 +1,9 @@
 """Claims about toolkit/reading.py: blocks of a source become one table, as if read at once."""
 
+import gc
 import itertools
 import re
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,6 +11,7 @@ import pandas as pd
 import pytest
 
 from toolkit import reading, roles, tables
+from toolkit.encoding import Preprocessor
 from toolkit.errors import UserError
 
 N = 120
@@ -55,7 +58,8 @@ def blocks_of(rows, *cuts):
 
 def test_file_becomes_a_conformed_table_with_the_hashes_of_its_rows(tmp_path):
     rows_of().to_csv(tmp_path / "rows.csv", index=False)
-    table, schema, _ = reading.read_first(settings_for(tmp_path / "rows.csv"))
+    rows, schema, _ = reading.read_first(settings_for(tmp_path / "rows.csv"))
+    table = rows.table
     assert list(table) == [*schema.features, "y", roles.HASH]
     assert schema.kinds["income"] == "numeric"
     assert schema.kinds["region"] == "categorical"
@@ -69,7 +73,8 @@ def read_again(settings, schema, card=None):
     preprocessor = SimpleNamespace(schema=schema)
     card = {"unit": "€"} if card is None else card
     parent = SimpleNamespace(roles=None, preprocessor=preprocessor, card=card)
-    table, role, _ = reading.read_again(settings, parent, generation=3)
+    rows, role, _ = reading.read_again(settings, parent, generation=3)
+    table = rows.table
     assert (table[roles.GENERATION] == 3).all()
     assert ((table[roles.ROLE] == roles.HELD_OUT) == role.held_out(table)).all()
     return table.drop(columns=[roles.ROLE, roles.GENERATION])
@@ -79,18 +84,18 @@ def test_blocks_give_the_table_that_one_block_gives(source):
     rows = rows_of()
     whole, schema, notes = reading.read_first(source(rows))
     parts, same, other_notes = reading.read_first(source(*blocks_of(rows, 50, 51)))
-    pd.testing.assert_frame_equal(parts, whole)
+    pd.testing.assert_frame_equal(parts.table, whole.table)
     assert (same, other_notes) == (schema, notes)
 
 
 def test_same_rows_from_parquet_have_the_same_hashes(tmp_path):
     rows = rows_of()
     rows.to_csv(tmp_path / "rows.csv", index=False)
-    table, schema, _ = reading.read_first(settings_for(tmp_path / "rows.csv"))
+    first, schema, _ = reading.read_first(settings_for(tmp_path / "rows.csv"))
     typed = rows.astype({"income": float, "y": float, "customer": int})
     typed.assign(day=pd.to_datetime(rows["day"])).to_parquet(tmp_path / "rows.parquet")
     again = read_again(settings_for(tmp_path / "rows.parquet"), schema)
-    assert (again[roles.HASH] == table[roles.HASH]).all()
+    assert (again[roles.HASH] == first.table[roles.HASH]).all()
 
 
 def test_groups_stay_with_their_rows_where_rows_are_left_out(source):
@@ -98,10 +103,10 @@ def test_groups_stay_with_their_rows_where_rows_are_left_out(source):
     rows.loc[[5, 70], "y"] = "999999999"
     chosen = source(*blocks_of(rows, 60))
     chosen.group = "customer"
-    table, _, notes = reading.read_first(chosen)
+    read, _, notes = reading.read_first(chosen)
     kept = rows.drop(index=[5, 70])["customer"]
     expected = roles.hashed(pd.DataFrame({"x": range(len(kept))}), kept.reset_index(drop=True))
-    assert table[roles.GROUP].tolist() == expected[roles.GROUP].tolist()
+    assert read.table[roles.GROUP].tolist() == expected[roles.GROUP].tolist()
     lines = re.findall(r"\d+", " ".join(note for note in notes if "absurd" in note))
     assert {"7", "72"} <= set(lines)
 
@@ -156,3 +161,107 @@ def test_target_that_is_the_same_in_every_block_is_refused(source):
     rows["y"] = "7"
     with pytest.raises(UserError, match="7 in every row"):
         reading.read_first(source(*blocks_of(rows, 60)))
+
+
+# --- more rows than memory -----------------------------------------------------------------------
+
+MANY = 600  # rows, where IN_MEMORY is 100
+
+
+@pytest.fixture
+def many(source, monkeypatch):
+    """Give the function that reads rows in blocks of 50 where 100 fit into memory."""
+    monkeypatch.setattr(reading, "IN_MEMORY", 100)
+    monkeypatch.setattr(tables, "BLOCK_ROWS", 50)
+
+    def read(rows, **options):
+        settings = source(*blocks_of(rows, *range(50, len(rows), 50)))
+        vars(settings).update(options)
+        return reading.read_first(settings)
+
+    return read
+
+
+def test_rows_that_fit_into_memory_are_one_block_and_in_no_file(many):
+    rows, _, _ = many(rows_of(100))
+    assert [block is rows.table for block in rows.blocks()] == [True]
+    assert rows.n_rows == len(rows.table) == 100
+
+
+def test_of_more_rows_a_sample_is_in_memory_and_all_are_in_files(many, source, monkeypatch):
+    rows = rows_of(MANY)
+    read, schema, notes = many(rows)
+    assert "a uniform sample of 100 of them" in " ".join(notes)
+    blocks = list(read.blocks())
+    assert [len(block) for block in blocks] == [50] * 12
+    together = pd.concat(blocks, ignore_index=True)
+    monkeypatch.setattr(reading, "IN_MEMORY", MANY)
+    pd.testing.assert_frame_equal(reading.read_first(source(rows))[0].table, together)
+    assert read.n_rows == MANY
+    assert len(read.table) == 100
+    assert list(read.table) == [*schema.features, "y", roles.HASH]
+    keys = roles.scrambled(together[roles.HASH].to_numpy(), 1)
+    smallest = together[keys <= np.sort(keys)[99]].reset_index(drop=True)
+    pd.testing.assert_frame_equal(read.table, smallest)
+
+
+def test_sample_is_the_same_whatever_the_order_of_the_rows(many):
+    rows = rows_of(MANY)
+    orders = rows, rows[::-1], rows.sample(frac=1, random_state=1)
+    hashes = [set(many(order)[0].table[roles.HASH]) for order in orders]
+    assert hashes[0] == hashes[1] == hashes[2]
+
+
+def test_few_more_rows_than_the_sample_are_held_at_any_moment(many, monkeypatch):
+    held, add = [], reading.Rows.add
+
+    def watched(self, block):
+        add(self, block)
+        held.append(sum(map(len, self._parts)))
+
+    monkeypatch.setattr(reading.Rows, "add", watched)
+    many(rows_of(MANY))
+    assert len(held) == 12
+    assert max(held) <= 125
+
+
+def test_folder_of_the_rows_is_gone_with_them(many):
+    rows, _, _ = many(rows_of(MANY))
+    folder = rows._files[0].parent
+    assert len(list(folder.iterdir())) == 12
+    del rows
+    gc.collect()
+    assert not folder.exists()
+
+
+def test_latest_row_is_in_the_sample_where_time_holds_rows_out(many):
+    rows = rows_of(MANY).sample(frac=1, random_state=1)
+    read, _, _ = many(rows, time="day")
+    last = pd.concat(read.blocks())["day"].max()
+    assert read.table["day"].max() == last
+    role = roles.Roles.choose(read.table, 0.2, 42, time="day")
+    assert role.intervals[-1][1] == last
+    assert len(read.table) <= 101
+
+
+def test_blocks_are_encoded_as_one_table_would_be_without_the_rows_held_out(many):
+    read, schema, _ = many(rows_of(MANY))
+    role = roles.Roles.choose(read.table, 0.2, 42)
+    train = read.table[~role.held_out(read.table)]
+    preprocessor = Preprocessor.fit(train, schema, train["y"].to_numpy(), roles.folds(train))
+    X, y = read.encode_blocks(preprocessor, role)
+    table = pd.concat(read.blocks(), ignore_index=True)
+    table = table[~role.held_out(table)]
+    assert [len(each) for each in X] == [len(each) for each in y]
+    assert len({len(each) for each in X[:-1]}) == 1, "each other length would be compiled anew"
+    assert all(isinstance(each, np.memmap) and each.dtype == np.float32 for each in X)
+    expected = preprocessor.transform(table, roles.folds(table))
+    assert np.concatenate(X).tobytes() == expected.tobytes()
+    assert np.concatenate(y).tolist() == table["y"].tolist()
+
+
+def test_workers_without_ray_are_refused_in_one_line(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    rows_of().to_csv(tmp_path / "rows.csv", index=False)
+    with pytest.raises(UserError, match=r"pip install -r requirements-scale\.txt"):
+        reading.read_first(settings_for(tmp_path / "rows.csv", workers=2))

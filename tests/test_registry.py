@@ -212,17 +212,6 @@ def test_model_of_the_champions_child_and_first_model_of_a_name_become_champion(
     assert registry.champion_version(client, "other") == "1"
 
 
-def test_versions_of_the_same_new_rows_are_counted_whatever_became_of_them(client, bench):
-    same, other = "a" * 64, "b" * 64
-    assert registry.tries(client, NAME, same) == 0
-    publish(client, bench, champion="1", content_hash=same)
-    publish(client, bench, champion="1", content_hash=same)
-    publish(client, bench, champion="4", wanted=False, content_hash=other)
-    assert registry.tries(client, NAME, same) == 2
-    assert registry.tries(client, NAME, other) == 1
-    assert registry.tries(client, "it's another", same) == 0
-
-
 def test_lock_of_a_process_that_died_is_taken_over_after_a_while(client):
     client.create_registered_model(f"{NAME}.promotion-lock")
     start = time.monotonic()

@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import mlflow
@@ -11,7 +12,7 @@ import pandas as pd
 import pytest
 from mlflow.exceptions import MlflowException
 
-from toolkit import artifact, encoding
+from toolkit import artifact, encoding, ranges
 
 # What a program of somebody else does with the model, far from the project's folder.
 OTHER_PROGRAM = """
@@ -145,6 +146,23 @@ def test_model_runs_the_code_it_carries_and_none_of_the_project(
     np.testing.assert_array_equal(mlflow.pyfunc.load_model(str(folder)).predict(rows), expected)
 
 
+def test_interval_adds_low_and_high_and_nothing_changes_without_it(tiny, served, rows, expected):
+    found = served.predict(rows, params={"interval": 0.9})
+    assert list(found) == ["prediction", "low", "high"]
+    low, high = ranges.around(tiny.card, expected, 0.9)
+    np.testing.assert_array_equal(found, np.stack([expected, low, high], axis=1))
+    for params in (None, {}, {"interval": None}):
+        np.testing.assert_array_equal(served.predict(rows, params=params), expected)
+
+
+def test_model_without_held_out_errors_predicts_and_refuses_an_interval(tiny, rows, tmp_path):
+    folder = artifact.save_folder(replace(tiny, card={}), tmp_path / "old")
+    old = mlflow.pyfunc.load_model(str(folder))
+    assert len(old.predict(rows)) == 120
+    with pytest.raises(MlflowException, match=r"held-out rows \(this one keeps none\)"):
+        old.predict(rows, params={"interval": 0.9})
+
+
 # --- in other processes
 
 
@@ -166,13 +184,15 @@ def test_mlflow_models_predict_scores_a_csv_file(processes, expected):
 def body(rows, form):
     if form == "csv":
         return rows.to_csv(index=False), "text/csv"
+    if form == "csv with ;":
+        return rows.to_csv(index=False, sep=";"), "text/csv"
     orient = form.removeprefix("dataframe_")
     content = json.loads(rows.to_json(orient=orient))
     content.pop("index", None) if orient == "split" else None
     return json.dumps({form: content}), "application/json"
 
 
-FORMS = ["dataframe_split", "dataframe_records", "csv"]
+FORMS = ["dataframe_split", "dataframe_records", "csv", "csv with ;"]
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -190,6 +210,24 @@ def test_server_scores_gaps_as_this_process_does(server, served, rows, form):
     status, answer = server.post("/invocations", *body(gaps, form))
     assert status == 200, answer
     assert json.loads(answer)["predictions"] == served.predict(gaps).tolist()
+
+
+def test_server_gives_the_ranges_of_this_process(server, served, rows):
+    content = json.loads(body(rows, "dataframe_split")[0]) | {"params": {"interval": 0.9}}
+    status, answer = server.post("/invocations", json.dumps(content))
+    assert status == 200, answer
+    found = pd.DataFrame(json.loads(answer)["predictions"])
+    pd.testing.assert_frame_equal(found, served.predict(rows, params=content["params"]))
+
+
+@pytest.mark.parametrize("interval", [0, 1.5, -1, "wide"])
+def test_server_refuses_an_interval_that_is_no_share_with_status_400(server, rows, interval):
+    content = json.loads(body(rows.head(2), "dataframe_split")[0]) | {
+        "params": {"interval": interval}
+    }
+    status, answer = server.post("/invocations", json.dumps(content))
+    assert status == 400, answer
+    assert "interval" in json.loads(answer)["message"]
 
 
 def test_server_scores_the_example_that_lies_in_the_artifact(server, logged):
@@ -216,10 +254,11 @@ def test_server_refuses_wrong_rows_with_status_400_and_the_reason(
     assert words in json.loads(answer)["message"]
 
 
-def test_csv_without_commas_is_status_400_with_the_columns_that_are_missing(server, rows):
-    status, answer = server.post("/invocations", rows.to_csv(index=False, sep=";"), "text/csv")
+@pytest.mark.parametrize("cell", ["1234,5", '"a;b"'])
+def test_semicolons_that_cannot_be_told_from_cells_are_status_400_with_what_to_send(server, cell):
+    status, answer = server.post("/invocations", f"income;region\n{cell};north\n", "text/csv")
     assert status == 400, answer
-    assert "income;region" in json.loads(answer)["message"]
+    assert "expected commas between columns" in json.loads(answer)["message"]
 
 
 @pytest.mark.parametrize("text", ["{", '{"rows": []}', "[]", ""])

@@ -269,7 +269,8 @@ class Settings(cli.StoreSettings):
 def test_settings_of_any_length_and_kind_are_logged(store):
     client, experiment_id = store
     with tracking.tracked_run(experiment_id, "a", {}) as run:
-        tracking.log_settings(client, run.info.run_id, Settings(model_name="m"), rows=7)
+        settings = Settings(model_name="m")
+        tracking.log_inputs(client, run.info.run_id, settings, "y", {}, rows=7)
     params = client.get_run(run.info.run_id).data.params
     expected = {"words": "('x', 'y z')", "none": "None", "rows": "7", "model_name": "m"}
     assert {key: params[key] for key in expected} == expected

@@ -23,7 +23,7 @@ import mlflow
 import pandas as pd
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
-from mlflow.types.schema import ColSpec, DataType, Schema
+from mlflow.types.schema import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
 from . import cli
 from .encoding import Preprocessor
@@ -35,7 +35,7 @@ logging.getLogger("tensorflow").setLevel(logging.ERROR)  # nor on every network 
 HERE = Path(__file__).parent
 A_DAY = 86_400  # seconds
 PACKAGES = ("mlflow", "tensorflow", "keras", "pandas", "pyarrow", "numpy")
-TRAVELLING = ("__init__.py", "errors.py", "columns.py", "encoding.py")
+TRAVELLING = ("__init__.py", "errors.py", "columns.py", "encoding.py", "ranges.py")
 PARTS = {  # name of the MLflow artifact: file inside the folder `artifacts`
     "network": "model.keras",
     "preprocessor": "preprocessor.json",
@@ -113,7 +113,10 @@ def save_model(
             mlflow_model=mlflow_model,
             artifacts={part: str(file) for part, file in files.items()},
             pip_requirements=[f"{name}=={version(name)}" for name in PACKAGES],
-            signature=ModelSignature(outputs=Schema([ColSpec(DataType.double)])),
+            signature=ModelSignature(
+                outputs=Schema([ColSpec(DataType.double)]),
+                params=ParamSchema([ParamSpec("interval", DataType.double, None)]),
+            ),
             input_example=example(trained.preprocessor),
         )
 

@@ -182,13 +182,14 @@ def marks_of(core: pd.Series, context: str = "") -> tuple[str, str, bool]:
 
 def parse_numbers(text: pd.Series, column: Column) -> np.ndarray:
     """Read texts as float64 numbers; NaN for a text that is none."""
-    core, decimal, thousands = text, ".", ""
-    if column.thousands == "." or is_like(text, PLAIN).sum() < text.notna().sum():
+    core, good, decimal, thousands = text, is_like(text, PLAIN), ".", ""
+    if column.thousands == "." or good.sum() < text.count():
         core = core_of(without_markers(text), column.unit)
         decimal, thousands, sure = marks_of(core)
         if not sure or not decimal:  # this file alone does not say: it is as at training
             decimal, thousands = column.decimal, column.thousands
-    core = core.where(is_like(core, number_pattern(decimal, thousands)))
+        good = is_like(core, number_pattern(decimal, thousands))
+    core = core.where(good)
     for mark, plain in (("+", ""), (thousands, ""), (decimal, ".")):
         core = core.str.replace(mark, plain, regex=False) if mark not in ("", plain) else core
     numbers = pc.cast(pa.array(core.array, pa.string()), pa.float64())  # exact, unlike pandas

@@ -82,12 +82,7 @@ def fit(
     Returns (model, history).
     """
     model.optimizer.build(model.trainable_variables)
-    losses: list[float] = []
-    if state:
-        model.set_weights(state[0])
-        losses = state[2]
-        for variable, value in zip(model.optimizer.variables, state[1], strict=True):
-            variable.assign(value)
+    losses = restored(model, state) if state else []
     watched = keras.callbacks.CallbackList(list(callbacks), model=model)
     run = compiled(strategy, model)
     for epoch in range(len(losses), epochs):
@@ -101,6 +96,15 @@ def fit(
         variables = [variable.numpy() for variable in model.optimizer.variables]
         report((model.get_weights(), variables, losses))
     return model, SimpleNamespace(history={"loss": losses})
+
+
+def restored(model: keras.Model, state: tuple[list, list, list[float]]) -> list[float]:
+    """Set weights and optimizer to a saved state; return its losses."""
+    weights, variables, losses = state
+    model.set_weights(weights)
+    for variable, value in zip(model.optimizer.variables, variables, strict=True):
+        variable.assign(value)
+    return losses
 
 
 def blocks_of_minibatches(

@@ -108,8 +108,7 @@ class Share:
         self.folder.mkdir(parents=True)
         rows, source = Rows(self.time, self.folder), self.open()
         notes = self.collect(rows, source.blocks(), source.source, source)
-        rows.finish()
-        (self.folder / ROWS).write_bytes(pickle.dumps(rows.without_table()))
+        (self.folder / ROWS).write_bytes(pickle.dumps(rows.without_sample()))
         return rows, [*source.notes, *notes]
 
     def rows(self) -> Rows:
@@ -125,15 +124,14 @@ class Share:
 
 
 def shares_of(source: tables.Table, settings: Any, **more: Any) -> list[Share]:
-    """Cut a source into one share for each worker; its first rows are read to see the columns."""
+    """Cut a source into one share for each worker; its first rows tell the columns."""
     if not source.columns:
         next(source.blocks())
     count, place = settings.workers, (settings.data, settings.query, source.columns)
     return [Share(number, count, *place, **more) for number in range(count)]
 
 
-def map_shares(function: Callable, shares: Sequence[Share], *arguments: Any) -> Any:
-    """Call a function for each share, each in a worker; return the results as a list."""
+def _map(function: Callable, shares: Sequence[Share], *arguments: Any) -> Any:
     ray = start(len(shares))
     task = ray.remote(scheduling_strategy="SPREAD", max_retries=RESTARTS)(function)
     with _plain_errors():
@@ -145,10 +143,15 @@ def read(collect: Callable, source: tables.Table, settings: Any, time: str) -> t
     keep = tempfile.TemporaryDirectory(prefix="rows-")
     shares = shares_of(source, settings, collect=collect, time=time)
     shares = [replace(each, folder=Path(keep.name, str(each.number))) for each in shares]
-    found = map_shares(Share.read, shares)
+    found = _map(Share.read, shares)
     rows = Rows.together([rows for rows, _ in found], time)
     rows.shares, rows.keep = shares, keep
     return rows, list(dict.fromkeys(note for _, notes in found for note in notes))
+
+
+def share_rows(rows: Rows, *encode: Any) -> Any:
+    """Return the rows of a training as `train` takes them: shares, and how they are encoded."""
+    return _map(Share.counted, rows.shares, encode[1]), encode
 
 
 def stream(function: Callable, shares: Sequence[Share]) -> Iterator[Any]:

@@ -13,7 +13,7 @@ import pandas as pd
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModelInput
 
-from . import cli, comparison, drift, encoding, figures, report, roles, tracking
+from . import cli, comparison, drift, encoding, figures, ranges, report, roles, tracking
 from .artifact import TrainedModel
 from .columns import Schema
 from .report import Evidence
@@ -33,17 +33,21 @@ def look(
     schema, unit = parent.preprocessor.schema, parent.card.get("unit", "")
     target, kinds = schema.target.name, schema.kinds
     y = rows.file[target].to_numpy()
-    prediction = _predict(parent, rows.file)
+    prediction = predict(parent, rows.file)
     error = float(np.abs(y - prediction).mean())
     terminal.say(
         f"parent {parent.uri}: its MAE on the {len(y):,} new rows of {data}, before any training "
         f"on them, is {format_amount(error, unit)}"
     )
-    found = Evidence(unit=unit, prequential=error, prequential_rows=len(y))
+    steps = parent.card.get("lineage", [])
+    history = {step["generation"]: step["prequential"] for step in steps if "prequential" in step}
+    history[int(rows.file[roles.GENERATION].max())] = error
+    found = Evidence(unit, error, len(y), history)
     lines = ["drift: unknown, the parent remembers no training row"]
     if len(rows.remembered):
-        found.drift = drift.drift(rows.remembered, rows.file, kinds, target)
-        found.bounds = drift.at_bounds(rows.remembered[target], y)
+        is_known = np.isfinite(error)
+        found.drift = drift.drift(rows.remembered, rows.file, kinds, target if is_known else None)
+        found.bounds = drift.at_bounds(rows.remembered[target], y) if is_known else "unknown"
         found.findings = drift.suspicious(rows.remembered, rows.file, kinds, target)
         lines = [*drift.drift_summary(found.drift), f"target: {found.bounds}"]
         lines += [f"suspicious: {finding}" for finding in found.findings]
@@ -63,6 +67,26 @@ def as_json(parent: TrainedModel, evidence: Evidence) -> dict[str, Any]:
     }
 
 
+def count_inside(found: Evidence, parent: TrainedModel, child: Any, rows: RetrainingRows) -> None:
+    """Add to `found` which new held-out rows lie within the 90 % ranges of both models.
+
+    Each half of the held-out rows counts by the child's errors on the other half; its card is given
+    the errors on all of them.
+    """
+    target, n_new = parent.preprocessor.schema.target.name, len(rows.held_out["new"])
+    y = np.concatenate([table[target] for table in rows.held_out.values()])
+    made = np.concatenate([child.predictions[part]["retrained"] for part in rows.held_out])
+    if ranges.KEPT in parent.card:
+        before = child.predictions["new"]["parent"]
+        found.inside["parent"] = ranges.inside(parent.card, before, y[:n_new])
+    inside, half = np.zeros(len(y), bool), np.arange(len(y)) % 2
+    for own in (half == 0, half == 1):
+        card = child.card | {ranges.KEPT: ranges.keep(made[~own], y[~own])}
+        inside[own] = ranges.inside(card, made[own], y[own])
+    found.inside["retrained"] = inside[:n_new]
+    child.card[ranges.KEPT] = ranges.keep(made, y)
+
+
 def weigh(
     settings: Any,
     role: roles.Roles,
@@ -72,18 +96,20 @@ def weigh(
     evidence: Evidence,
     whole: np.ndarray,
 ) -> Evidence:
-    """Compare both models on the same held-out rows, reach a verdict, and add it to `evidence`.
+    """Compare both models on the same held-out rows, and add the verdict to `evidence`.
 
-    predictions: of every model, by part of the held-out rows; whole: the parent's for the file's
-    new rows, made before any training.
+    predictions: by part of the held-out rows and model; whole: the parent's of the file's new rows.
     """
-    target, kinds, new = schema.target.name, schema.kinds, predictions["new"]
+    target, new = schema.target.name, predictions["new"]
     y = {part: table[target].to_numpy() for part, table in rows.held_out.items()}
     labels = {part: roles.blocks_of_rows(table, role) for part, table in rows.held_out.items()}
-    held_out = {part: comparison.evaluate(y[part], predictions[part], labels[part]) for part in y}
-    findings, both = list(evidence.findings), (rows.file[target], whole)
+    sure = comparison.confidence_of(rows.tries)
+    held_out = {
+        part: comparison.evaluate(y[part], predictions[part], labels[part], sure) for part in y
+    }
+    findings, of_file = list(evidence.findings), (rows.file[target], whole)
     if "old" in y:
-        findings += comparison.lost_skill(y, predictions, both, labels["new"])
+        findings += comparison.lost_skill(y, predictions, of_file, labels["new"])
     evidence.held_out, evidence.leakage = held_out, rows.counts
     evidence.verdict = comparison.decide(
         held_out["new"],
@@ -95,11 +121,11 @@ def weigh(
     )
     if "control" in new:
         evidence.attribution = comparison.attribution(y["new"], new, evidence.unit, labels["new"])
-    texts = [name for name, kind in kinds.items() if kind == "categorical"]
+    texts = [name for name, kind in schema.kinds.items() if kind == "categorical"]
     if texts:
-        models = (new["parent"], new["retrained"])
-        evidence.groups = comparison.groups(rows.held_out["new"], texts, y["new"], *models)
-    evidence.caveats = _caveats(schema, role)
+        found = (new["parent"], new["retrained"], evidence.inside)
+        evidence.groups = comparison.groups(rows.held_out["new"], texts, y["new"], *found)
+    evidence.caveats = _caveats(schema, role, rows.tries)
     return evidence
 
 
@@ -112,26 +138,33 @@ def explain(
     """
     table, schema = rows.held_out["new"], models["parent"].preprocessor.schema
     y, labels = table[schema.target.name], roles.blocks_of_rows(table, role)
-    predict = {name: functools.partial(_predict, model) for name, model in models.items()}
-    evidence.importance = comparison.importance(predict, table, y, schema.features, 0, labels)
+    predicts = {name: functools.partial(predict, model) for name, model in models.items()}
+    evidence.importance = comparison.importance(predicts, table, y, schema.features, 0, labels)
     names = [name for name in evidence.importance["column"] if table[name].notna().any()]
     shown = [name for name in names if schema.kinds[name] != "date"][:2]
-    evidence.dependence = {name: comparison.dependence(predict, table, name) for name in shown}
+    evidence.dependence = {name: comparison.dependence(predicts, table, name) for name in shown}
 
 
-def _predict(model: Any, rows: pd.DataFrame) -> np.ndarray:
+def predict(model: Any, rows: pd.DataFrame) -> np.ndarray:
+    """Predict conformed rows by what has a `network` and a `preprocessor`."""
     return encoding.predict(model.network, model.preprocessor.transform(rows))
 
 
-def _caveats(schema: Schema, role: roles.Roles) -> list[str]:
+def _caveats(schema: Schema, role: roles.Roles, tries: int) -> list[str]:
     """Say what the way of holding rows out leaves open."""
+    caveats = []
     dates = [name for name, kind in schema.kinds.items() if kind == "date"]
-    if not dates or role.time:
-        return []
-    return [
-        f"Rows were held out at random, whatever their {dates[0]}: a model is judged on days that "
-        f"it partly knows. A first training with --time {dates[0]} holds out the latest."
-    ]
+    if dates and not role.time:
+        caveats.append(
+            f"Rows were held out at random, whatever their {dates[0]}: a model is judged on days "
+            f"that it partly knows. A first training with --time {dates[0]} holds out the latest."
+        )
+    if tries > 1:
+        caveats.append(
+            f"This was try {tries} since the parent, on rows that partly judged a version before: "
+            f"its intervals are wider, of {comparison.confidence_of(tries):.4g}."
+        )
+    return caveats
 
 
 def log_inputs(
@@ -167,6 +200,8 @@ def log_evidence(
     tables["importance"] = evidence.importance
     if evidence.importance is not None:
         pictures["importance"] = figures.importance(evidence.importance, unit)
+    if len(evidence.history) > 1:
+        pictures["over_generations"] = figures.over_generations(evidence.history, unit)
     if evidence.dependence:
         pictures["dependence"] = figures.dependence(evidence.dependence, unit)
     if evidence.groups is not None:

@@ -50,6 +50,16 @@ def learning_curve(curves: Mapping[str, Sequence[float]]) -> Figure:
     return figure
 
 
+def over_generations(errors: Mapping[int, float], unit: str = "") -> Figure:
+    """Draw the champion's MAE on each new file, by generation, before it was trained on that."""
+    figure, (axes,) = _canvas(3.0, ["What users lived with: the champion on each new file"])
+    axes.plot(list(errors), list(errors.values()), "o-", color=BLUE)
+    axes.set(xlabel="generation", ylabel=_with_unit("MAE", unit), ylim=(0, None))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.yaxis.set_major_formatter(AMOUNTS)
+    return figure
+
+
 def predicted_against_actual(
     y_true: ArrayLike, predictions: Mapping[str, ArrayLike], unit: str = ""
 ) -> Figure:

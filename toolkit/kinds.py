@@ -154,11 +154,11 @@ def _date_format(cells: _Cells) -> str:
     if is_like(texts, PLAIN).all():
         if not (cells.said or cells.called(DATED)):
             return ""
-        for form in (*c.EPOCHS, "%Y%m%d"):
+        for form in c.EPOCHS:
             days = c.parse_dates(texts, form)
-            if np.mean((days >= 1_000) & (days <= 49_000)) > 0.9:  # 1972 to 2104
+            if np.all((days >= 1_000) & (days <= 49_000)):  # 1972 to 2104
                 return form
-        return ""
+        return "%Y%m%d" if np.isfinite(c.parse_dates(texts, "%Y%m%d")).mean() > 0.9 else ""
     guesses = dict.fromkeys(
         _guess(text, first) for text in texts.head(20) for first in (True, False)
     )
@@ -334,7 +334,13 @@ def _column(cells: _Cells, *, is_wanted: bool) -> tuple[Column | None, list[str]
     reason = "" if is_wanted else _identifies(cells)
     column, notes = (cells.column, []) if reason else _kind(cells)
     reason = reason or ("" if is_wanted else _counts_rows(cells, column))
-    out = f"column {cells.name!r} is left out: {reason} (--keep {cells.name!r} takes it)"
+    way = f"--keep {cells.name!r} takes it"
+    if (
+        "an id" in reason
+        and 2 <= cells.text.count() / max(1, cells.text.nunique()) < len(cells.text) / 10
+    ):
+        way += f"; its values repeat: --group {cells.name!r} holds out all rows of one, or none"
+    out = f"column {cells.name!r} is left out: {reason} ({way})"
     return (None, [out]) if reason else (column, notes)
 
 
@@ -354,15 +360,13 @@ def _check_names(rows: pd.DataFrame, target: str, source: str, asked: dict[str, 
 
 def _share_marks(columns: list[_Cells], separator: str) -> None:
     """Learn from all columns together which mark is before decimals, and tell each of them."""
-    votes = {".": 0, ",": 0, "": 0}
+    texts = [cells for cells in columns if is_string_dtype(cells.values)]
+    marks = [c.marks_of(c.core_of(cells.sample, cells.unit[0])) for cells in texts]
+    sure = [decimal for decimal, _, is_sure in marks if is_sure]
+    points, commas = sure.count("."), sure.count(",")
     for cells in columns:
-        if is_string_dtype(cells.values):
-            decimal, _, sure = c.marks_of(c.core_of(cells.sample, cells.unit[0]))
-            votes[decimal if sure else ""] += 1
-    decimal = "" if votes["."] == votes[","] else max(".,", key=votes.__getitem__)
-    for cells in columns:
-        cells.decimal = decimal
-        cells.european = decimal == "," or (separator == ";" and decimal != ".")
+        cells.decimal = "" if points == commas else "." if points > commas else ","
+        cells.european = commas > points or (separator == ";" and points <= commas)
 
 
 def leaks(table: pd.DataFrame, schema: Schema) -> list[str]:

@@ -33,27 +33,29 @@ class Rows:
     """Hold conformed, hashed rows: all of them, or a sample beside files with all of them.
 
     The sample are the IN_MEMORY rows whose scrambled hashes are the smallest, whatever the order
-    of the rows (bottom-k sampling, as in `roles.smallest`). Among them is the latest of all rows
-    where `time` names a column: what is held out by time ends there.
-
-    With `folder` all rows are kept there, however few they are.
+    of the rows (bottom-k sampling, as in `roles.smallest`), and the latest of all rows where `time`
+    names a column: what is held out by time ends there. With `folder` all rows are kept there,
+    however few they are.
 
     Attributes: table, all rows or the sample, as `roles.py` describes it; n_rows, of the source.
     """
 
     def __init__(self, time: str = "", folder: Path | None = None) -> None:
-        self.time, self.n_rows, self.folder = time, 0, folder
-        self.table = pd.DataFrame()
-        self._parts: list[pd.DataFrame] = []
-        self._files: list[Path] = []
-        self.shares: list = []  # of other processes, in `engine.py`, that keep the rows
+        self.time, self.n_rows, self.table = time, 0, pd.DataFrame()
+        self.folder = folder
+        self.shares: list = []  # of workers, which keep the rows (`engine.py`)
         self.keep: tempfile.TemporaryDirectory | None = None
-        self._limit = np.uint64(2**64 - 1)  # no row with a larger key enters the sample
+        self._parts: list[pd.DataFrame] = []
+        self._latest = pd.DataFrame()
+        self._files: list[Path] = []
+        self._limit = np.uint64(2**64 - 1)  # of the keys of rows that may enter the sample
 
     def add(self, block: pd.DataFrame) -> None:
         """Add rows; complete `table` by `finish` afterwards."""
         self.n_rows += len(block)
         self._parts.append(block)
+        if self.time:
+            self._latest = pd.concat([self._latest, block]).nlargest(1, self.time)
         if self.n_rows <= IN_MEMORY and not self.folder:
             return
         if not self.folder:
@@ -62,41 +64,42 @@ class Rows:
         for part in self._parts[-1 if self._files else 0 :]:
             self._files.append(self.folder / f"{len(self._files)}.feather")
             part.to_feather(self._files[-1], compression="uncompressed")
-        self._parts[-1] = block[self._keys(block) <= self._limit]
+        self._parts[-1] = block[_keys(block) <= self._limit]
         if sum(map(len, self._parts)) > 1.25 * IN_MEMORY:
             self._cut()
 
     def _cut(self) -> None:
-        keys = [self._keys(part) for part in self._parts]
-        n_kept = IN_MEMORY + len(keys)  # the latest row of each part is beyond the smallest
-        self._limit = np.sort(np.concatenate(keys))[:n_kept][-1]
-        for number, of_part in enumerate(keys):  # one by one, to hold few rows twice
+        keys = [_keys(part) for part in self._parts]
+        self._limit = np.sort(np.concatenate(keys))[:IN_MEMORY][-1]
+        for number, of_part in enumerate(keys):  # one after the other, to hold few rows twice
             self._parts[number] = self._parts[number][of_part <= self._limit]
 
     def finish(self) -> "Rows":
         """Put `table` together from what was added."""
-        self.table = pd.concat(self._parts, ignore_index=True) if self._parts else self.table
-        self._parts = []
         if self.n_rows > IN_MEMORY:
-            kept = np.argsort(self._keys(self.table), kind="stable")[:IN_MEMORY]
-            self.table = self.table.iloc[kept].reset_index(drop=True)
+            self._cut()
+            self._parts.append(self._latest)
+        self.table, self._parts = pd.concat(self._parts, ignore_index=True), []
         return self
 
-    def without_table(self) -> "Rows":
+    def without_sample(self) -> "Rows":
         """Return a copy that knows the files of the rows alone."""
         rows = copy(self)
-        rows.table = self.table.head(0)
+        rows._parts = []
         return rows
 
     @classmethod
     def together(cls, shares: "list[Rows]", time: str) -> "Rows":
-        """Combine the samples of shares, to be finished; the rows themselves stay where they are.
+        """Combine the samples of shares, in order; the rows themselves stay where they are.
 
-        The smallest keys of all are among the smallest of each.
+        The rows of the smallest keys of all are among those of each. Call `finish` afterwards.
         """
         rows = cls(time)
-        rows.n_rows = sum(each.n_rows for each in shares)
-        rows._parts = [each.table for each in shares if len(each.table)]
+        rows.n_rows = sum(share.n_rows for share in shares)
+        rows._parts = [part for share in shares for part in share._parts]
+        if time:
+            latest = [share._latest for share in shares if len(share._latest)]
+            rows._latest = pd.concat(latest).nlargest(1, time)
         return rows
 
     def blocks(self) -> Iterator[pd.DataFrame]:
@@ -129,12 +132,9 @@ class Rows:
         cuts = range(n_rows, len(y), n_rows)
         return np.split(X, cuts), np.split(y, cuts)
 
-    def _keys(self, rows: pd.DataFrame) -> np.ndarray:
-        keys = roles.scrambled(rows[roles.HASH].to_numpy(), 1)
-        if self.time:
-            is_last = (rows[self.time] == rows[self.time].max()).to_numpy()
-            keys[np.where(is_last, keys, 2**64 - 1).argmin()] = 0
-        return keys
+
+def _keys(rows: pd.DataFrame) -> np.ndarray:
+    return roles.scrambled(rows[roles.HASH].to_numpy(), 1)
 
 
 def _mapped(file: Path, kind: type) -> np.ndarray:
@@ -189,7 +189,8 @@ def _read(
     blocks = source.blocks()
     first = next(blocks)
     schema, notes = find_schema(first)
-    collect = partial(add_blocks, schema=schema, group=group, strict=strict)
+    is_dry = bool(getattr(settings, "dry_run", False))
+    collect = partial(add_blocks, schema=schema, group=group, strict=strict, dry_run=is_dry)
     if settings.workers > 1:
         from . import engine
 
@@ -214,8 +215,12 @@ def add_blocks(
     schema: Schema,
     group: str,
     strict: bool,
+    dry_run: bool,
 ) -> list[str]:
-    """Conform, hash and add blocks of a source named `data`; return notes for the user."""
+    """Conform, hash and add blocks of a source named `data`; return notes for the user.
+
+    With `dry_run` the target may be missing.
+    """
     notes, place = [], 0
     for block in blocks:
         if group and group not in block.columns:
@@ -224,7 +229,10 @@ def add_blocks(
                 f"{', '.join(map(str, block.columns))}"
             )
         line = source.first_line + place
-        table, found = columns.conform(block, schema, source=data, first_line=line, strict=strict)
+        options: dict[str, Any] = {"first_line": line, "strict": strict}
+        options["need_target"] = schema.target.name in block or not dry_run
+        table, found = columns.conform(block, schema, source=data, **options)
+        table = table.assign(**{schema.target.name: table.get(schema.target.name, np.nan)})
         rows.add(roles.hashed(table, block[group].loc[table.index] if group else None))
         notes += found
         place += len(block)

@@ -19,7 +19,6 @@ from .words import escape_markdown
 
 CHAMPION, PREVIOUS = "champion", "previous"
 HISTORY = "champion_history"  # tag of the registered model
-DATA = "new_data_sha256"  # tag of a version
 LONGEST_HISTORY = 50  # lines
 
 
@@ -33,23 +32,10 @@ def champion_version(client: MlflowClient, name: str, alias: str = CHAMPION) -> 
         raise
 
 
-def tries(client: MlflowClient, name: str, content_hash: str) -> int:
-    """Count the versions of a model that were trained on the same new rows before."""
-    quoted = name.replace("'", "''")
-    same = f"name = '{quoted}' and tags.{DATA} = '{content_hash}'"
-    return len(client.search_model_versions(same, max_results=10_000))
-
-
-def register(
-    client: MlflowClient, name: str, uri: str, description: str, content_hash: str = ""
-) -> str:
-    """Register a logged model as the next version of `name`; return the version, as text.
-
-    content_hash: of the new rows that it was trained on, for `tries`.
-    """
-    tags = {DATA: content_hash} if content_hash else None
+def register(client: MlflowClient, name: str, uri: str, description: str) -> str:
+    """Register a logged model as the next version of `name`; return the version, as text."""
     with contextlib.redirect_stderr(io.StringIO()):  # MLflow tells of every version it makes
-        made = mlflow.register_model(uri, name, await_registration_for=0, tags=tags)
+        made = mlflow.register_model(uri, name, await_registration_for=0)
     client.update_model_version(name, made.version, description)
     return str(made.version)
 
@@ -66,16 +52,15 @@ def register_and_promote(
     wanted: bool = True,
     parent_run: str | None = None,
     tags: Mapping[str, str] | None = None,
-    content_hash: str = "",
 ) -> tuple[str, str]:
     """Register a model, make it champion if that is wanted and nothing forbids it, tell its run.
 
     reason, short: the result in a sentence and in a few signs. about: the model's card, Markdown.
     champion: the version that was it when the work began. parent_run: the run that it must be of.
-    tags: more of the run. content_hash: of new rows, for `tries`.
+    tags: more of the run.
     Returns (verdict in words, beginning with "promoted" or "kept champion"; version).
     """
-    version = register(client, name, uri, f"{escape_markdown(reason)}\n\n{about}", content_hash)
+    version = register(client, name, uri, f"{escape_markdown(reason)}\n\n{about}")
     promoted, forbidden = False, ""
     champion_run = client.get_model_version(name, champion).run_id if champion else None
     if wanted and champion and parent_run not in (None, champion_run):

@@ -32,18 +32,22 @@ class Evidence:
     """Everything that a report tells.
 
     prequential: the parent's MAE on the `prequential_rows` rows of the new file, before anything
-    was trained on them. held_out maps "new" and "old" to rows scored alike. leakage counts rows
-    by role. bounds tells the share of targets at the lowest and the highest. findings are the signs
-    of a broken file, which the verdict names; caveats join what is not proven.
+    was trained on them; history, the same by generation. held_out maps "new" and "old" to rows
+    scored alike. leakage counts rows by role. inside tells by model which new held-out rows lie
+    within its 90 % ranges. bounds tells the share of targets at the lowest and the highest.
+    findings are the signs of a broken file, which the verdict names; caveats join what is not
+    proven. hit: whether an error that was estimated before came true.
     """
 
     unit: str = ""
     prequential: float | None = None
     prequential_rows: int = 0
+    history: Mapping[int, float] = field(default_factory=dict)
     verdict: Verdict = NOT_JUDGED
     held_out: Mapping[str, HeldOut] = field(default_factory=dict)
     attribution: Attribution | None = None
     leakage: Mapping[str, int] | None = None
+    inside: dict[str, np.ndarray] = field(default_factory=dict)
     drift: pd.DataFrame | None = None
     bounds: str = ""
     groups: pd.DataFrame | None = None
@@ -52,6 +56,7 @@ class Evidence:
     findings: Sequence[str] = ()
     caveats: Sequence[str] = ()
     figures: Mapping[str, Figure] = field(default_factory=dict)
+    hit: bool | None = None
 
 
 def write(evidence: Evidence, file: Path) -> None:
@@ -90,6 +95,8 @@ def metrics(evidence: Evidence) -> dict[str, float]:
     found: dict[str, float] = {}
     if evidence.prequential is not None:
         found["prequential/MAE"] = evidence.prequential
+    if evidence.hit is not None:
+        found["estimated/hit"] = float(evidence.hit)
     for part, held in evidence.held_out.items():
         for model, scores in held.scores.rename(columns={"R²": "R2"}).iterrows():
             found |= {f"{part}/{name}_{model}": float(value) for name, value in scores.items()}
@@ -98,6 +105,8 @@ def metrics(evidence: Evidence) -> dict[str, float]:
         found[f"{part}/MAE_difference"] = held.change.estimate
         found[f"{part}/MAE_difference_low"] = held.change.low
         found[f"{part}/MAE_difference_high"] = held.change.high
+    for name, lies_within in evidence.inside.items():
+        found[f"new/inside_90_{name}"] = float(lies_within.mean())
     return found
 
 

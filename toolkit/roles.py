@@ -201,6 +201,11 @@ class RetrainingRows:
         return (self.train[GENERATION] > self.parent_generation).to_numpy()
 
     @property
+    def tries(self) -> int:
+        """Number this try to go on from the parent; versions that were refused were tries, too."""
+        return int(self.file[GENERATION].max()) - self.parent_generation
+
+    @property
     def counts(self) -> dict[str, int]:
         """Count the rows by role and age, for the report."""
         return {

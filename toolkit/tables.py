@@ -377,7 +377,32 @@ def _excel_blocks(file: Path, table: Table) -> Blocks:
 
 
 def _csv_blocks(file: Path, table: Table) -> Blocks:
-    """Read a text file, whose encoding, separator and header are recognised; text stays text."""
+    """Read a text file; text stays as it is written, an empty cell is missing."""
+    encoding, separator, names = _csv_start(file, table)
+    if not names:
+        return
+    # Small blocks, as many are read ahead; without threads, or an error would not tell its line.
+    options = pc.ReadOptions(
+        skip_rows=table.first_line - 1,
+        column_names=names,
+        encoding=encoding,
+        block_size=2**20,
+        use_threads=False,
+    )
+    texts = dict.fromkeys(names, pa.string())
+    convert = pc.ConvertOptions(column_types=texts, null_values=[""], strings_can_be_null=True)
+    parse = pc.ParseOptions(delimiter=separator, newlines_in_values=True)
+    with _stream(file) as stream:
+        for batch in pc.open_csv(stream, options, parse, convert):
+            block = batch.to_pandas()
+            block.attrs = {"separator": separator}
+            if len(block) and str(block.iloc[-1, -1]).endswith("\n"):
+                raise ValueError("a field opens with a quote that is never closed")
+            yield block
+
+
+def _csv_start(file: Path, table: Table) -> tuple[str, str, list[str]]:
+    """Recognise (encoding, separator, names of columns, none where no rows are below them)."""
     with _stream(file) as stream:
         sample = stream.read(DETECT_BYTES)
     encoding = _encoding(file, sample, table)
@@ -396,30 +421,8 @@ def _csv_blocks(file: Path, table: Table) -> Blocks:
         table.note(f"{file.name} was read with {separator!r} between columns")
     reader = csv.reader((line + "\n" for line in lines[start:]), delimiter=separator)
     names = next(reader)  # they may be empty or stand twice, or over several lines
-    skip = start + reader.line_num
-    table.first_line = skip + 1
-    if not any(lines[skip:]):
-        return
-    for block in _csv_batches(file, encoding, separator, names, skip):
-        block.attrs = {"separator": separator}
-        if str(block.iloc[-1, -1]).endswith("\n"):
-            raise ValueError("a field opens with a quote that is never closed")
-        yield block
-
-
-def _csv_batches(
-    file: Path, encoding: str, separator: str, names: list[str], skip_rows: int
-) -> Blocks:
-    # Without threads, which gain nothing here, an error tells its line.
-    sizes: dict[str, Any] = {"block_size": 2**24, "use_threads": False}
-    options = pc.ReadOptions(skip_rows=skip_rows, column_names=names, encoding=encoding, **sizes)
-    texts = dict.fromkeys(names, pa.string())
-    convert = pc.ConvertOptions(column_types=texts, null_values=[""], strings_can_be_null=True)
-    parse = pc.ParseOptions(delimiter=separator, newlines_in_values=True)
-    with _stream(file) as stream:
-        for batch in pc.open_csv(stream, options, parse, convert):
-            if len(batch):
-                yield batch.to_pandas()
+    table.first_line = start + reader.line_num + 1
+    return encoding, separator, names if any(lines[table.first_line - 1 :]) else []
 
 
 def _evenness(lines: list[list[str]]) -> tuple[int, int, int]:
@@ -443,8 +446,7 @@ def _header_line(lines: list[list[str]], file: Path, table: Table) -> int:
         if len(filled) <= most or (not is_full and line[0].startswith("#")):
             continue
         if not is_full:
-            counts = f"line {number + 1} has {len(line)} fields, most lines have {usual}"
-            raise ValueError(counts)
+            raise ValueError(f"line {number + 1} has {len(line)} fields, most lines have {usual}")
         if number and any(re.fullmatch(r"[-+]?[\d.,]+", cell) for cell in filled):
             break
         if any(map(any, lines[:number])):

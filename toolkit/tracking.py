@@ -187,20 +187,13 @@ def log_inputs(
     **more: object,
 ) -> None:
     """Log settings, what else was decided, and the rows by what they are for, but no empty ones."""
-    sizes = {f"rows_{name}": len(table) for name, table in datasets.items()}
-    log_settings(client, run_id, settings, **sizes, **more)
+    values = {**dataclasses.asdict(settings), **more}
+    values |= {f"rows_{name}": len(table) for name, table in datasets.items()}
+    texts = {key: cli.without_password(value)[:LONGEST_PARAM] for key, value in values.items()}
+    client.log_batch(run_id, params=[Param(k, v) for k, v in texts.items() if k not in NOT_LOGGED])
     for context, table in datasets.items():
         if len(table):
             log_rows(roles.own_columns(table), target, settings.data, context)
-
-
-def log_settings(
-    client: MlflowClient, run_id: str, settings: cli.StoreSettings, **more: object
-) -> None:
-    """Log all settings of a run, and what else was decided, as parameters in one request."""
-    values = {**dataclasses.asdict(settings), **more}
-    chosen = {key: cli.without_password(v)[:LONGEST_PARAM] for key, v in values.items()}
-    client.log_batch(run_id, params=[Param(k, v) for k, v in chosen.items() if k not in NOT_LOGGED])
 
 
 def log_numbers(

@@ -1,0 +1,184 @@
+"""Claims about watching.py: an error without labels is estimated, kept, and checked once they come.
+
+The simulations stand for a model whose errors grow along x, on files that lie elsewhere on x.
+"""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import ROOT
+
+from toolkit import watching
+from toolkit.report import Evidence
+
+TARGET = "montant_pret"
+
+
+def model():
+    """Make a model that predicts 10 x of rows with x, z and y."""
+    network = SimpleNamespace(predict_on_batch=lambda X: 10 * X[:, :1])
+    schema = SimpleNamespace(target=SimpleNamespace(name="y"), features=("x", "z"))
+    transform = {"transform": lambda rows: rows[["x", "z"]].to_numpy(np.float32)}
+    preprocessor = SimpleNamespace(schema=schema, **transform)
+    return SimpleNamespace(network=network, preprocessor=preprocessor)
+
+
+def rows(rng, n_rows, low=0.0, high=1.0, bias=0.0):
+    """Draw rows whose noise grows along x; `bias` is what the model does not know of z."""
+    x, z = rng.uniform(low, high, n_rows), rng.uniform(-1, 1, n_rows)
+    noise = rng.normal(0, 0.2 + 2 * x)
+    return pd.DataFrame({"x": x, "z": z, "y": 10 * x + bias * np.sign(z) + noise})
+
+
+def judged(held_out, file):
+    found = Evidence()
+    held = {} if held_out is None else {"old": held_out}
+    work = SimpleNamespace(parent=model(), rows=SimpleNamespace(file=file, held_out=held))
+    return watching.judge(work, found)
+
+
+@pytest.mark.parametrize(("low", "high", "sign"), [(0.6, 1, 1), (0, 0.4, -1), (0, 1, 0)])
+def test_estimate_moves_as_the_error_does_and_its_range_covers_it(low, high, sign):
+    hits, moves = [], []
+    for seed in range(25):
+        rng = np.random.default_rng(seed)
+        known, file = rows(rng, 300), rows(rng, 200, low, high)
+        (X, errors), (X_file, _) = (watching.errors_of(model(), each) for each in (known, file))
+        found, usual = watching.estimate(X, errors, X_file), np.abs(errors).mean()
+        measured = np.abs(file["y"] - 10 * file["x"]).mean()
+        hits.append(found.low <= measured <= found.high)
+        moves.append(found.estimate - usual)
+        assert usual == pytest.approx(np.abs(known["y"] - 10 * known["x"]).mean(), rel=1e-5)
+    assert np.mean(hits) >= 0.85
+    if sign:
+        assert (np.sign(moves) == sign).all()
+        assert np.median(np.abs(moves)) > 0.3
+    assert sign or abs(np.mean(moves)) < 0.05
+
+
+def test_harder_rows_are_worth_a_retraining_without_labels_and_rows_as_before_are_not():
+    alarms = {"harder": 0, "as before": 0}
+    for seed in range(15):
+        rng = np.random.default_rng(seed)
+        known = rows(rng, 400)
+        for name, low in (("harder", 0.7), ("as before", 0.0)):
+            good, told, _ = judged(known, rows(rng, 300, low).assign(y=np.nan))
+            assert told.startswith(
+                "a retraining looks worthwhile: " if good else "a retraining is not"
+            )
+            alarms[name] += good
+    assert alarms["harder"] >= 14
+    assert alarms["as before"] <= 1
+
+
+def test_with_labels_it_is_worthwhile_where_the_model_errs_in_a_way_that_can_be_learnt():
+    alarms = {"changed": 0, "as before": 0}
+    for seed in range(15):
+        rng = np.random.default_rng(seed)
+        known = rows(rng, 400)
+        for name, bias in (("changed", 1.5), ("as before", 0.0)):
+            alarms[name] += judged(known, rows(rng, 300, bias=bias))[0]
+    assert alarms["changed"] == 15
+    assert alarms["as before"] <= 1
+
+
+def test_without_held_out_rows_nothing_is_estimated_and_nothing_fails():
+    rng = np.random.default_rng(0)
+    good, told, found = judged(None, rows(rng, 30).assign(y=np.nan))
+    assert not good
+    assert "estimated at n/a" in told
+    assert np.isnan(found.estimate)
+    assert judged(rows(rng, 2), rows(rng, 2))[0] is False
+
+
+# --- on real runs
+
+
+def tags_of(run):
+    return {key: value for key, value in run.data.tags.items() if not key.startswith("mlflow.")}
+
+
+@pytest.fixture
+def batch(workshop):
+    """Write 300 new rows without target, and the same ones, in another order, with it."""
+    table = pd.read_csv(ROOT / "data" / "df_new.csv").iloc[400:700]
+    table.drop(columns=TARGET).to_csv(workshop.folder / "batch.csv", index=False)
+    table[::-1].to_csv(workshop.folder / "labels.csv", index=False)
+    return table
+
+
+def test_file_without_target_is_watched_in_a_finished_run_and_an_estimate_is_checked_later(
+    workshop, batch, trained
+):
+    flags = ["--dry-run", "--exit-code", "--data"]
+    code = workshop.retrain(*flags, "batch.csv", "--json")
+    assert workshop.err == ""
+    told, run = json.loads(workshop.out), workshop.run
+    assert code == (0 if told["worthwhile"] else 3)
+    assert (run.info.run_id, run.info.status) == (told["run_id"], "FINISHED")
+    tags = tags_of(run)
+    assert tags["phase"] == "monitoring"
+    assert tags["parent_model_uri"] == trained.uri
+    assert run.data.tags["mlflow.note.content"] == told["verdict"]
+    kinds = workshop.load(trained.uri).preprocessor.schema.kinds
+    estimated = {"estimated/MAE", "estimated/MAE_low", "estimated/MAE_high"}
+    assert set(run.data.metrics) == estimated | {f"drift/{name}" for name in kinds}
+    assert run.data.metrics == told["metrics"]
+    distances = {f"drift/{line['column']}": line["distance"] for line in told["drift"]}
+    assert distances.items() <= run.data.metrics.items()
+
+    code = workshop.retrain(*flags, "labels.csv")
+    last = workshop.out.splitlines()[-1]
+    assert (code, last.startswith("a retraining looks worthwhile: ")) in [(0, True), (3, False)]
+    low, high = (run.data.metrics[f"estimated/MAE_{end}"] for end in ("low", "high"))
+    now = workshop.run
+    is_hit = low <= now.data.metrics["prequential/MAE"] <= high
+    assert now.data.metrics["estimated/hit"] == is_hit
+    assert f"was a {'hit' if is_hit else 'miss'}\n" in workshop.out
+    assert now.data.metrics.keys() - run.data.metrics.keys() == {
+        "prequential/MAE",
+        "estimated/hit",
+        f"drift/{TARGET}",
+    }
+    assert tags_of(now)["features_sha256"] == tags["features_sha256"]
+    assert now.data.metrics["estimated/MAE"] == pytest.approx(run.data.metrics["estimated/MAE"])
+
+
+@pytest.mark.usefixtures("no_training")
+def test_retraining_says_that_an_estimate_was_missed_and_other_rows_have_none(workshop, batch):
+    assert workshop.retrain("--dry-run", "--data", "batch.csv", "--quiet") == 0, workshop.err
+    wrong = batch.assign(**{TARGET: (40_000 - batch[TARGET]).clip(500)})
+    wrong.to_csv(workshop.folder / "wrong.csv", index=False)
+    flags = ["--epochs", 1, "--no-controls", "--data"]
+    assert workshop.retrain(*flags, "wrong.csv") == 0, workshop.err
+    assert "was a miss\n" in workshop.out
+    assert workshop.run.data.tags["phase"] == "retraining"
+    assert workshop.run.data.metrics["estimated/hit"] == 0
+    others = pd.read_csv(ROOT / "data" / "df_new.csv").iloc[700:800]
+    others.to_csv(workshop.folder / "others.csv", index=False)
+    uri = ["--model-uri", "models:/loan-amount/1"]
+    assert workshop.retrain("--dry-run", *uri, "--data", "others.csv") == 0, workshop.err
+    assert "was a" not in workshop.out
+    assert "estimated/hit" not in workshop.run.data.metrics
+
+
+def test_training_still_needs_the_target(workshop, batch):
+    assert workshop.retrain("--data", "batch.csv") == 2
+    assert f"batch.csv has no column '{TARGET}' to learn" in workshop.err
+    assert len(workshop.runs()) == 1
+
+
+def test_drift_of_columns_of_any_name_is_logged(fresh_place):
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame({"prix (€)/m²": rng.normal(size=120), "..": rng.normal(size=120)})
+    table["y"] = table.sum(axis=1)
+    table.to_csv(fresh_place.folder / "old.csv", index=False)
+    assert fresh_place.train("--data", "old.csv", "--target", "y", "--epochs", 1) == 0
+    table.iloc[:, :2].sample(frac=1, random_state=0).assign(**{"..": 5.5}).to_csv(
+        fresh_place.folder / "new.csv", index=False
+    )
+    assert fresh_place.retrain("--dry-run", "--data", "new.csv") == 0, fresh_place.err
+    assert {"drift/prix ____m²", "drift/__"} <= fresh_place.run.data.metrics.keys()

@@ -1,0 +1,112 @@
+"""Watching a model on a file, with or without its target: does a retraining look worthwhile?"""
+
+import re
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from sklearn.ensemble import RandomForestRegressor
+
+from . import cli, report, tracking
+from .artifact import TrainedModel
+from .comparison import Interval, paired_interval
+from .evidence import as_json, predict
+from .report import Evidence
+from .words import format_amount, format_interval
+
+MOST, LEAF = 5_000, 10  # rows of a forest at most, rows in each of its leaves at least
+FEATURES = "features_sha256"  # tag
+
+
+def errors_of(parent: TrainedModel, table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """Return the network's inputs and prediction for MOST rows at most; signed errors, or NaN."""
+    table = table[:: len(table) // MOST + 1]
+    prediction = predict(parent, table)
+    X = np.column_stack([parent.preprocessor.transform(table), prediction])
+    return X, table[parent.preprocessor.schema.target.name].to_numpy() - prediction
+
+
+def learn(X: np.ndarray, y: np.ndarray) -> RandomForestRegressor:
+    """Fit a forest (Breiman 2001), each tree on a bootstrap sample of rows, to y, (n_rows,)."""
+    options = {"min_samples_leaf": LEAF, "max_features": 1 / 3, "oob_score": True}
+    return RandomForestRegressor(random_state=0, **options).fit(X, y)
+
+
+def estimate(X: np.ndarray, errors: np.ndarray, X_file: np.ndarray) -> Interval:
+    """Estimate the MAE on a file with its 95 % interval, from the errors on other rows.
+
+    A forest learns their size. Its trees spread as the estimate does; to this comes the noise of
+    the file's own errors.
+    """
+    forest = learn(X, np.abs(errors))
+    means = [tree.predict(X_file.astype(np.float32)).mean() for tree in forest.estimators_]
+    noise = np.var(np.abs(errors) - forest.oob_prediction_) / len(X_file)
+    mean, width = float(np.mean(means)), 1.96 * float(np.sqrt(np.var(means) + noise))
+    return Interval(mean, max(0.0, mean - width), mean + width)
+
+
+def judge(work: Any, found: Evidence) -> tuple[bool, str, Interval]:
+    """Tell whether a retraining looks worthwhile, in words too; add the estimated MAE.
+
+    It does where the MAE is estimated above that on held-out rows. With the target: where it is
+    above what was estimated, or where a forest that learnt its errors is proven to lower it.
+    """
+    expected, usual = Interval(np.nan, np.nan, np.nan), np.nan
+    X_file, own = errors_of(work.parent, work.rows.file)
+    if "old" in work.rows.held_out:
+        X, errors = errors_of(work.parent, work.rows.held_out["old"])
+        expected, usual = estimate(X, errors, X_file), float(np.abs(errors).mean())
+    low, high = (format_amount(bound) for bound in (expected.low, expected.high))
+    told = f"estimated at {format_amount(expected.estimate, found.unit)} ({low} to {high})"
+    told += f", on held-out rows {format_amount(usual, found.unit)}"
+    good = expected.low > usual
+    if np.isfinite(own).all():
+        left = own - learn(X_file, own).oob_prediction_
+        gain = paired_interval(np.abs(left) - np.abs(own))
+        good = gain.high < 0 or np.abs(own).mean() > expected.high
+        told = f"{format_amount(np.abs(own).mean(), found.unit)}, {told}"
+        told += f"; learning its errors would change it by {format_interval(gain, found.unit)}"
+    good = bool(good) and not found.findings
+    told = "the file looks broken" if found.findings else f"the MAE is {told}"
+    word = "looks worthwhile" if good else "is not worthwhile yet"
+    return good, f"a retraining {word}: {told}", expected
+
+
+def watch(work: Any, terminal: cli.Terminal, found: Evidence) -> bool:
+    """Say whether a retraining looks worthwhile, and log that, errors and drift as a run.
+
+    work: of mlflow_retrain.py. Returns whether it does.
+    """
+    (good, told, expected), parent = judge(work, found), work.parent
+    terminal.say(told)
+    metrics = report.metrics(found) | {"estimated/MAE": expected.estimate}
+    metrics |= {"estimated/MAE_low": expected.low, "estimated/MAE_high": expected.high}
+    for line in [] if found.drift is None else found.drift.to_dict("records"):
+        name = re.sub(r"[^\w -]", "_", line["column"])[:200]  # what MLflow takes
+        metrics[f"drift/{name}"] = line["distance"]
+    metrics = {name: value for name, value in metrics.items() if np.isfinite(value)}
+    tags = {"phase": "monitoring", "parent_model_uri": parent.uri, "parent_run_id": parent.run_id}
+    tags |= {FEATURES: _features(work), "mlflow.note.content": told}
+    with tracking.tracked_run(work.experiment, f"watch {work.settings.model_name}", tags) as run:
+        tracking.log_inputs(work.client, run.info.run_id, work.settings, "", {}, parent=parent.uri)
+        tracking.log_numbers(work.client, run.info.run_id, metrics)
+    result = as_json(parent, found) | {"metrics": metrics, "worthwhile": good, "verdict": told}
+    terminal.result(**result, run_id=run.info.run_id)
+    return good
+
+
+def check_estimate(work: Any, terminal: cli.Terminal, found: Evidence) -> None:
+    """Tell whether the MAE that an earlier run estimated for these rows was right; add it."""
+    wanted = f"tags.{FEATURES} = '{_features(work)}' and metrics.`estimated/MAE_high` > 0"
+    wanted += f" and tags.parent_run_id = '{work.parent.run_id}'"
+    for run in work.client.search_runs([work.experiment], wanted, max_results=1):
+        low, high = (run.data.metrics[f"estimated/MAE_{end}"] for end in ("low", "high"))
+        found.hit = low <= found.prequential <= high
+        ends = f"{format_amount(low)} to {format_amount(high)}"
+        terminal.say(f"the estimate from before, {ends}, was a {'hit' if found.hit else 'miss'}")
+
+
+def _features(work: Any) -> str:
+    """Hash the features of all rows of the file, in whatever order."""
+    names = list(work.parent.preprocessor.schema.features)
+    return tracking.content_hash(work.table[names].sort_values(names))
