@@ -117,6 +117,7 @@ def fit(
     Returns (network, preprocessor, recipes, curves).
     """
     import model_utils
+    from toolkit import engine
 
     X, y, preprocessor = model_utils.preprocessing(table, schema=schema)
     bins, scale, curves = preprocessor.bins, model_utils.target_scale(y), dict[str, list[float]]()
@@ -127,15 +128,19 @@ def fit(
         options = {"callbacks": checkpoint.callbacks("search", tell), "seed": settings.seed}
         search = partial(model_utils.choose_recipe, X, y, bins, base=base, **options)
         recipes, curves = ([replace(base, bins=False)], curves) if build else search()
-    if rows.n_rows > len(rows.table):
-        X, y = rows.encode(preprocessor, role)
+    train = model_utils.train_members
+    if rows.shares:
+        X, y = engine.share_rows(rows, preprocessor, role)
+        train = partial(engine.train, train, checkpoint.folder / name)
+    elif rows.n_rows > len(rows.table):
+        X, y = rows.encode_blocks(preprocessor, role)
     final = model_utils.sized_recipe(sum(map(len, X)) if isinstance(X, list) else len(X), *sizes)
     recipes = [replace(r, epochs=final.epochs, batch_size=final.batch_size) for r in recipes]
     network = model_utils.create_nn_model(
         preprocessor.width, recipes[0], scale, bins, seed=settings.seed, build=build
     )
     options = {"callbacks": checkpoint.callbacks(name, tell), "seed": settings.seed}
-    history = model_utils.train_members(network, X, y, scale, recipes, **options)
+    history = train(network, X, y, scale, recipes, **options)
     return network, preprocessor, recipes, {**curves, "final_loss": history.history.get("loss", [])}
 
 

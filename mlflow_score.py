@@ -4,15 +4,16 @@ python mlflow_score.py --data data/df_new.csv --output predictions.csv
 python mlflow_score.py --model-uri models:/loan-amount/1 --data rows/ --output scored.parquet
 """
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from toolkit import cli
 from toolkit.cli import option
 
 if TYPE_CHECKING:
-    from toolkit.artifact import TrainedModel
     from toolkit.tables import Table
 
 OUTPUT = Path("predictions.csv")
@@ -50,34 +51,50 @@ def score(settings: Settings) -> int:
     model = artifact.load_model(uri, settings.models_dir / "preprocessor.pkl")
     with terminal.progress(f"scoring {settings.data}"):
         source = tables.open_table(settings.data, settings.query)
-        n_rows = write(model, source, settings.output, settings.interval)
+        parts = model.network, model.preprocessor, model.card, settings.interval
+        predict = partial(predictions, *parts)
+        found = predict(source)
+        if settings.workers > 1:
+            from toolkit import engine
+
+            found = engine.stream(predict, engine.shares_of(source, settings))
+        n_rows = write(found, settings.output, 3 if settings.interval else 1)
     terminal.notes(source.notes)
     terminal.say(f"{n_rows:,} predictions of {uri} are in {settings.output}")
     terminal.result(rows=n_rows, model_uri=uri, output=str(settings.output))
     return 0
 
 
-def write(model: "TrainedModel", source: "Table", file: Path, interval: float | None = None) -> int:
+def predictions(
+    network: Any, preprocessor: Any, card: Any, interval: float | None, source: "Table"
+) -> Iterator[list[Any]]:
+    """Predict a source block by block: [prediction] or, with `interval`, [prediction, low, high].
+
+    Each is float64 of shape (n_rows,).
+    """
+    from model_utils import model_predict
+    from toolkit.ranges import around
+
+    for rows in source.blocks():
+        prediction = model_predict(network, preprocessor.encode(rows, source.source))
+        yield [prediction, *(around(card, prediction, interval) if interval else ())]
+
+
+def write(blocks: Iterable[list[Any]], file: Path, n_columns: int = 1) -> int:
     """Write a prediction (and its range) per row, in order; the file appears once all are there."""
     import pyarrow as pa
     import pyarrow.csv
     import pyarrow.parquet
 
-    from model_utils import model_predict
-    from toolkit.ranges import around
-
-    names = ["prediction", "low", "high"] if interval else ["prediction"]
+    names = ["prediction", "low", "high"][:n_columns]
     schema, n_rows = pa.schema([(name, pa.float64()) for name in names]), 0
     beside = file.with_name(f".{file.name}.part")
     kind = pa.csv.CSVWriter if file.suffix == ".csv" else pa.parquet.ParquetWriter
     try:
         with kind(beside, schema) as writer:
-            for rows in source.blocks():
-                X = model.preprocessor.encode(rows, source.source)
-                prediction = model_predict(model.network, X)
-                bounds = around(model.card, prediction, interval) if interval else ()
-                writer.write_table(pa.table([prediction, *bounds], schema=schema))
-                n_rows += len(rows)
+            for block in blocks:
+                writer.write_table(pa.table(block, schema=schema))
+                n_rows += len(block[0])
         beside.replace(file)
     finally:
         beside.unlink(missing_ok=True)

@@ -472,12 +472,14 @@ def train_members(
     mask: Any = None,
     callbacks: Callbacks = (),
     seed: int = 0,
+    train: Callable = train_model,
 ) -> keras.callbacks.History:
     """Train the members of a network of `create_nn_model` side by side, each by its own recipe.
 
     X, y as of `train_model`. mask: bool of shape (n_rows, n_members), the rows a member trains on;
-    of blocks a list. Epochs and batch size are of the first recipe; learning rates fall along half
-    a cosine (Loshchilov & Hutter 2017). FloatingPointError for a loss that is not finite.
+    of blocks a list. train: works as `train_model`. Epochs and batch size are of the first recipe;
+    learning rates fall along half a cosine (Loshchilov & Hutter 2017). FloatingPointError for a
+    loss that is not finite.
     """
     first, heads = recipes[0], _heads(model)
     rates, decays, deltas = (
@@ -485,7 +487,6 @@ def train_members(
         for name in ("learning_rate", "weight_decay", "delta")
     )
     heads.compile(MemberAdamW(rates, decays), loss=MemberHuber(deltas))
-
     X, y = (values if isinstance(values, list) else [values] for values in (X, y))
     masks = mask if isinstance(mask, list) else [True if mask is None else mask] * len(y)
     z = [
@@ -496,9 +497,10 @@ def train_members(
         lambda epoch, _: (1 + math.cos(math.pi * (epoch + 0.5) / first.epochs)) / 2
     )
     sizes: dict[str, Any] = {"epochs": first.epochs, "batch_size": first.batch_size, "seed": seed}
-    callbacks = [cosine, *callbacks]
     with _only_used_weights(model, recipes):
-        _, history = train_model(heads, X, z, callbacks=callbacks, drop_remainder=True, **sizes)
+        _, history = train(
+            heads, X, z, callbacks=[cosine, *callbacks], drop_remainder=True, **sizes
+        )
     if not np.isfinite(history.history.get("loss", [])[-1:]).all():
         raise FloatingPointError(f"the loss is not finite at learning rate {first.learning_rate:g}")
     return history

@@ -3,6 +3,7 @@
 import gc
 import itertools
 import re
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -34,7 +35,7 @@ def rows_of(n=N, seed=0):
 def settings_for(data, **options):
     said = dict.fromkeys(reading.KINDS, ())
     defaults = {"target": "y", "query": None, "group": None, "time": None}
-    defaults |= {"test_size": 0.2, "seed": 42}
+    defaults |= {"test_size": 0.2, "seed": 42, "workers": 1}
     return SimpleNamespace(**{"data": str(data), **said, **defaults, **options})
 
 
@@ -248,11 +249,19 @@ def test_blocks_are_encoded_as_one_table_would_be_without_the_rows_held_out(many
     role = roles.Roles.choose(read.table, 0.2, 42)
     train = read.table[~role.held_out(read.table)]
     preprocessor = Preprocessor.fit(train, schema, train["y"].to_numpy(), roles.folds(train))
-    X, y = read.encode(preprocessor, role)
+    X, y = read.encode_blocks(preprocessor, role)
     table = pd.concat(read.blocks(), ignore_index=True)
     table = table[~role.held_out(table)]
-    assert len(X) == len(y) == 12
+    assert [len(each) for each in X] == [len(each) for each in y]
+    assert len({len(each) for each in X[:-1]}) == 1, "each other length would be compiled anew"
     assert all(isinstance(each, np.memmap) and each.dtype == np.float32 for each in X)
     expected = preprocessor.transform(table, roles.folds(table))
     assert np.concatenate(X).tobytes() == expected.tobytes()
     assert np.concatenate(y).tolist() == table["y"].tolist()
+
+
+def test_workers_without_ray_are_refused_in_one_line(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    rows_of().to_csv(tmp_path / "rows.csv", index=False)
+    with pytest.raises(UserError, match=r"pip install -r requirements-scale\.txt"):
+        reading.read_first(settings_for(tmp_path / "rows.csv", workers=2))

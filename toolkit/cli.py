@@ -87,6 +87,7 @@ class StoreSettings:
     )
     models_dir: Path = option(Path("models"), "local copies of models")  # noqa: RUF009
     lang: str = option(of_locale, "language of words and figures", choices=LANGUAGES)
+    workers: int = option(1, "processes that share the rows, by Ray (docs/SCALING.md)", type=whole)
     quiet: bool = option(False, "print nothing but errors")
     json: bool = option(False, "print the result as one JSON object, nothing else")
 
@@ -101,6 +102,9 @@ class TrainingSettings(StoreSettings):
     epochs: int | None = option(None, "passes over the training rows", type=whole)
     batch_size: int | None = option(None, "rows per update", type=whole)
     learning_rate: float | None = option(None, "at the start", type=positive)
+    workers: int = option(
+        1, "processes that share the rows, by Ray; a cluster's: RAY_ADDRESS", type=whole
+    )
     seed: int = option(42, "of roles, weights and order", type=natural)
     test_size: float = option(0.2, "share of rows held out for good", type=share)
     buffer_rows: int = option(20_000, "rows of each role kept for replay; 0: none", type=natural)
@@ -189,6 +193,9 @@ def run(script: Callable[[Settings], int], settings: Settings) -> int:
         if told is None:
             raise
         code, words = 2, f"error: {' '.join(told.split())}"
+    finally:
+        if "ray" in sys.modules:
+            sys.modules["ray"].shutdown()  # ends local workers, and leaves a cluster alone
     with spoken(settings.lang):
         print(translate(words), file=sys.stderr)
     return code

@@ -56,17 +56,6 @@ def look(
     return found, prediction
 
 
-def as_json(parent: TrainedModel, evidence: Evidence) -> dict[str, Any]:
-    """Return what was found before any training, for `--json`."""
-    drifted = [] if evidence.drift is None else evidence.drift.to_dict("records")
-    return {
-        "parent_model_uri": parent.uri,
-        "prequential_MAE": evidence.prequential,
-        "drift": drifted,
-        "findings": list(evidence.findings),
-    }
-
-
 def count_inside(found: Evidence, parent: TrainedModel, child: Any, rows: RetrainingRows) -> None:
     """Add to `found` which new held-out rows lie within the 90 % ranges of both models.
 

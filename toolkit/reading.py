@@ -5,7 +5,10 @@ that do not fit into memory.
 """
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from copy import copy
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,17 +34,20 @@ class Rows:
 
     The sample are the IN_MEMORY rows whose scrambled hashes are the smallest, whatever the order
     of the rows (bottom-k sampling, as in `roles.smallest`), and the latest of all rows where `time`
-    names a column: what is held out by time ends there.
+    names a column: what is held out by time ends there. With `folder` all rows are kept there,
+    however few they are.
 
     Attributes: table, all rows or the sample, as `roles.py` describes it; n_rows, of the source.
     """
 
-    def __init__(self, time: str = "") -> None:
+    def __init__(self, time: str = "", folder: Path | None = None) -> None:
         self.time, self.n_rows, self.table = time, 0, pd.DataFrame()
+        self.folder = folder
+        self.shares: list = []  # of workers, which keep the rows (`engine.py`)
+        self.keep: tempfile.TemporaryDirectory | None = None
         self._parts: list[pd.DataFrame] = []
         self._latest = pd.DataFrame()
         self._files: list[Path] = []
-        self._folder: tempfile.TemporaryDirectory | None = None
         self._limit = np.uint64(2**64 - 1)  # of the keys of rows that may enter the sample
 
     def add(self, block: pd.DataFrame) -> None:
@@ -50,11 +56,13 @@ class Rows:
         self._parts.append(block)
         if self.time:
             self._latest = pd.concat([self._latest, block]).nlargest(1, self.time)
-        if self.n_rows <= IN_MEMORY:
+        if self.n_rows <= IN_MEMORY and not self.folder:
             return
-        self._folder = self._folder or tempfile.TemporaryDirectory(prefix="rows-")
+        if not self.folder:
+            self.keep = tempfile.TemporaryDirectory(prefix="rows-")
+            self.folder = Path(self.keep.name)
         for part in self._parts[-1 if self._files else 0 :]:
-            self._files.append(Path(self._folder.name, f"{len(self._files)}.feather"))
+            self._files.append(self.folder / f"{len(self._files)}.feather")
             part.to_feather(self._files[-1], compression="uncompressed")
         self._parts[-1] = block[_keys(block) <= self._limit]
         if sum(map(len, self._parts)) > 1.25 * IN_MEMORY:
@@ -68,34 +76,69 @@ class Rows:
 
     def finish(self) -> "Rows":
         """Put `table` together from what was added."""
-        if self._files:
+        if self.n_rows > IN_MEMORY:
             self._cut()
             self._parts.append(self._latest)
         self.table, self._parts = pd.concat(self._parts, ignore_index=True), []
         return self
 
+    def without_sample(self) -> "Rows":
+        """Return a copy that knows the files of the rows alone."""
+        rows = copy(self)
+        rows._parts = []
+        return rows
+
+    @classmethod
+    def together(cls, shares: "list[Rows]", time: str) -> "Rows":
+        """Combine the samples of shares, in order; the rows themselves stay where they are.
+
+        The rows of the smallest keys of all are among those of each. Call `finish` afterwards.
+        """
+        rows = cls(time)
+        rows.n_rows = sum(share.n_rows for share in shares)
+        rows._parts = [part for share in shares for part in share._parts]
+        if time:
+            latest = [share._latest for share in shares if len(share._latest)]
+            rows._latest = pd.concat(latest).nlargest(1, time)
+        return rows
+
     def blocks(self) -> Iterator[pd.DataFrame]:
         """Yield all rows: `table`, or one file after the other."""
-        yield from (pd.read_feather(file) for file in self._files) if self._files else [self.table]
+        yield from map(pd.read_feather, self._files) if self.folder else [self.table]
 
-    def encode(self, preprocessor: Preprocessor, role: roles.Roles | None) -> tuple[list, list]:
+    def encode(
+        self, preprocessor: Preprocessor, role: roles.Roles | None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Encode all training rows (without `role`: all rows) block by block into files.
 
-        Returns (X of each block, float32 of shape (n_rows, width), mapped into memory; y).
+        Returns (X, float32 of shape (n_rows, width), y), both mapped into memory.
         """
-        assert self._folder is not None  # else all rows are in `table`
-        X, y = [], []
-        for number, block in enumerate(self.blocks()):
-            rows = block[~role.held_out(block)] if role else block
-            file = Path(self._folder.name, f"X{number}.npy")
-            np.save(file, preprocessor.transform(rows, roles.folds(rows)))
-            X.append(np.load(file, mmap_mode="r"))
-            y.append(rows[preprocessor.schema.target.name].to_numpy())
-        return X, y
+        assert self.folder is not None  # else all rows are in `table`
+        target, shape = preprocessor.schema.target.name, (-1, preprocessor.width)
+        files = self.folder / "X", self.folder / "y"
+        with files[0].open("wb") as X, files[1].open("wb") as y:
+            for block in self.blocks():
+                rows = block[~role.held_out(block)] if role else block
+                preprocessor.transform(rows, roles.folds(rows)).tofile(X)
+                rows[target].to_numpy(np.float64).tofile(y)
+        return np.memmap(files[0], np.float32, "r").reshape(shape), np.memmap(
+            files[1], mode="r", dtype=np.float64
+        )
+
+    def encode_blocks(self, *options: Any) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Encode as above; return blocks of equally many rows, which share one compiled program."""
+        X, y = self.encode(*options)
+        n_rows = -(-len(y) // -(-len(y) // tables.BLOCK_ROWS))
+        cuts = range(n_rows, len(y), n_rows)
+        return np.split(X, cuts), np.split(y, cuts)
 
 
 def _keys(rows: pd.DataFrame) -> np.ndarray:
     return roles.scrambled(rows[roles.HASH].to_numpy(), 1)
+
+
+def _mapped(file: Path, kind: type) -> np.ndarray:
+    return np.memmap(file, kind, "r") if file.stat().st_size else np.empty(0, kind)
 
 
 def read_first(settings: Any) -> tuple[Rows, Schema, list[str]]:
@@ -142,29 +185,57 @@ def read_again(
 def _read(
     settings: "TrainingSettings", find_schema: Callable, group: str, time: str, strict: bool = False
 ) -> tuple[Rows, Schema, list[str]]:
-    data, schema, notes, place = settings.data, None, [], 0
-    rows, source = Rows(time), tables.open_table(settings.data, settings.query)
-    for block in source.blocks():
-        if schema is None:
-            schema, notes = find_schema(block)
-        if group and group not in block.columns:
-            raise UserError(
-                f"{data} has no column {group!r} of groups to hold out as a whole; its columns are "
-                f"{', '.join(map(str, block.columns))}"
-            )
-        line = source.first_line + place
-        options: dict[str, Any] = {"first_line": line, "strict": strict}
-        options["need_target"] = schema.target.name in block or not getattr(settings, "dry_run", 0)
-        table, found = columns.conform(block, schema, source=data, **options)
-        table = table.assign(**{schema.target.name: table.get(schema.target.name, np.nan)})
-        rows.add(roles.hashed(table, block[group].loc[table.index] if group else None))
-        notes += found
-        place += len(block)
-    assert schema is not None
+    data, source = settings.data, tables.open_table(settings.data, settings.query)
+    blocks = source.blocks()
+    first = next(blocks)
+    schema, notes = find_schema(first)
+    is_dry = bool(getattr(settings, "dry_run", False))
+    collect = partial(add_blocks, schema=schema, group=group, strict=strict, dry_run=is_dry)
+    if settings.workers > 1:
+        from . import engine
+
+        rows, found = engine.read(collect, source, settings, time)
+    else:
+        rows = Rows(time)
+        found = collect(rows, chain(iter([first]), blocks), data, source)
     table = rows.finish().table
     if rows.n_rows > len(table):
         notes.append(
             f"{data} has {rows.n_rows:,} rows; columns are measured, and models scored, on a "
             f"uniform sample of {len(table):,} of them"
         )
-    return rows, schema, [*source.notes, *notes, *leaks(table, schema)]
+    return rows, schema, [*source.notes, *notes, *found, *leaks(table, schema)]
+
+
+def add_blocks(
+    rows: Rows,
+    blocks: Iterable[pd.DataFrame],
+    data: str,
+    source: tables.Table,
+    schema: Schema,
+    group: str,
+    strict: bool,
+    dry_run: bool,
+) -> list[str]:
+    """Conform, hash and add blocks of a source named `data`; return notes for the user.
+
+    With `dry_run` the target may be missing.
+    """
+    notes, place = [], 0
+    for block in blocks:
+        if group and group not in block.columns:
+            raise UserError(
+                f"{data} has no column {group!r} of groups to hold out as a whole; its columns are "
+                f"{', '.join(map(str, block.columns))}"
+            )
+        line = source.first_line + place
+        target = schema.target.name
+        options: dict[str, Any] = {"first_line": line, "strict": strict}
+        options["need_target"] = target in block or not dry_run
+        table, found = columns.conform(block, schema, source=data, **options)
+        if not options["need_target"]:  # a look goes without
+            table[target] = np.nan
+        rows.add(roles.hashed(table, block[group].loc[table.index] if group else None))
+        notes += found
+        place += len(block)
+    return notes

@@ -31,6 +31,7 @@ from .columns import Column, named, read_cells
 from .errors import UserError, one_line
 
 BLOCK_ROWS = 500_000
+PIECE_BYTES = 2**24  # files, and row groups of Parquet, below this are read together
 HEAD_BYTES = 2**20  # of a text file: its separator and header are found in these
 DETECT_BYTES = 2**26  # and its encoding in these
 MAGIC = {b"PAR1": "Parquet", b"ARRO": "Feather"}  # the first bytes of a file
@@ -59,37 +60,60 @@ class Table:
     Attributes: source, as the user named it, without passwords; first_line, the line of the file
     that the first row stands in (2 in a plain CSV file, 1 where there is no header line), known
     with the first block; notes, one line for everything that was recognised or left out, complete
-    once the rows were read.
+    once the rows were read; columns, in the order of the first file; share (number, count), which
+    of `count` shares of the pieces these readers are.
     """
 
     source: str
     readers: list[Callable[[], Blocks]] = field(repr=False)
     notes: list[str] = field(default_factory=list)
     first_line: int = 1
+    columns: list[str] = field(default_factory=list)
+    share: tuple[int, int] = (0, 1)
     keep: Any = field(default=None, repr=False)  # a temporary folder that must outlive the readers
 
     def blocks(self) -> Blocks:
         """Read the rows in order: DataFrames of about 500,000 rows, each with a RangeIndex.
 
+        A block holds rows of one piece alone, so that shares have the blocks of the whole.
         Raises UserError for files that cannot be read, differ in their columns, or have no rows.
         """
         waiting: list[pd.DataFrame] = []
-        columns: list[str] = []
-        for part in (self._named(part) for reader in self.readers for part in reader()):
-            columns = columns or list(part)
-            if sorted(part) != sorted(columns):
-                raise UserError(
-                    f"a file of {self.source} has the columns {list(part)}, but those before it "
-                    f"have {columns}; give files with the same columns"
-                )
-            if sum(map(len, waiting)) >= BLOCK_ROWS:
-                yield _together(waiting)
-                waiting = []
-            waiting += [part[columns]] if len(part) else []
-        last = self._without_total(_together(waiting)) if waiting else pd.DataFrame()
-        if last.empty:
+        for reader in self.readers:
+            is_new = True
+            for part in map(self._named, reader()):
+                self._check_columns(part)
+                if waiting and (is_new or sum(map(len, waiting)) >= BLOCK_ROWS):
+                    yield _together(waiting)
+                    waiting = []
+                waiting += [part[self.columns]] if len(part) else []
+                is_new = False
+        last = _together(waiting) if waiting else pd.DataFrame()
+        number, count = self.share
+        if len(last) and number + 1 == count:
+            last = self._without_total(last)
+        if last.empty and count == 1:
             raise UserError(f"{self.source} holds no rows; expected a header and rows below it")
-        yield last
+        if len(last):
+            yield last
+
+    def take_share(self, number: int, count: int, columns: list[str]) -> "Table":
+        """Keep one of `count` shares of the pieces, in order; `columns` are of the whole table.
+
+        Lines in messages count from the start of the share, whose name says which it is.
+        """
+        self.source = f"part {number + 1} of {count} of {self.source}" if number else self.source
+        first, end = (len(self.readers) * n // count for n in (number, number + 1))
+        self.readers, self.share, self.columns = self.readers[first:end], (number, count), columns
+        return self
+
+    def _check_columns(self, rows: pd.DataFrame) -> None:
+        self.columns = self.columns or list(rows)
+        if sorted(rows) != sorted(self.columns):
+            raise UserError(
+                f"a file of {self.source} has the columns {list(rows)}, but those before it "
+                f"have {self.columns}; give files with the same columns"
+            )
 
     def note(self, text: str) -> None:
         """Add a note, unless it is there already."""
@@ -170,9 +194,7 @@ def open_table(source: str | Path, query: str | None = None) -> Table:
     if os.path.isdir(os.path.join(source, "_delta_log")):
         table.readers.append(partial(_delta_blocks, source, table))
     else:
-        table.readers += [
-            partial(_file_blocks, file, Path(source), table) for file in _files(source, shown)
-        ]
+        table.readers += _pieces(_files(source, shown), Path(source), table)
     return table
 
 
@@ -193,6 +215,37 @@ def _files(source: str, shown: str) -> list[Path]:
             "folder instead"
         )
     return found
+
+
+def _pieces(files: list[Path], top: Path, table: Table) -> list[Callable[[], Blocks]]:
+    """Cut files into pieces: some small ones together, or some row groups of a large Parquet file.
+
+    They depend on the files alone, and so do the blocks of rows, however many processes read them.
+    """
+    pieces: list[list[Callable[[], Blocks]]] = []
+    size = PIECE_BYTES
+    for file in files:
+        for n_bytes, groups in _row_groups(file):
+            if size >= PIECE_BYTES:
+                pieces, size = [*pieces, []], 0
+            pieces[-1].append(partial(_file_blocks, file, top, table, groups))
+            size += n_bytes
+    return [partial(_chained, piece) for piece in pieces]
+
+
+def _chained(readers: list[Callable[[], Blocks]]) -> Blocks:
+    for reader in readers:
+        yield from reader()
+
+
+def _row_groups(file: Path) -> list[tuple[int, list[int] | None]]:
+    """List (bytes, numbers of row groups) of a large Parquet file; any other is one, with None."""
+    size = file.stat().st_size
+    with _reading(f"cannot read {file}", "copy it again"):
+        if size < PIECE_BYTES or _kind(file) != "Parquet":
+            return [(size, None)]
+        about = pq.read_metadata(file)
+        return [(about.row_group(n).total_byte_size, [n]) for n in range(about.num_row_groups)]
 
 
 def _download(url: str, shown: str, folder: Path) -> str:
@@ -238,8 +291,11 @@ def _delta_blocks(folder: str, table: Table) -> Blocks:
         yield from _typed_blocks(delta.to_pyarrow_dataset().to_batches())
 
 
-def _file_blocks(file: Path, top: Path, table: Table) -> Blocks:
-    """Read a file as its name or first bytes ask; keys of folders `key=value` become columns."""
+def _file_blocks(file: Path, top: Path, table: Table, groups: list[int] | None = None) -> Blocks:
+    """Read a file as its name or first bytes ask; keys of folders `key=value` become columns.
+
+    groups: of a Parquet file the row groups to read; None for all.
+    """
     inside = file.relative_to(top) if top in file.parents else file
     keys = [part.split("=", 1) for part in inside.parts[:-1] if "=" in part]
     with _reading(f"cannot read {file}", "copy it again"):
@@ -253,7 +309,7 @@ def _file_blocks(file: Path, top: Path, table: Table) -> Blocks:
             blocks = _excel_blocks(file, table)
         elif kind == "Parquet":  # a dataset would hold several times as much in memory
             parquet = pq.ParquetFile(file, pre_buffer=False)
-            blocks = _typed_blocks(parquet.iter_batches(BLOCK_ROWS // 4))
+            blocks = _typed_blocks(parquet.iter_batches(BLOCK_ROWS // 4, groups))
         else:
             feather = pa.ipc.open_file(pa.memory_map(str(file)))
             blocks = _typed_blocks(map(feather.get_batch, range(feather.num_record_batches)))

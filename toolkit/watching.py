@@ -10,10 +10,10 @@ from sklearn.ensemble import RandomForestRegressor
 from . import cli, report, tracking
 from .artifact import TrainedModel
 from .comparison import Interval, paired_interval
-from .evidence import as_json, predict
+from .evidence import predict
 from .language import translate
 from .report import Evidence
-from .words import format_amount, format_interval
+from .words import escape_markdown, format_amount, format_interval
 
 MOST, LEAF = 5_000, 10  # rows of a forest at most, rows in each of its leaves at least
 FEATURES = "features_sha256"  # tag
@@ -82,17 +82,19 @@ def watch(work: Any, terminal: cli.Terminal, found: Evidence) -> bool:
     terminal.say(told)
     metrics = report.metrics(found) | {"estimated/MAE": expected.estimate}
     metrics |= {"estimated/MAE_low": expected.low, "estimated/MAE_high": expected.high}
-    for line in [] if found.drift is None else found.drift.to_dict("records"):
+    drifted = [] if found.drift is None else found.drift.to_dict("records")
+    for line in drifted:
         name = re.sub(r"[^\w -]", "_", line["column"])[:200]  # what MLflow takes
         metrics[f"drift/{name}"] = line["distance"]
     metrics = {name: value for name, value in metrics.items() if np.isfinite(value)}
     tags = {"phase": "monitoring", "parent_model_uri": parent.uri, "parent_run_id": parent.run_id}
-    tags |= {FEATURES: _features(work), "mlflow.note.content": translate(told)}
+    tags |= {FEATURES: _features(work), "mlflow.note.content": escape_markdown(translate(told))}
     with tracking.tracked_run(work.experiment, f"watch {work.settings.model_name}", tags) as run:
         tracking.log_inputs(work.client, run.info.run_id, work.settings, "", {}, parent=parent.uri)
         tracking.log_numbers(work.client, run.info.run_id, metrics)
-    result = as_json(parent, found) | {"metrics": metrics, "worthwhile": good, "verdict": told}
-    terminal.result(**result, run_id=run.info.run_id)
+    facts = {"parent_model_uri": parent.uri, "drift": drifted, "findings": list(found.findings)}
+    facts |= {"prequential_MAE": found.prequential, "metrics": metrics, "run_id": run.info.run_id}
+    terminal.result(verdict=told, worthwhile=good, **facts)
     return good
 
 
