@@ -38,7 +38,7 @@ ENGLISH = re.compile(
 NOT_SAID = re.compile(
     r"Received: |^select |^(name|attributes|version_number|--xla|\.\*Row)\b|\btags\.|^COLUMN|"
     r"^((re)?train|watch) \{\}$|^no rows to score|^the CSV is separated|^ on held-out$|^rows-$|"
-    r"\.(py|db)$|^\? - |^new/"
+    r"\.(py|db|pickle)$|^\? - |^new/|^list\["
 )
 
 
@@ -72,7 +72,7 @@ def variants(node, names, depth=0):
     if isinstance(node, ast.BinOp) and isinstance(node.left, ast.Constant):  # " text" * condition
         return {""} | variants(node.left, names, depth)
     if isinstance(node, ast.Name) and node.id in names and depth < 5:
-        return set().union(*(variants(each, names, depth + 1) for each in names[node.id]))
+        return variants(names[node.id], names, depth + 1)
     return {"{}"}
 
 
@@ -81,13 +81,12 @@ def is_text(node):
     return is_constant or isinstance(node, ast.JoinedStr | ast.IfExp)
 
 
-def assigned(scope):
-    """Map the names that a scope gives texts to, to these texts."""
-    found = {}
-    for node in ast.walk(scope):
-        if isinstance(node, ast.Assign) and is_text(node.value):
-            found.setdefault(getattr(node.targets[0], "id", ""), []).append(node.value)
-    return found
+def assigned(scope, line=10**6):
+    """Map the names that a scope gives texts to, to the last of these before a line."""
+    found = [node for node in ast.walk(scope) if isinstance(node, ast.Assign)]
+    found = [node for node in found if is_text(node.value) and node.lineno < line]
+    found.sort(key=lambda node: node.lineno)
+    return {getattr(node.targets[0], "id", ""): node.value for node in found}
 
 
 def said(tree):
@@ -109,10 +108,9 @@ def user_errors(tree):
     for scope in ast.walk(tree):
         if not isinstance(scope, ast.FunctionDef):
             continue
-        names = {**top, **assigned(scope)}
         for node in ast.walk(scope):
             if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "UserError":
-                yield from variants(node.args[0], names)
+                yield from variants(node.args[0], {**top, **assigned(scope, node.lineno)})
 
 
 def plain(template):

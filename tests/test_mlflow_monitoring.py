@@ -45,7 +45,8 @@ def points(place, run, key):
 
 def arguments():
     """Name the arguments that say what a training is, not how it is started or shown."""
-    return set(vars(mlflow_monitoring.Settings())) - {"quiet", "json", "lang", "resume", "exit_code"}
+    not_logged = {"quiet", "json", "lang", "resume", "exit_code"}
+    return set(vars(mlflow_monitoring.Settings())) - not_logged
 
 
 # --- what the run holds
