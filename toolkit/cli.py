@@ -102,9 +102,6 @@ class TrainingSettings(StoreSettings):
     epochs: int | None = option(None, "passes over the training rows", type=whole)
     batch_size: int | None = option(None, "rows per update", type=whole)
     learning_rate: float | None = option(None, "at the start", type=positive)
-    workers: int = option(
-        1, "processes that share the rows, by Ray; a cluster's: RAY_ADDRESS", type=whole
-    )
     seed: int = option(42, "of roles, weights and order", type=natural)
     test_size: float = option(0.2, "share of rows held out for good", type=share)
     buffer_rows: int = option(20_000, "rows of each role kept for replay; 0: none", type=natural)
