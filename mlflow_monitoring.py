@@ -136,9 +136,8 @@ def fit(
         X, y = rows.encode_blocks(preprocessor, role)
     final = model_utils.sized_recipe(sum(map(len, X)) if isinstance(X, list) else len(X), *sizes)
     recipes = [replace(r, epochs=final.epochs, batch_size=final.batch_size) for r in recipes]
-    network = model_utils.create_nn_model(
-        preprocessor.width, recipes[0], scale, bins, seed=settings.seed, build=build
-    )
+    create = partial(model_utils.create_nn_model, seed=settings.seed, build=build)
+    network = create(preprocessor.width, recipes[0], scale, bins)
     options = {"callbacks": checkpoint.callbacks(name, tell), "seed": settings.seed}
     history = train(network, X, y, scale, recipes, **options)
     return network, preprocessor, recipes, {**curves, "final_loss": history.history.get("loss", [])}

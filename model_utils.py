@@ -482,10 +482,8 @@ def train_members(
     loss that is not finite.
     """
     first, heads = recipes[0], _heads(model)
-    rates, decays, deltas = (
-        [getattr(recipe, name) for recipe in recipes]
-        for name in ("learning_rate", "weight_decay", "delta")
-    )
+    names = "learning_rate", "weight_decay", "delta"
+    rates, decays, deltas = ([getattr(recipe, name) for recipe in recipes] for name in names)
     heads.compile(MemberAdamW(rates, decays), loss=MemberHuber(deltas))
     X, y = (values if isinstance(values, list) else [values] for values in (X, y))
     masks = mask if isinstance(mask, list) else [True if mask is None else mask] * len(y)
