@@ -4,11 +4,11 @@ Belongs here: what is shared out and how it is put together again. What happens 
 functions that one process calls, too; nothing of Ray is imported before `start`.
 """
 
+import math
 import os
 import pickle
 import shutil
 import signal
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -16,11 +16,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
-
 from . import tables
 from .errors import UserError, one_line
-from .reading import Rows
 
 ROOT = Path(__file__).parents[1]
 RESTARTS = 3  # of workers that were killed
@@ -81,7 +78,7 @@ class Share:
     """One of `count` shares of a source, which any process can read, again if it must.
 
     columns: of the whole source. n_rows: to train on, once counted. folder: on the disk of
-    whichever machine reads the share. collect, time: of `reading.py`.
+    whichever machine reads the share. collect: of `reading.py`.
     """
 
     number: int
@@ -92,7 +89,6 @@ class Share:
     n_rows: int = 0
     folder: Path = Path()
     collect: Any = None
-    time: str = ""
 
     def __len__(self) -> int:
         return self.n_rows
@@ -102,16 +98,16 @@ class Share:
         source = tables.open_table(self.data, self.query)
         return source.take_share(self.number, self.count, self.columns)
 
-    def read(self) -> tuple[Rows, list[str]]:
+    def read(self) -> tuple[Any, list[str]]:
         """Read, conform, hash and keep the rows on this machine; return them and notes."""
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
-        rows, source = Rows(self.time, self.folder), self.open()
-        notes = self.collect(rows, source.blocks(), source.source, source)
+        source = self.open()
+        rows, notes = self.collect(source, source.blocks(), self.folder)
         (self.folder / ROWS).write_bytes(pickle.dumps(rows.without_sample()))
         return rows, [*source.notes, *notes]
 
-    def rows(self) -> Rows:
+    def rows(self) -> Any:
         """Return the rows that this machine keeps; another machine reads them first."""
         file = self.folder / ROWS
         return pickle.loads(file.read_bytes()) if file.is_file() else self.read()[0]
@@ -138,18 +134,16 @@ def _map(function: Callable, shares: Sequence[Share], *arguments: Any) -> Any:
         return ray.get([task.remote(share, *arguments) for share in shares])
 
 
-def read(collect: Callable, source: tables.Table, settings: Any, time: str) -> tuple[Rows, list]:
-    """Let each worker read a share; return what one process would, and notes for the user."""
-    keep = tempfile.TemporaryDirectory(prefix="rows-")
-    shares = shares_of(source, settings, collect=collect, time=time)
-    shares = [replace(each, folder=Path(keep.name, str(each.number))) for each in shares]
-    found = _map(Share.read, shares)
-    rows = Rows.together([rows for rows, _ in found], time)
-    rows.shares, rows.keep = shares, keep
-    return rows, list(dict.fromkeys(note for _, notes in found for note in notes))
+def read(
+    collect: Callable, source: tables.Table, settings: Any, folder: str
+) -> tuple[list[Share], list[Any]]:
+    """Let each worker read a share into `folder`; return the shares, and (rows, notes) of each."""
+    shares = shares_of(source, settings, collect=collect)
+    shares = [replace(each, folder=Path(folder, str(each.number))) for each in shares]
+    return shares, _map(Share.read, shares)
 
 
-def share_rows(rows: Rows, *encode: Any) -> Any:
+def share_rows(rows: Any, *encode: Any) -> Any:
     """Return the rows of a training as `train` takes them: shares, and how they are encoded."""
     return _map(Share.counted, rows.shares, encode[1]), encode
 
@@ -172,13 +166,13 @@ def train(
     encode: tuple,
     *arguments: Any,
     seed: int,
-    callbacks: Any = (),
+    **_: Any,
 ) -> Any:
-    """Let each worker train on its share, with the same updates in all, and keep the weights.
+    """Let each worker train on its share, with the same updates in all; return Keras' history.
 
     train_members, network and the further arguments are of `model_utils.py`; encode: those of
     `Rows.encode`. A training goes on from its last checkpoint in `place`, a folder that all
-    machines see; callbacks are not called. Returns what Keras calls a history.
+    machines see; callbacks are not called.
     """
     ray = start(len(shares))
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
@@ -201,6 +195,6 @@ def train(
     with _plain_errors():
         weights, _, losses = state_of(trainer.fit().checkpoint)
     network.set_weights(weights)
-    if not np.isfinite(losses[-1]):
+    if not math.isfinite(losses[-1]):
         raise FloatingPointError("the loss is not finite")
     return SimpleNamespace(history={"loss": losses})

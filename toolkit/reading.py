@@ -88,19 +88,16 @@ class Rows:
         rows._parts = []
         return rows
 
-    @classmethod
-    def together(cls, shares: "list[Rows]", time: str) -> "Rows":
-        """Combine the samples of shares, in order; the rows themselves stay where they are.
+    def join(self, shares: "list[Rows]") -> None:
+        """Take over the samples of shares, in order; the rows themselves stay where they are.
 
-        The rows of the smallest keys of all are among those of each. Call `finish` afterwards.
+        The rows of the smallest keys of all are among those of each.
         """
-        rows = cls(time)
-        rows.n_rows = sum(share.n_rows for share in shares)
-        rows._parts = [part for share in shares for part in share._parts]
-        if time:
+        self.n_rows = sum(share.n_rows for share in shares)
+        self._parts = [part for share in shares for part in share._parts]
+        if self.time:
             latest = [share._latest for share in shares if len(share._latest)]
-            rows._latest = pd.concat(latest).nlargest(1, time)
-        return rows
+            self._latest = pd.concat(latest).nlargest(1, self.time)
 
     def blocks(self) -> Iterator[pd.DataFrame]:
         """Yield all rows: `table`, or one file after the other."""
@@ -190,14 +187,19 @@ def _read(
     first = next(blocks)
     schema, notes = find_schema(first)
     is_dry = bool(getattr(settings, "dry_run", False))
-    collect = partial(add_blocks, schema=schema, group=group, strict=strict, dry_run=is_dry)
+    collect = partial(
+        collected, schema=schema, group=group, time=time, strict=strict, is_dry=is_dry
+    )
     if settings.workers > 1:
         from . import engine
 
-        rows, found = engine.read(collect, source, settings, time)
-    else:
         rows = Rows(time)
-        found = collect(rows, chain(iter([first]), blocks), data, source)
+        rows.keep = tempfile.TemporaryDirectory(prefix="rows-")
+        rows.shares, parts = engine.read(collect, source, settings, rows.keep.name)
+        rows.join([part for part, _ in parts])
+        found = list(dict.fromkeys(note for _, notes in parts for note in notes))
+    else:
+        rows, found = collect(source, chain(iter([first]), blocks))
     table = rows.finish().table
     if rows.n_rows > len(table):
         notes.append(
@@ -207,21 +209,22 @@ def _read(
     return rows, schema, [*source.notes, *notes, *found, *leaks(table, schema)]
 
 
-def add_blocks(
-    rows: Rows,
-    blocks: Iterable[pd.DataFrame],
-    data: str,
+def collected(
     source: tables.Table,
+    blocks: Iterable[pd.DataFrame],
+    folder: Path | None = None,
+    *,
     schema: Schema,
     group: str,
+    time: str,
     strict: bool,
-    dry_run: bool,
-) -> list[str]:
-    """Conform, hash and add blocks of a source named `data`; return notes for the user.
+    is_dry: bool,
+) -> tuple[Rows, list[str]]:
+    """Conform, hash and keep the blocks of a source; the target may be missing if `is_dry`.
 
-    With `dry_run` the target may be missing.
+    Returns (rows, to be finished, notes for the user).
     """
-    notes, place = [], 0
+    rows, notes, place, data = Rows(time, folder), [], 0, source.source
     for block in blocks:
         if group and group not in block.columns:
             raise UserError(
@@ -229,13 +232,11 @@ def add_blocks(
                 f"{', '.join(map(str, block.columns))}"
             )
         line = source.first_line + place
-        target = schema.target.name
         options: dict[str, Any] = {"first_line": line, "strict": strict}
-        options["need_target"] = target in block or not dry_run
+        options["need_target"] = schema.target.name in block or not is_dry
         table, found = columns.conform(block, schema, source=data, **options)
-        if not options["need_target"]:  # a look goes without
-            table[target] = np.nan
+        table = table.assign(**{schema.target.name: table.get(schema.target.name, np.nan)})
         rows.add(roles.hashed(table, block[group].loc[table.index] if group else None))
         notes += found
         place += len(block)
-    return notes
+    return rows, notes
