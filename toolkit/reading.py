@@ -235,7 +235,8 @@ def collected(
         options: dict[str, Any] = {"first_line": line, "strict": strict}
         options["need_target"] = schema.target.name in block or not is_dry
         table, found = columns.conform(block, schema, source=data, **options)
-        table = table.assign(**{schema.target.name: table.get(schema.target.name, np.nan)})
+        if not options["need_target"]:  # a look goes without
+            table[schema.target.name] = np.nan
         rows.add(roles.hashed(table, block[group].loc[table.index] if group else None))
         notes += found
         place += len(block)
