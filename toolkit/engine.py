@@ -1,7 +1,7 @@
 """Several processes or machines, by Ray: each reads, scores and trains on a share of the rows.
 
-Belongs here: what is shared out and how it is put together again. What happens to rows is in the
-functions that one process calls, too; nothing of Ray is imported before `start`.
+Belongs here: sharing out, and putting together again. What happens to rows is in the functions that
+one process calls, too. Nothing of Ray is imported before `start`.
 """
 
 import math
@@ -38,8 +38,8 @@ def start(workers: int) -> Any:
         import ray
         import ray.train.tensorflow
     except ImportError as error:
-        words = f"--workers {workers} needs Ray: pip install -r requirements-scale.txt"
-        raise UserError(words) from error
+        words = f"--workers {workers} needs Ray"
+        raise UserError(f"{words}: pip install -r requirements-scale.txt") from error
     code = {"py_modules": [str(ROOT / "toolkit"), str(ROOT / "model_utils.py")]}
     options: Any = {"runtime_env": code} if address else {"num_cpus": workers}
     try:
@@ -65,10 +65,8 @@ def _plain_errors() -> Iterator[None]:
     except RayTaskError as error:
         raise error.cause from error
     except (RayError, TrainingFailedError) as error:
-        raise UserError(
-            f"workers were lost, {RESTARTS} restarts did not help ({one_line(error)[:200]}); "
-            "look after the cluster, and repeat the command with --resume"
-        ) from error
+        why = one_line(error)[:200]
+        raise UserError(f"workers were lost ({why}); repeat the command with --resume") from error
     finally:
         signal.signal(signal.SIGINT, handler)
 
@@ -77,8 +75,8 @@ def _plain_errors() -> Iterator[None]:
 class Share:
     """One of `count` shares of a source, which any process can read, again if it must.
 
-    columns: of the whole source. n_rows: to train on, once counted. folder: on the disk of
-    whichever machine reads the share. collect: of `reading.py`.
+    columns: of the whole source. n_rows: to train on, once counted. folder: on the disk of the
+    machine that reads. collect: of `reading.py`.
     """
 
     number: int
@@ -123,8 +121,8 @@ def shares_of(source: tables.Table, settings: Any, **more: Any) -> list[Share]:
     """Cut a source into one share for each worker; its first rows tell the columns."""
     if not source.columns:
         next(source.blocks())
-    count, place = settings.workers, (settings.data, settings.query, source.columns)
-    return [Share(number, count, *place, **more) for number in range(count)]
+    place = settings.workers, settings.data, settings.query, source.columns
+    return [Share(number, *place, **more) for number in range(settings.workers)]
 
 
 def _map(function: Callable, shares: Sequence[Share], *arguments: Any) -> Any:
@@ -151,8 +149,8 @@ def share_rows(rows: Any, *encode: Any) -> Any:
 def stream(function: Callable, shares: Sequence[Share]) -> Iterator[Any]:
     """Yield in order what the generator `function` yields of each opened share."""
     ray = start(len(shares))
-    options = {"num_returns": "streaming", "max_retries": RESTARTS}
-    task = ray.remote(**options)(lambda share: (yield from function(share.open())))
+    remote = ray.remote(num_returns="streaming", max_retries=RESTARTS)
+    task = remote(lambda share: (yield from function(share.open())))
     with _plain_errors():
         for results in [task.remote(share) for share in shares]:
             yield from map(ray.get, results)
@@ -186,14 +184,14 @@ def train(
         train_loop_config={"work": work},
         scaling_config=ScalingConfig(num_workers=len(shares), placement_strategy="SPREAD"),
         run_config=RunConfig(
-            name=place.name,
-            storage_path=str(place.parent.resolve()),
+            place.name,
+            str(place.parent.resolve()),
             failure_config=FailureConfig(max_failures=RESTARTS),
             checkpoint_config=CheckpointConfig(num_to_keep=1),
         ),
     )
     with _plain_errors():
-        weights, _, losses = state_of(trainer.fit().checkpoint)
+        weights, _state, losses = state_of(trainer.fit().checkpoint)
     network.set_weights(weights)
     if not math.isfinite(losses[-1]):
         raise FloatingPointError("the loss is not finite")
