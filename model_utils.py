@@ -472,7 +472,7 @@ def train_members(
     mask: Any = None,
     callbacks: Callbacks = (),
     seed: int = 0,
-    train: Callable = train_model,
+    train: Callable | None = None,
 ) -> keras.callbacks.History:
     """Train the members of a network of `create_nn_model` side by side, each by its own recipe.
 
@@ -496,7 +496,7 @@ def train_members(
     )
     sizes: dict[str, Any] = {"epochs": first.epochs, "batch_size": first.batch_size, "seed": seed}
     with _only_used_weights(model, recipes):
-        _, history = train(
+        _, history = (train or train_model)(
             heads, X, z, callbacks=[cosine, *callbacks], drop_remainder=True, **sizes
         )
     if not np.isfinite(history.history.get("loss", [])[-1:]).all():

@@ -235,13 +235,13 @@ FLAGS = {
     "approved unknown": (
         [RETRAIN],
         ["--approve", "99"],
-        "no version 99 of 'loan-amount'; expected",
+        "version 99 of 'loan-amount' does not exist; expected another",
     ),
-    "approved champion": ([RETRAIN], ["--approve", "1"], "is champion already; nothing to do"),
+    "approved champion": ([RETRAIN], ["--approve", "1"], "is champion already; expected another"),
     "nothing to roll back": (
         [RETRAIN],
         ["--rollback"],
-        "no @previous version, so there is nothing",
+        "there is nothing to go back to: @champion of 'loan-amount' is version 1",
     ),
     "output of no kind": (
         [SCORE],

@@ -4,6 +4,7 @@ import hashlib
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -79,5 +80,6 @@ class _Watch(keras.callbacks.BackupAndRestore):
         words = f"{self.name}: epoch {epoch + 1} of {epochs}, {left:.0f} s left, loss {loss:.4f}"
         self.tell(translate(words))
         if now - self.saved_at >= SECONDS:
-            super().on_epoch_end(epoch, logs)
+            with suppress(OSError):  # the same command, started twice, saves the same state
+                super().on_epoch_end(epoch, logs)
             self.saved_at = now

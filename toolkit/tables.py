@@ -256,12 +256,24 @@ def _download(url: str, shown: str, folder: Path) -> str:
             with urllib.request.urlopen(url, timeout=60) as answer, target.open("wb") as copy:
                 shutil.copyfileobj(answer, copy)
         else:
-            from pyarrow import fs
-
             if url.startswith("gs://") and "?" not in url:
                 url += "?retry_limit_seconds=20"  # it would try for a quarter of an hour
-            fs.copy_files(url, str(target))
+            _copy(url, target)
     return str(target)
+
+
+def _copy(url: str, target: Path) -> None:
+    """Copy a file of an object store, or all files below a folder."""
+    from pyarrow import fs
+
+    files, path = fs.FileSystem.from_uri(url)
+    found = [files.get_file_info(path)]
+    if found[0].type == fs.FileType.Directory:
+        found = files.get_file_info(fs.FileSelector(path, recursive=True))
+    for file in (each for each in found if each.is_file):
+        place = target / os.path.relpath(file.path, path)  # "." for the file itself
+        place.parent.mkdir(parents=True, exist_ok=True)
+        fs.copy_files(file.path, str(place), source_filesystem=files)
 
 
 # --- how tables are written: generators of their rows ---------------------------------------------
