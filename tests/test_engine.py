@@ -43,7 +43,7 @@ def _small_rays():
     paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     hook = {"worker_process_setup_hook": small_limits, "env_vars": {"PYTHONPATH": paths}}
     options = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
-    ray.init(num_cpus=3, runtime_env=hook, **options)
+    ray.init("local", num_cpus=3, runtime_env=hook, **options)
     yield
     ray.shutdown()
     tables.PIECE_BYTES, reading.IN_MEMORY, distributed.BLOCK_ROWS = before
@@ -169,7 +169,7 @@ def work(parquet):
     network = model_utils.create_nn_model(fitted.width, model_utils.Recipe(), scale, seed=1)
     return (
         network,
-        engine.map_shares(engine.Share.counted, rows.shares, role),
+        engine._map(engine.Share.counted, rows.shares, role),
         (fitted, role),
         rows.keep,
     )

@@ -42,9 +42,11 @@ def start(workers: int) -> Any:
         raise UserError(f"{words}: pip install -r requirements-scale.txt") from error
     code = {"py_modules": [str(ROOT / "toolkit"), str(ROOT / "model_utils.py")]}
     options: Any = {"runtime_env": code} if address else {"num_cpus": workers}
+    place = address or "local"  # else Ray would join whatever cluster this machine runs
     try:
         if not ray.is_initialized():
-            ray.init(log_to_driver=False, logging_level="ERROR", include_dashboard=False, **options)
+            quiet: Any = {"log_to_driver": False, "logging_level": "ERROR"}
+            ray.init(place, include_dashboard=False, **quiet, **options)
     except ConnectionError as error:
         words = f"no cluster answers at RAY_ADDRESS={address}; start it with 'ray start --head'"
         raise UserError(f"{words}, or unset RAY_ADDRESS for processes on this machine") from error
