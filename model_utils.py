@@ -521,8 +521,10 @@ def _only_used_weights(model: keras.Model, recipes: Sequence[Recipe]) -> Iterato
             used[member, n_inputs:] = 0
     kernel.assign(kernel * used)
     kernel.constraint = lambda weights: weights * used
-    yield
-    kernel.constraint = None
+    try:
+        yield
+    finally:
+        kernel.constraint = None
 
 
 # --- choosing a recipe ---------------------------------------------------------------------------

@@ -134,10 +134,6 @@ def _keys(rows: pd.DataFrame) -> np.ndarray:
     return roles.scrambled(rows[roles.HASH].to_numpy(), 1)
 
 
-def _mapped(file: Path, kind: type) -> np.ndarray:
-    return np.memmap(file, kind, "r") if file.stat().st_size else np.empty(0, kind)
-
-
 def read_first(settings: Any) -> tuple[Rows, Schema, list[str]]:
     """Read the rows of a first training, and find out what their columns are.
 

@@ -1,5 +1,6 @@
 """Watching a model on a file, with or without its target: does a retraining look worthwhile?"""
 
+import hashlib
 import re
 from typing import Any
 
@@ -7,7 +8,7 @@ import numpy as np
 import pandas as pd
 from sklearn.ensemble import RandomForestRegressor
 
-from . import cli, report, tracking
+from . import cli, report, roles, tracking
 from .artifact import TrainedModel
 from .comparison import Interval, paired_interval
 from .evidence import predict
@@ -111,5 +112,5 @@ def check_estimate(work: Any, terminal: cli.Terminal, found: Evidence) -> None:
 
 def _features(work: Any) -> str:
     """Hash the features of all rows of the file, in whatever order."""
-    names = list(work.parent.preprocessor.schema.features)
-    return tracking.content_hash(work.table[names].sort_values(names))
+    hashes = roles.row_hashes(work.table[list(work.parent.preprocessor.schema.features)])
+    return hashlib.sha256(np.sort(hashes).tobytes()).hexdigest()
