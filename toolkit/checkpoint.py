@@ -32,9 +32,10 @@ class Checkpoint:
         same = {k: str(v) for k, v in vars(settings).items() if k not in NOT_PART_OF_A_TRAINING}
         key = hashlib.sha256(repr((Path(script).name, sorted(same.items()), inputs)).encode())
         self.folder = settings.models_dir / f"checkpoint-{key.hexdigest()[:16]}"
-        self.file = self.folder / "run_id"
+        # Not in the folder: the same command, started twice, may remove that at any moment.
+        self.file = self.folder.with_suffix(".run")
         if not settings.resume:
-            shutil.rmtree(self.folder, ignore_errors=True)
+            self.remove()
         elif not self.file.is_file():
             raise UserError(
                 f"--resume found no checkpoint of this command in {settings.models_dir}; expected "
@@ -44,7 +45,7 @@ class Checkpoint:
 
     def begin(self, run_id: str) -> str:
         """Note the run to go on with, and return it."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.file.parent.mkdir(parents=True, exist_ok=True)
         self.file.write_text(run_id)
         return run_id
 
@@ -55,6 +56,7 @@ class Checkpoint:
     def remove(self) -> None:
         """Forget everything: the command is done."""
         shutil.rmtree(self.folder, ignore_errors=True)
+        self.file.unlink(missing_ok=True)
 
 
 class _Watch(keras.callbacks.BackupAndRestore):
