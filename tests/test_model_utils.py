@@ -566,6 +566,16 @@ def test_sizes_follow_the_number_of_rows_unless_given(n_rows, batch_size, epochs
     assert (given.epochs, given.batch_size) == (7, 11)
 
 
+def test_shortened_recipe_decays_weights_as_far_in_a_quarter_of_the_updates():
+    recipe = Recipe(epochs=60, batch_size=32, learning_rate=0.002, weight_decay=0.3)
+    short = recipe.shortened()
+    assert (short.epochs, short.batch_size) == (30, 64)
+    assert short.learning_rate == pytest.approx(0.002 * 2**0.5)
+    decayed = short.learning_rate * short.weight_decay * 30 / 64
+    assert decayed == pytest.approx(0.002 * 0.3 * 60 / 32)
+    assert Recipe(epochs=1).shortened().epochs == 1
+
+
 def test_noise_calls_for_strong_weight_decay():
     inputs = RNG(0).normal(size=(150, 6)).astype(np.float32)
     base = Recipe(epochs=40)
@@ -573,7 +583,7 @@ def test_noise_calls_for_strong_weight_decay():
     assert recipes[0].weight_decay == 3
     assert len(set(recipes)) == model_utils.MEMBERS  # the best ones, each once
     assert set(recipes) <= set(model_utils.candidates(base, 150))
-    assert len(curves["loss"]) == len(curves["val_mae"]) == 40
+    assert len(curves["loss"]) == len(curves["val_mae"]) == 20
 
 
 def test_steps_call_for_bins_and_weak_weight_decay():
@@ -638,7 +648,7 @@ def test_half_of_the_members_go_on_from_the_parent_and_half_choose_anew():
     assert len(set(recipes[:half])) == 1
     assert set(recipes[half:]) <= set(model_utils.candidates(QUICK, 120, parent.recipe))
     assert len(set(recipes[half:])) == half
-    assert len(curves["loss"]) == len(curves["val_mae"]) == QUICK.epochs
+    assert len(curves["loss"]) == len(curves["val_mae"]) == QUICK.shortened().epochs
 
 
 def test_too_few_new_rows_to_choose_by_go_on_carefully():
