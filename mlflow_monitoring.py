@@ -202,8 +202,7 @@ def keep(
     figures = draw(trained, curves, test_rows, prediction)
     with tracking.resumable():
         artifact.save_folder(trained, settings.models_dir / MODEL_NAME)
-        by_epoch = {f"epoch/{key}": values for key, values in curves.items()}
-        tracking.log_numbers(client, run_id, metrics, by_epoch)
+        tracking.log_numbers(client, run_id, metrics, curves)
         tracking.log_figures(figures)
         uri = artifact.log_model(trained, MODEL_NAME)
         with cli.uninterrupted():  # registered, promoted and told, or nothing of it
@@ -255,7 +254,8 @@ def say(
     flags = [] if settings.data == DATA else ["--data", "NEW_ROWS.csv"]
     flags += cli.same_place(settings)
     steps = [cli.command("python", "mlflow_retrain.py", "--model-uri", uri, *flags)]
-    cli.conclude(terminal, settings, run, uri, version, verdict, steps, metrics=metrics)
+    facts = {"verdict": verdict, "version": version, "model_uri": uri, "metrics": metrics}
+    cli.conclude(terminal, settings, run, steps, **facts)
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ def retrain(settings: Settings) -> int:
     """Load the parent, read the rows and look at them; everything else is one MLflow run."""
     with cli.quiet_start("starting", settings.quiet):
         import model_utils  # noqa: F401 - TensorFlow speaks while it starts
-        from toolkit import artifact, evidence, reading, registry, roles, tracking, watching
+        from toolkit import artifact, evidence, reading, registry, report, roles, tracking, watching
     terminal = cli.Terminal(settings.quiet, settings.json)
 
     # Load the parent, and every row that its line has seen.
@@ -64,6 +64,9 @@ def retrain(settings: Settings) -> int:
     if rows.file.empty:
         words = f"nothing new in {settings.data}: every row was seen before, nothing is trained"
         terminal.say(words)
+        if settings.report:
+            verdict = replace(report.NOTHING_NEW, reason=words)
+            report.write(report.Evidence(verdict=verdict), Path(settings.report))
         terminal.result(verdict=words, verdict_kind="nothing_new", promoted=False, model_uri=None)
         return settings.exit_with(False)
 
@@ -130,6 +133,7 @@ def track(work: Work, terminal: cli.Terminal, found: Any, whole: Any) -> int:
         uri, version, verdict, metrics = keep(work, trained, child, found)
         checkpoint.remove()
     if settings.report:
+        found.verdict = replace(found.verdict, promoted=verdict.startswith("promoted"))
         report.write(found, Path(settings.report))
     evidence.print_scores(terminal, found)
     say(settings, terminal, run.info, uri, version, verdict, metrics, found)
@@ -179,7 +183,7 @@ def keep(
                 uri,
                 found.verdict.reason,
                 report.about(trained.card, schema),
-                report.short_result(found, promoted=True).removeprefix("promoted: "),
+                report.short_result(found),
                 champion=work.champion,
                 wanted=found.verdict.promoted,
                 parent_run=None if settings.promote == "always" else work.parent.run_id,
@@ -199,16 +203,19 @@ def say(
     found: Any,
 ) -> None:
     """Print the verdict and the next commands, or all of it as one object."""
-    promoted, kind = verdict.startswith("promoted"), found.verdict.kind
+    promoted = verdict.startswith("promoted")
     back = cli.command("python", "mlflow_retrain.py", "--rollback", *cli.same_place(settings))
     facts = {
-        "verdict_kind": kind,
+        "verdict": verdict,
+        "version": version,
+        "model_uri": uri,
+        "verdict_kind": found.verdict.kind,
         "promoted": promoted,
         "intervals": {part: asdict(held.change) for part, held in found.held_out.items()},
         "metrics": metrics,
     }
     steps = [back] if promoted else []
-    cli.conclude(terminal, settings, run, uri, version, verdict, steps, kind=kind, **facts)
+    cli.conclude(terminal, settings, run, steps, **facts)
 
 
 @dataclass

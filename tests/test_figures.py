@@ -219,7 +219,7 @@ def test_before_and_after_stand_on_one_line_with_the_difference_in_words():
     assert "-1,000 € (-1,000 to -1,000)" in shown
     assert [label.get_text() for label in axes.get_yticklabels()] == ["new (50)", "old (50)"]
     legend = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert legend == ["95 % interval", "parent", "retrained"]
+    assert legend == ["interval", "parent", "retrained"]
 
 
 def test_bar_is_the_interval_of_the_difference_set_off_from_the_parent():

@@ -189,8 +189,9 @@ def test_report_of_a_file_that_was_only_looked_at_has_no_scores():
     looked = report.Evidence(prequential=3.0, prequential_rows=9)
     for template in ("report.md", "report.html"):
         text = report.render(looked, template)
-        assert "nothing judged yet" in text
+        assert "nothing is trained" in text
         assert "Same rows" not in text
+        assert "Not proven" not in text
 
 
 def test_page_lets_no_markup_from_the_data_through():
@@ -253,9 +254,9 @@ def test_short_result_fits_the_name_of_a_run():
         format_amount(full.held_out[part].change.estimate, "€", signed=True)
         for part in ("new", "old")
     )
-    assert report.short_result(full, promoted=True) == f"promoted: MAE new {new}, old {old}"
+    assert report.short_result(full) == f"MAE new {new}, old {old}"
     broken = replace(full, verdict=comparison.Verdict("suspicious", False, "x"))
-    assert report.short_result(broken, promoted=False) == "kept: suspicious"
+    assert report.short_result(broken) == "suspicious"
 
 
 # --- model card

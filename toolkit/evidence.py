@@ -8,6 +8,7 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
+import mlflow
 import numpy as np
 import pandas as pd
 from mlflow import MlflowClient
@@ -32,8 +33,7 @@ def look(
     """
     schema, unit = parent.preprocessor.schema, parent.card.get("unit", "")
     target, kinds = schema.target.name, schema.kinds
-    y = rows.file[target].to_numpy()
-    prediction = predict(parent, rows.file)
+    y, prediction = rows.file[target].to_numpy(), predict(parent, rows.file)
     error = float(np.abs(y - prediction).mean())
     terminal.say(
         f"parent {parent.uri}: its MAE on the {len(y):,} new rows of {data}, before any training "
@@ -45,10 +45,11 @@ def look(
     found = Evidence(unit, error, len(y), history)
     lines = ["drift: unknown, the parent remembers no training row"]
     if len(rows.remembered):
-        is_known = np.isfinite(error)
-        found.drift = drift.drift(rows.remembered, rows.file, kinds, target if is_known else None)
-        found.bounds = drift.at_bounds(rows.remembered[target], y) if is_known else "unknown"
-        found.findings = drift.suspicious(rows.remembered, rows.file, kinds, target)
+        if np.isfinite(error):
+            found.bounds = drift.at_bounds(rows.remembered[target], y)
+            kinds = {**kinds, target: "numeric"}
+        found.drift = drift.drift(rows.remembered, rows.file, kinds)
+        found.findings = drift.suspicious(rows.remembered, rows.file, schema.kinds, target)
         lines = [*drift.drift_summary(found.drift), f"target: {found.bounds}"]
         lines += [f"suspicious: {finding}" for finding in found.findings]
     for line in lines:
@@ -68,9 +69,10 @@ def count_inside(found: Evidence, parent: TrainedModel, child: Any, rows: Retrai
     if ranges.KEPT in parent.card:
         before = child.predictions["new"]["parent"]
         found.inside["parent"] = ranges.inside(parent.card, before, y[:n_new])
-    inside, half = np.zeros(len(y), bool), np.arange(len(y)) % 2
-    for own in (half == 0, half == 1):
-        card = child.card | {ranges.KEPT: ranges.keep(made[~own], y[~own])}
+    inside = np.zeros(len(y), bool)
+    for half in (0, 1):
+        own, others = slice(half, None, 2), slice(1 - half, None, 2)
+        card = child.card | {ranges.KEPT: ranges.keep(made[others], y[others])}
         inside[own] = ranges.inside(card, made[own], y[own])
     found.inside["retrained"] = inside[:n_new]
     child.card[ranges.KEPT] = ranges.keep(made, y)
@@ -89,27 +91,28 @@ def weigh(
 
     predictions: by part of the held-out rows and model; whole: the parent's of the file's new rows.
     """
-    target, new = schema.target.name, predictions["new"]
-    y = {part: table[target].to_numpy() for part, table in rows.held_out.items()}
-    labels = {part: roles.blocks_of_rows(table, role) for part, table in rows.held_out.items()}
-    sure = comparison.confidence_of(rows.tries)
-    held_out = {
-        part: comparison.evaluate(y[part], predictions[part], labels[part], sure) for part in y
-    }
-    findings, of_file = list(evidence.findings), (rows.file[target], whole)
+    target, new, unit = schema.target.name, predictions["new"], evidence.unit
+    sure, y = comparison.confidence_of(rows.tries), {}
+    for part, table in rows.held_out.items():
+        y[part], labels = table[target].to_numpy(), roles.blocks_of_rows(table, role)
+        options = {"groups": labels, "confidence": sure}
+        evidence.held_out[part] = comparison.evaluate(y[part], predictions[part], **options)
+    labels = roles.blocks_of_rows(rows.held_out["new"], role)
+    findings = list(evidence.findings)
     if "old" in y:
-        findings += comparison.lost_skill(y, predictions, of_file, labels["new"])
-    evidence.held_out, evidence.leakage = held_out, rows.counts
+        of_file = rows.file[target], whole
+        findings += comparison.lost_skill(y, predictions, of_file, groups=labels)
+    evidence.leakage = rows.counts
     evidence.verdict = comparison.decide(
-        held_out["new"],
-        held_out.get("old"),
+        evidence.held_out["new"],
+        evidence.held_out.get("old"),
         max_forgetting=settings.max_forgetting,
         promote=settings.promote,
         findings=findings,
-        unit=evidence.unit,
+        unit=unit,
     )
     if "control" in new:
-        evidence.attribution = comparison.attribution(y["new"], new, evidence.unit, labels["new"])
+        evidence.attribution = comparison.attribution(y["new"], new, unit, groups=labels)
     texts = [name for name, kind in schema.kinds.items() if kind == "categorical"]
     if texts:
         found = (new["parent"], new["retrained"], evidence.inside)
@@ -128,7 +131,7 @@ def explain(
     table, schema = rows.held_out["new"], models["parent"].preprocessor.schema
     y, labels = table[schema.target.name], roles.blocks_of_rows(table, role)
     predicts = {name: functools.partial(predict, model) for name, model in models.items()}
-    evidence.importance = comparison.importance(predicts, table, y, schema.features, 0, labels)
+    evidence.importance = comparison.importance(predicts, table, y, schema.features, labels)
     names = [name for name in evidence.importance["column"] if table[name].notna().any()]
     shown = [name for name in names if schema.kinds[name] != "date"][:2]
     evidence.dependence = {name: comparison.dependence(predicts, table, name) for name in shown}
@@ -142,11 +145,11 @@ def predict(model: Any, rows: pd.DataFrame) -> np.ndarray:
 def _caveats(schema: Schema, role: roles.Roles, tries: int) -> list[str]:
     """Say what the way of holding rows out leaves open."""
     caveats = []
-    dates = [name for name, kind in schema.kinds.items() if kind == "date"]
-    if dates and not role.time:
+    date = next((name for name, kind in schema.kinds.items() if kind == "date"), None)
+    if date and not role.time:
         caveats.append(
-            f"Rows were held out at random, whatever their {dates[0]}: a model is judged on days "
-            f"that it partly knows. A first training with --time {dates[0]} holds out the latest."
+            f"Rows were held out at random, whatever their {date}: a model is judged on days "
+            f"that it partly knows. A first training with --time {date} holds out the latest."
         )
     if tries > 1:
         caveats.append(
@@ -178,32 +181,26 @@ def log_evidence(
 ) -> dict[str, float]:
     """Log metrics, curves, figures, tables and the report; return the metrics."""
     metrics, unit = report.metrics(evidence), evidence.unit
-    named = {f"epoch/{name}": list(values) for name, values in curves.items()}
-    tracking.log_numbers(client, run_id, metrics, named, step=len(curves["final_loss"]))
+    tracking.log_numbers(client, run_id, metrics, curves, step=len(curves["final_loss"]))
     shown = {name: predictions["new"][name] for name in ("parent", "retrained")}
-    pictures = {
-        "before_after": figures.before_after(evidence.held_out, unit),
-        "predicted_against_actual": figures.predicted_against_actual(y_new, shown, unit),
+    drawn: dict[Any, Any] = {
+        figures.before_after: evidence.held_out,
+        figures.over_generations: evidence.history if len(evidence.history) > 1 else None,
+        figures.importance: evidence.importance,
+        figures.dependence: evidence.dependence or None,
+        figures.error_per_group: evidence.groups,
     }
-    tables = {"groups": evidence.groups, "drift": evidence.drift}
-    tables["importance"] = evidence.importance
-    if evidence.importance is not None:
-        pictures["importance"] = figures.importance(evidence.importance, unit)
-    if len(evidence.history) > 1:
-        pictures["over_generations"] = figures.over_generations(evidence.history, unit)
-    if evidence.dependence:
-        pictures["dependence"] = figures.dependence(evidence.dependence, unit)
-    if evidence.groups is not None:
-        pictures["error_per_group"] = figures.error_per_group(evidence.groups, unit)
+    pictures = {f.__name__: f(found, unit) for f, found in drawn.items() if found is not None}
     if evidence.drift is not None:
         pictures["drift"] = figures.drift_figure(evidence.drift)
+    pictures["predicted_against_actual"] = figures.predicted_against_actual(y_new, shown, unit)
     evidence.figures = pictures | {"learning_curve": figures.learning_curve(curves)}
     tracking.log_figures(evidence.figures)
-    files = {name: report.render(evidence, name) for name in ("report.html", "report.md")}
-    for name, table in tables.items():
-        if table is not None:
-            files[f"{name}.csv"] = safe_cells(table).to_csv(index=False)
-    tracking.log_files(files)
+    for name in ("groups", "drift", "importance"):
+        if (table := getattr(evidence, name)) is not None:
+            mlflow.log_text(safe_cells(table).to_csv(index=False), f"{name}.csv")
+    for name in ("report.html", "report.md"):
+        mlflow.log_text(report.render(evidence, name), name)
     return metrics
 
 

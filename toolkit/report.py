@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from toolkit.columns import Schema
 
 MOST = 4_000  # characters; a registry keeps 5,000, and the verdict stands before the card
-NOT_JUDGED = Verdict("nothing_new", False, "nothing judged yet")
+NOTHING_NEW = Verdict("nothing_new", False, "nothing is trained")
 
 
 @dataclass
@@ -44,13 +44,13 @@ class Evidence:
     prequential: float | None = None
     prequential_rows: int = 0
     history: Mapping[int, float] = field(default_factory=dict)
-    verdict: Verdict = NOT_JUDGED
-    held_out: Mapping[str, HeldOut] = field(default_factory=dict)
+    verdict: Verdict = NOTHING_NEW
+    held_out: dict[str, HeldOut] = field(default_factory=dict)
     attribution: Attribution | None = None
     leakage: Mapping[str, int] | None = None
     inside: dict[str, np.ndarray] = field(default_factory=dict)
     drift: pd.DataFrame | None = None
-    bounds: str = ""
+    bounds: str = "unknown"
     groups: pd.DataFrame | None = None
     importance: pd.DataFrame | None = None
     dependence: Mapping[str, pd.DataFrame] = field(default_factory=dict)
@@ -68,59 +68,49 @@ def write(evidence: Evidence, file: Path) -> None:
 
 def render(evidence: Evidence, template: str) -> str:
     """Fill "report.html", with the figures inside, or "report.md"."""
-    groups = evidence.groups
-    return _fill(
-        template,
-        word="promoted" if evidence.verdict.promoted else "kept champion",
-        gap=None if groups is None else largest_gap(groups, evidence.unit),
-        scores=score_table(evidence),
-        **vars(evidence),
-    )
+    gap = None if evidence.groups is None else largest_gap(evidence.groups, evidence.unit)
+    word = "promoted" if evidence.verdict.promoted else "kept champion"
+    scores = score_table(evidence)
+    return _fill(template, word=word, gap=gap, scores=scores, **vars(evidence))
 
 
 def score_table(evidence: Evidence) -> tuple[list[str], list[list[str]]]:
     """Return header and lines, one per model, of MAE and R² on each set of held-out rows."""
-    header = ["same held-out rows"]
-    lines: dict[str, list[str]] = {}
+    header, lines = ["same held-out rows"], dict[str, list[str]]()
     for part, held in evidence.held_out.items():
         header += [f"{part} MAE", f"{part} R²"]
         for name, scores in held.scores.iterrows():
             r2 = "n/a" if np.isnan(scores["R²"]) else f"{scores['R²']:.3f}"
-            line = lines.setdefault(str(name), [str(name)])
-            line += [format_amount(scores["MAE"], evidence.unit), r2]
+            lines.setdefault(str(name), [str(name)])
+            lines[str(name)] += [format_amount(scores["MAE"], evidence.unit), r2]
     return header, list(lines.values())
 
 
 def metrics(evidence: Evidence) -> dict[str, float]:
     """Name every score and interval as a run logs them: "MAE", "new/MAE_parent", …"""
-    found: dict[str, float] = {}
-    if evidence.prequential is not None:
-        found["prequential/MAE"] = evidence.prequential
-    if evidence.hit is not None:
-        found["estimated/hit"] = float(evidence.hit)
+    found: dict[str, float | None] = {"prequential/MAE": evidence.prequential}
+    found["estimated/hit"] = evidence.hit
     for part, held in evidence.held_out.items():
-        for model, scores in held.scores.rename(columns={"R²": "R2"}).iterrows():
-            found |= {f"{part}/{name}_{model}": float(value) for name, value in scores.items()}
-            if (part, model) == ("new", RETRAINED):
-                found |= {str(name): float(value) for name, value in scores.items()}
-        found[f"{part}/MAE_difference"] = held.change.estimate
-        found[f"{part}/MAE_difference_low"] = held.change.low
-        found[f"{part}/MAE_difference_high"] = held.change.high
+        scores = held.scores.rename(columns={"R²": "R2"})
+        found |= {f"{part}/{s}_{m}": value for (m, s), value in scores.stack().items()}
+        if part == "new":
+            found |= scores.loc[RETRAINED].to_dict()
+        for end, bound in zip(("", "_low", "_high"), vars(held.change).values(), strict=True):
+            found[f"{part}/MAE_difference{end}"] = bound
     for name, lies_within in evidence.inside.items():
-        found[f"new/inside_90_{name}"] = float(lies_within.mean())
-    return found
+        found[f"new/inside_90_{name}"] = lies_within.mean()
+    return {name: float(value) for name, value in found.items() if value is not None}
 
 
-def short_result(evidence: Evidence, *, promoted: bool) -> str:
-    """Tell verdict and differences in a few signs, for the name of a run."""
-    words = "promoted" if promoted else "kept"
+def short_result(evidence: Evidence) -> str:
+    """Tell the differences in a few signs, for the name of a run."""
     if evidence.verdict.kind == "suspicious":
-        return f"{words}: suspicious"
+        return "suspicious"
     told = [
         f"{part} {format_amount(held.change.estimate, evidence.unit, signed=True)}"
         for part, held in evidence.held_out.items()
     ]
-    return f"{words}: MAE {', '.join(told)}"
+    return f"MAE {', '.join(told)}"
 
 
 def model_card(card: Mapping[str, Any], schema: "Schema") -> str:
