@@ -6,7 +6,6 @@ python mlflow_retrain.py --rollback
 """
 
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from toolkit import cli
@@ -64,9 +63,8 @@ def retrain(settings: Settings) -> int:
     if rows.file.empty:
         words = f"nothing new in {settings.data}: every row was seen before, nothing is trained"
         terminal.say(words)
-        if settings.report:
-            verdict = replace(report.NOTHING_NEW, reason=words)
-            report.write(report.Evidence(verdict=verdict), Path(settings.report))
+        verdict = replace(report.NOTHING_NEW, reason=words)
+        report.write(report.Evidence(verdict=verdict), settings.report)
         terminal.result(verdict=words, verdict_kind="nothing_new", promoted=False, model_uri=None)
         return settings.exit_with(False)
 
@@ -132,9 +130,8 @@ def track(work: Work, terminal: cli.Terminal, found: Any, whole: Any) -> int:
         )
         uri, version, verdict, metrics = keep(work, trained, child, found)
         checkpoint.remove()
-    if settings.report:
-        found.verdict = replace(found.verdict, promoted=verdict.startswith("promoted"))
-        report.write(found, Path(settings.report))
+    found.verdict = replace(found.verdict, promoted=verdict.startswith("promoted"))
+    report.write(found, settings.report)
     evidence.print_scores(terminal, found)
     say(settings, terminal, run.info, uri, version, verdict, metrics, found)
     return settings.exit_with(verdict.startswith("promoted"))

@@ -237,7 +237,7 @@ FLAGS = {
         ["--approve", "99"],
         "version 99 of 'loan-amount' does not exist; expected another",
     ),
-    "approved champion": ([RETRAIN], ["--approve", "1"], "is champion already; expected another"),
+    "approved champion": ([RETRAIN], ["--approve", "1"], "or is champion already; expected another"),
     "nothing to roll back": (
         [RETRAIN],
         ["--rollback"],

@@ -181,7 +181,7 @@ def test_page_carries_what_the_markdown_says_with_its_figures_inside():
 
 def test_report_is_written_in_the_format_that_the_name_asks_for(tmp_path):
     for name, start in (("a.html", "<!doctype html>"), ("a.HTM", "<!doctype"), ("a.md", "# Retr")):
-        report.write(evidence(), tmp_path / name)
+        report.write(evidence(), str(tmp_path / name))
         assert (tmp_path / name).read_text("utf-8").startswith(start)
 
 

@@ -67,8 +67,7 @@ def register_and_promote(
     if wanted and champion and parent_run not in (None, champion_run):
         forbidden = f"the parent is not the champion, version {champion}; "
     elif wanted and not (promoted := promote(client, name, version, champion)):
-        since = f"the champion changed since version {champion} was read; "
-        forbidden = since if champion else "another version is champion; "
+        forbidden = "another version became champion meanwhile; "
     word = "promoted" if promoted else "kept champion"
     told = escape_markdown(translate(f"{word}, {forbidden}{reason}"))
     client.update_model_version(name, version, f"{told}.\n\n{about}")
@@ -125,10 +124,10 @@ def approve(client: MlflowClient, name: str, version: str) -> str | None:
     with registry_lock(client, name):
         current, quoted = champion_version(client, name), name.replace("'", "''")
         known = client.search_model_versions(f"name = '{quoted}'", max_results=10_000)
-        if version == current or version not in {str(each.version) for each in known}:
-            stands = "is champion already" if version == current else "does not exist"
+        if version not in {str(each.version) for each in known} - {current}:
             raise UserError(
-                f"version {version} of {name!r} {stands}; expected another: see 'mlflow ui'"
+                f"version {version} of {name!r} does not exist or is champion already; expected "
+                "another: see 'mlflow ui'"
             )
         _move(client, name, version, current, "approved")
     return current
@@ -143,9 +142,8 @@ def roll_back(client: MlflowClient, name: str) -> tuple[str, str]:
         current, before = champion_version(client, name), champion_version(client, name, PREVIOUS)
         if current is None or before is None or current == before:
             raise UserError(
-                f"there is nothing to go back to: @{CHAMPION} of {name!r} is version {current}, "
-                f"@{PREVIOUS} is version {before}; expected two versions: see 'mlflow ui', then "
-                "--approve the one you want"
+                f"there is nothing to go back to: {name!r} has not two different versions as "
+                f"@{CHAMPION} and @{PREVIOUS}; see 'mlflow ui', then --approve the one you want"
             )
         _move(client, name, before, current, "rolled back")
     return before, current

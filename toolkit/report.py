@@ -60,10 +60,11 @@ class Evidence:
     hit: bool | None = None
 
 
-def write(evidence: Evidence, file: Path) -> None:
-    """Write the report to `file`: a self-contained page if it ends in .html, Markdown if not."""
-    is_page = file.suffix.lower() in (".html", ".htm")
-    file.write_text(render(evidence, "report.html" if is_page else "report.md"), "utf-8")
+def write(evidence: Evidence, file: str | None) -> None:
+    """Write the report to `file`, if any: a self-contained page for .html, Markdown if not."""
+    if file:
+        template = "report.html" if file.lower().endswith((".html", ".htm")) else "report.md"
+        Path(file).write_text(render(evidence, template), "utf-8")
 
 
 def render(evidence: Evidence, template: str) -> str:

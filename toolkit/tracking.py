@@ -5,6 +5,7 @@ Not here: the model folder (`artifact.py`), versions and aliases (`registry.py`)
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import logging
 import os
@@ -24,7 +25,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from mlflow import MlflowClient
 from mlflow.data.pandas_dataset import from_pandas
-from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
 
 from . import cli, roles
@@ -35,11 +36,7 @@ logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
 HOST_TAG, PROCESS_TAG = "host", "process"
 SQLITE = "sqlite:///"
 DATABASES = ("postgresql", "mysql", "mssql", "databricks")
-NOT_LOGGED = {"quiet", "json", "resume", "exit_code", "lang"}  # settings that change no result
 LONGEST_PARAM = 6000  # characters, MLflow's limit
-
-
-# --- store -------------------------------------------------------------------------------------
 
 
 def connect(tracking_uri: str, experiment: str) -> tuple[MlflowClient, str]:
@@ -67,11 +64,10 @@ def connect(tracking_uri: str, experiment: str) -> tuple[MlflowClient, str]:
         experiment_id = _experiment(client, tracking_uri, experiment)
         _sweep(client, experiment_id)
     except (MlflowException, sqlite3.Error, OSError) as error:
-        shown = cli.without_password(tracking_uri)
         raise UserError(
-            f"the tracking store {shown} cannot be used ({cli.reason(error)}); expected a "
-            "running 'mlflow server', or a database in a folder that exists, writable and not "
-            "locked: start or mend it, or pass another --tracking-uri"
+            f"the tracking store {cli.without_password(tracking_uri)} cannot be used "
+            f"({cli.reason(error)}); expected a running 'mlflow server', or a database in a folder "
+            "that exists, writable and not locked: start or mend it, or pass another --tracking-uri"
         ) from error
     return client, experiment_id
 
@@ -119,9 +115,6 @@ def _experiment(client: MlflowClient, tracking_uri: str, name: str) -> str:
             f"-x {found.experiment_id}' or choose another name with --experiment"
         )
     return found.experiment_id
-
-
-# --- run ---------------------------------------------------------------------------------------
 
 
 def process_identity(pid: int) -> str:
@@ -189,8 +182,9 @@ def log_inputs(
     """Log settings, what else was decided, and the rows by what they are for, but no empty ones."""
     values = {**dataclasses.asdict(settings), **more}
     values |= {f"rows_{name}": len(table) for name, table in datasets.items()}
-    texts = {key: cli.without_password(value)[:LONGEST_PARAM] for key, value in values.items()}
-    client.log_batch(run_id, params=[Param(k, v) for k, v in texts.items() if k not in NOT_LOGGED])
+    logged = {key: value for key, value in values.items() if key not in cli.NO_RESULT}
+    texts = {key: cli.without_password(value)[:LONGEST_PARAM] for key, value in logged.items()}
+    client.log_batch(run_id, params=[Param(*pair) for pair in texts.items()])
     for context, table in datasets.items():
         if len(table):
             log_rows(roles.own_columns(table), target, settings.data, context)
@@ -201,19 +195,17 @@ def log_numbers(
     run_id: str,
     metrics: Mapping[str, float],
     curves: Mapping[str, list[float]] | None = None,
-    tags: Mapping[str, str] | None = None,
     step: int = 0,
 ) -> None:
-    """Log metrics, per-epoch curves and tags in one request (MLflow cuts it where it is too long).
+    """Log metrics, and per-epoch curves as "epoch/…", in one request (MLflow cuts long ones).
 
     Metrics at the `step` that a model is logged at show on the model's page.
     """
     now = int(time.time() * 1000)
     points = [Metric(key, float(value), now, step) for key, value in metrics.items()]
     for key, values in (curves or {}).items():
-        points += [Metric(key, float(v), now, epoch) for epoch, v in enumerate(values, 1)]
-    tag_list = [RunTag(key, str(value)) for key, value in (tags or {}).items()]
-    client.log_batch(run_id, metrics=points, tags=tag_list)
+        points += [Metric(f"epoch/{key}", float(v), now, n) for n, v in enumerate(values, 1)]
+    client.log_batch(run_id, metrics=points)
 
 
 def log_rows(table: pd.DataFrame, target: str, name: str, context: str) -> None:
@@ -221,14 +213,12 @@ def log_rows(table: pd.DataFrame, target: str, name: str, context: str) -> None:
     sha256 = content_hash(table)
     short = Path(cli.without_password(name)).name
     dataset = from_pandas(table, name=short, targets=target, digest=sha256[:32])
-    for patience in (0.1, 0.3, 1.0, 0):
-        try:
-            mlflow.log_input(dataset, context=context, tags={"sha256": sha256})
-            break
-        except MlflowException:  # another process was logging the same rows at this instant
-            if not patience:
-                raise
-            time.sleep(patience)
+    log = functools.partial(mlflow.log_input, context=context, tags={"sha256": sha256})
+    for patience in (0.1, 0.3, 1.0):  # another process may log the same rows at this instant
+        with contextlib.suppress(MlflowException):
+            return log(dataset)
+        time.sleep(patience)
+    return log(dataset)
 
 
 def content_hash(table: pd.DataFrame) -> str:
@@ -244,9 +234,3 @@ def log_figures(figures: Mapping[str, Figure]) -> None:
             # Not `savefig`: it draws everything twice.
             FigureCanvasAgg(figure).print_png(Path(folder, f"{name}.png"))
         mlflow.log_artifacts(folder, "figures")
-
-
-def log_files(files: Mapping[str, str]) -> None:
-    """Log texts as files of the active run."""
-    for name, text in files.items():
-        mlflow.log_text(text, name)
