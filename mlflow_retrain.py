@@ -111,15 +111,12 @@ def track(work: Work, terminal: cli.Terminal, found: Any, whole: Any) -> int:
     name = f"retrain {settings.model_name}"
     with tracking.tracked_run(work.experiment, name, tags, checkpoint.run_id) as run:
         run_id = checkpoint.begin(run.info.run_id)
-        evidence.log_inputs(work.client, run_id, settings, parent, rows)
+        evidence.log_inputs(work, run_id)
 
         # Train the child and its control; score all models on the same held-out rows.
         with terminal.progress("training") as progress:
             child = train_child(settings, parent, rows, checkpoint, progress.update)
-        schema = parent.preprocessor.schema
-        evidence.count_inside(found, parent, child, rows)
-        found = evidence.weigh(settings, work.role, rows, schema, child.predictions, found, whole)
-        evidence.explain(found, {"parent": parent, "retrained": child}, rows, work.role)
+        evidence.weigh(work, child, found, whole)
 
         # Log, register, promote as the verdict allows.
         if settings.refit and found.verdict.promoted:
@@ -165,13 +162,11 @@ def keep(
     """
     from toolkit import artifact, evidence, registry, report, tracking
 
-    settings, schema, run_id = work.settings, child.preprocessor.schema, trained.card["run_id"]
+    settings, schema = work.settings, child.preprocessor.schema
     y_new = work.rows.held_out["new"][schema.target.name].to_numpy()
     with tracking.resumable():
         artifact.save_folder(trained, settings.models_dir / MODEL_NAME)
-        metrics = evidence.log_evidence(
-            work.client, run_id, child.curves, y_new, child.predictions, found
-        )
+        metrics = evidence.log_evidence(child.curves, y_new, child.predictions["new"], found)
         uri = artifact.log_model(trained, MODEL_NAME)
         with cli.uninterrupted():  # registered, promoted and told, or nothing of it
             verdict, version = registry.register_and_promote(

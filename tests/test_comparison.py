@@ -860,29 +860,6 @@ def test_small_categories_are_pooled_beyond_the_twelve_largest():
     assert table.loc[~twelve, "rows"].item() == sum(31 - k for k in range(12, 30))
 
 
-def test_largest_gap_is_told_in_words_and_ignores_small_and_pooled_groups():
-    table = pd.DataFrame(
-        [
-            ("sexe", "F", 100, 11_000.0, 11_500.0),
-            ("sexe", "H", 100, 14_000.0, 13_900.0),
-            ("nationalité", "non", 80, 9_600.0, 9_500.0),
-            ("nationalité", "oui", 120, 18_500.0, 18_200.0),
-            ("nationalité", "?", 19, 0.0, 0.0),
-            ("région", "Corse", 20, 5_000.0, 5_100.0),
-            ("région", "Bretagne", 20, 9_000.0, 9_100.0),
-            ("nationalité", "(other)", 90, 0.0, 0.0),
-            ("alone", "x", 500, 0.0, 90_000.0),
-        ],
-        columns=["column", "category", "rows", "actual", "prediction_after"],
-    )
-    assert comparison.largest_gap(table, "€") == (
-        "nationalité: the mean prediction is 9,500 € for 'non' and 18,200 € for 'oui', "
-        "a gap of 8,700 € (actual gap: 8,900 €)"
-    )
-    assert comparison.largest_gap(table[table["column"] == "alone"]) is None
-    assert "a gap of 4,000 " in comparison.largest_gap(table[table["column"] == "région"])
-
-
 # --- what models rest on
 
 

@@ -247,7 +247,7 @@ def test_long_curves_and_metrics_are_logged_completely(store):
     curve = np.linspace(1, 0, 1700).tolist()
     with tracking.tracked_run(experiment_id, "a", {}) as run:
         numbers = {"MAE": 3.5, "R2": 0.25}
-        tracking.log_numbers(client, run.info.run_id, numbers, {"loss": curve}, step=9)
+        tracking.log_numbers(numbers, {"loss": curve}, step=9)
     logged = client.get_metric_history(run.info.run_id, "epoch/loss")
     assert [(m.step, m.value) for m in logged] == list(enumerate(curve, 1))
     assert [m.step for m in client.get_metric_history(run.info.run_id, "MAE")] == [9]
@@ -268,7 +268,7 @@ def test_settings_of_any_length_and_kind_are_logged(store):
     client, experiment_id = store
     with tracking.tracked_run(experiment_id, "a", {}) as run:
         settings = Settings(model_name="m")
-        tracking.log_inputs(client, run.info.run_id, settings, "y", {}, rows=7)
+        tracking.log_inputs(settings, "y", {}, rows=7)
     params = client.get_run(run.info.run_id).data.params
     expected = {"words": "('x', 'y z')", "none": "None", "rows": "7", "model_name": "m"}
     assert {key: params[key] for key in expected} == expected

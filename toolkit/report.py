@@ -17,7 +17,7 @@ from markupsafe import Markup
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from toolkit.comparison import RETRAINED, Attribution, HeldOut, Verdict, largest_gap
+from toolkit.comparison import RETRAINED, Attribution, HeldOut, Verdict
 from toolkit.language import translate
 from toolkit.words import escape_markdown, format_amount, format_interval, printable
 
@@ -69,10 +69,8 @@ def write(evidence: Evidence, file: str | None) -> None:
 
 def render(evidence: Evidence, template: str) -> str:
     """Fill "report.html", with the figures inside, or "report.md"."""
-    gap = None if evidence.groups is None else largest_gap(evidence.groups, evidence.unit)
     word = "promoted" if evidence.verdict.promoted else "kept champion"
-    scores = score_table(evidence)
-    return _fill(template, word=word, gap=gap, scores=scores, **vars(evidence))
+    return _fill(template, word=word, scores=score_table(evidence), **vars(evidence))
 
 
 def score_table(evidence: Evidence) -> tuple[list[str], list[list[str]]]:

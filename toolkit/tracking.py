@@ -25,7 +25,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from mlflow import MlflowClient
 from mlflow.data.pandas_dataset import from_pandas
-from mlflow.entities import Metric, Param
+from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
 
 from . import cli, roles
@@ -172,40 +172,36 @@ def resumable() -> Iterator[None]:
 
 
 def log_inputs(
-    client: MlflowClient,
-    run_id: str,
-    settings: Any,
-    target: str,
-    datasets: Mapping[str, pd.DataFrame],
-    **more: object,
+    settings: Any, target: str, datasets: Mapping[str, pd.DataFrame], **more: object
 ) -> None:
     """Log settings, what else was decided, and the rows by what they are for, but no empty ones."""
     values = {**dataclasses.asdict(settings), **more}
     values |= {f"rows_{name}": len(table) for name, table in datasets.items()}
     logged = {key: value for key, value in values.items() if key not in cli.NO_RESULT}
-    texts = {key: cli.without_password(value)[:LONGEST_PARAM] for key, value in logged.items()}
-    client.log_batch(run_id, params=[Param(*pair) for pair in texts.items()])
+    mlflow.log_params({k: cli.without_password(v)[:LONGEST_PARAM] for k, v in logged.items()})
     for context, table in datasets.items():
         if len(table):
             log_rows(roles.own_columns(table), target, settings.data, context)
 
 
 def log_numbers(
-    client: MlflowClient,
-    run_id: str,
     metrics: Mapping[str, float],
     curves: Mapping[str, list[float]] | None = None,
-    step: int = 0,
+    step: int | None = None,
 ) -> None:
-    """Log metrics, and per-epoch curves as "epoch/…", in one request (MLflow cuts long ones).
+    """Log metrics, and per-epoch curves as "epoch/…".
 
     Metrics at the `step` that a model is logged at show on the model's page.
     """
+    mlflow.log_metrics(dict(metrics), step=step)
     now = int(time.time() * 1000)
-    points = [Metric(key, float(value), now, step) for key, value in metrics.items()]
-    for key, values in (curves or {}).items():
-        points += [Metric(f"epoch/{key}", float(v), now, n) for n, v in enumerate(values, 1)]
-    client.log_batch(run_id, metrics=points)
+    points = [
+        Metric(f"epoch/{key}", float(value), now, epoch)
+        for key, values in (curves or {}).items()
+        for epoch, value in enumerate(values, 1)
+    ]
+    if run := mlflow.active_run():
+        MlflowClient().log_batch(run.info.run_id, metrics=points)
 
 
 def log_rows(table: pd.DataFrame, target: str, name: str, context: str) -> None:

@@ -91,8 +91,8 @@ def watch(work: Any, terminal: cli.Terminal, found: Evidence) -> bool:
     tags = {"phase": "monitoring", "parent_model_uri": parent.uri, "parent_run_id": parent.run_id}
     tags |= {FEATURES: _features(work), "mlflow.note.content": escape_markdown(translate(told))}
     with tracking.tracked_run(work.experiment, f"watch {work.settings.model_name}", tags) as run:
-        tracking.log_inputs(work.client, run.info.run_id, work.settings, "", {}, parent=parent.uri)
-        tracking.log_numbers(work.client, run.info.run_id, metrics)
+        tracking.log_inputs(work.settings, "", {}, parent=parent.uri)
+        tracking.log_numbers(metrics)
     facts = {"parent_model_uri": parent.uri, "drift": drifted, "findings": list(found.findings)}
     facts |= {"prequential_MAE": found.prequential, "metrics": metrics, "run_id": run.info.run_id}
     terminal.result(verdict=told, worthwhile=good, **facts)
