@@ -179,7 +179,6 @@ def keep(
                 champion=work.champion,
                 wanted=found.verdict.promoted,
                 parent_run=None if settings.promote == "always" else work.parent.run_id,
-                tags={"verdict_kind": found.verdict.kind},
             )
     return uri, version, verdict, metrics
 

@@ -1,7 +1,4 @@
-"""The one MLflow artifact: save it, log it, load it from any URI without running its code.
-
-Everything that knows what lies inside a model folder. Not here: training, versions and aliases.
-"""
+"""The one MLflow artifact: save it, log it, load it from any URI without running its code."""
 
 import contextlib
 import hashlib
@@ -43,22 +40,15 @@ PARTS = {  # name of the MLflow artifact: file inside the folder `artifacts`
     "code": "code",
 }
 CHECKED = [name for part, name in PARTS.items() if part not in ("card", "code")]
-KERAS_FLAVOR = {
-    "data": "artifacts",
-    "keras_module": "keras",
-    "keras_version": keras.__version__,
-    "save_format": "keras",
-    "save_exported_model": False,
-    "model_type": "keras",
-}
+KERAS_FLAVOR = {"data": "artifacts", "keras_version": keras.__version__, "model_type": "keras"}
+KERAS_FLAVOR |= {"keras_module": "keras", "save_format": "keras", "save_exported_model": False}
 
 
 @dataclass
 class TrainedModel:
-    """Hold what one model URI holds.
+    """Hold what one model URI holds; a plain Keras model has no roles and no rows in its buffer.
 
-    roles: None for a plain Keras model. buffer: conformed rows with role, generation and hash; may
-    be empty. card: JSON. uri, run_id, model_id: where it came from.
+    buffer: conformed rows with role, generation and hash. card: JSON.
     """
 
     network: keras.Model
@@ -79,10 +69,9 @@ class TrainedModel:
 def save_model(
     path: str, trained: TrainedModel, mlflow_model: Model | None = None, **_: object
 ) -> None:
-    """Save an MLflow model folder with the flavors python_function and keras.
+    """Save an MLflow model folder with the flavors python_function and keras, for `Model.log`, too.
 
-    `Model.log` calls this, and passes on what else it was given. Requirements are written, not
-    inferred: inferring takes seconds in another process, and guesses wrong.
+    Requirements are written: inferring them takes seconds in another process, and guesses wrong.
     """
     from .report import model_card  # draws, which scoring need not know
 
@@ -174,9 +163,8 @@ def save_preprocessor(preprocessor: Preprocessor, path: Path) -> None:
 def load_model(uri: str, preprocessor_path: Path) -> TrainedModel:
     """Load a model from any URI of MLflow or a folder, running none of its code.
 
-    A plain Keras model of another program has no preprocessor; it is read from
-    `preprocessor_path`, as `save_preprocessor` wrote it.
-    Raises UserError for a URI that leads nowhere, or to something else than a whole Keras model.
+    `preprocessor_path`, written by `save_preprocessor`, is for a plain Keras model of another
+    program. UserError for a URI that leads nowhere, or not to a whole Keras model.
     """
     with tempfile.TemporaryDirectory() as download:
         folder = _download(uri, download)
@@ -267,8 +255,7 @@ def newest_buffer(
 ) -> tuple[pd.DataFrame, int]:
     """Return the replay buffer of the newest version of a parent's line, and its generation.
 
-    Refused versions count, so that small files add up; suspicious ones do not. Without a newer
-    one the parent's own buffer is the newest.
+    Refused versions count, so that small files add up; suspicious ones do not.
     """
     line, quoted = parent.card.get("lineage", []), name.replace("'", "''")
     found = client.search_model_versions(f"name = '{quoted}'", order_by=["version_number DESC"])

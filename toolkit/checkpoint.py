@@ -56,10 +56,7 @@ class Checkpoint:
 
 
 class _Watch(keras.callbacks.BackupAndRestore):
-    """Tell epochs done, time left and loss; save the state when the last time is long ago.
-
-    The search for a recipe is short: it is done again.
-    """
+    """Tell epochs done, time left and loss; save the state now and then, of a search never."""
 
     def __init__(self, folder: str, name: str, tell: Callable[[str], None]) -> None:
         super().__init__(folder, delete_checkpoint=False)

@@ -64,10 +64,7 @@ model_name = checked(str, plain, "a name without / and : and ..")
 
 
 def option(default: Any, help: str, **flag: Any) -> Any:
-    """Declare a field of settings that is a flag; `flag` goes to argparse (type, nargs, …).
-
-    A callable default is asked at each start. A bool is a switch; `nargs` gives a tuple.
-    """
+    """Declare a field of settings that is a flag of argparse; a callable default is asked late."""
     make = default if callable(default) else lambda: default
     return dataclasses.field(default_factory=make, metadata=flag | {"help": help})
 
@@ -129,10 +126,7 @@ class Parser(argparse.ArgumentParser):
 def parse(
     settings: type[Settings], argv: Sequence[str] | None, prog: str, description: str
 ) -> Settings:
-    """Read a command line into an instance of the dataclass `settings`, whose fields are flags.
-
-    Leaves the process with exit code 2 and one line on stderr where an argument is wrong.
-    """
+    """Read a command line into the dataclass `settings`; exit with 2 and one line if wrong."""
     words = sys.argv[1:] if argv is None else argv
     asked = re.findall(rf"--lang[= ]({'|'.join(LANGUAGES)})\b", " ".join(words))
     with spoken(asked[-1] if asked else of_locale()):  # wrong arguments are told in it, too
@@ -159,10 +153,9 @@ def parse(
 
 
 def run(script: Callable[[Settings], int], settings: Settings) -> int:
-    """Run a script's work and turn what went wrong into an exit code and one line on stderr.
+    """Run a script; return its exit code, 2 after a user's error, 130 after an interruption.
 
-    2 a user's error, 130 interrupted, else the script's own. Programming errors keep their
-    traceback.
+    What went wrong is one line on stderr; programming errors keep their traceback.
     """
     atexit.register(gc.freeze)  # looking through a training for garbage at the end costs 0.8 s
     for signum in SIGNALS:
@@ -299,10 +292,7 @@ class Terminal(Console):
             self.say(f"note: {note}")
 
     def table(self, header: Sequence[str], rows: Sequence[Sequence[str]], bold: str = "") -> None:
-        """Print aligned columns, numbers to the right; the row named `bold` stands out.
-
-        Where the terminal is too narrow, cells are continued below; no digit is lost.
-        """
+        """Print aligned columns, folded where too wide; the row named `bold` stands out."""
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
         for i, title in enumerate(header):
             table.add_column(translate(title), justify="right" if i else "left", overflow="fold")
@@ -330,9 +320,9 @@ class Terminal(Console):
 def conclude(
     terminal: Terminal, settings: StoreSettings, run: Any, steps: Sequence[str], **facts: Any
 ) -> None:
-    """Print the verdict in one sentence, the model, the next commands to paste, the UI's address.
+    """Print verdict, model, next commands to paste and the UI's address, or all of it as JSON.
 
-    With `--json` all of it is one object. facts: "verdict", "version" and "model_uri" at least.
+    facts: "verdict", "version" and "model_uri" at least.
     """
     base = settings.tracking_uri.rstrip("/")
     if not base.startswith("http"):

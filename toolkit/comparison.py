@@ -168,11 +168,10 @@ def attribution(
 def decide(
     new: HeldOut,
     old: HeldOut | None,
-    *,
-    max_forgetting: float = 0.05,
-    promote: str = "auto",
     findings: Sequence[str] = (),
     unit: str = "",
+    max_forgetting: float = 0.05,
+    promote: str = "auto",
 ) -> Verdict:
     """Judge the differences in MAE on new and old rows, each `evaluate`'s result.
 

@@ -1,7 +1,4 @@
-"""Two files of the same columns: how far one has moved from the other, and whether it is broken.
-
-Here belongs what follows from conformed tables alone, without any model. Dates are days.
-"""
+"""Two conformed tables of the same columns: how far one has moved, and whether it is broken."""
 
 import math
 from collections.abc import Mapping
@@ -26,11 +23,10 @@ FEW_VALUES = 20  # a column of no more distinct numbers may well be a code, an h
 def drift(reference: pd.DataFrame, current: pd.DataFrame, kinds: Mapping[str, str]) -> pd.DataFrame:
     """Measure how far each column of `kinds` has moved from `reference`: `DRIFT_COLUMNS`.
 
-    `distance` is Wasserstein's in reference standard deviations for numbers, Jensen–Shannon's (base
-    2, 0 to 1) for categories, missing among them, NaN where there is none; `p_value` is of a
-    Kolmogorov–Smirnov or chi-square test. `drifted` asks for a distance above 0.1, so that many
-    rows alone do not fire, and for p below 5 % divided by the number of tests, so that few do not.
-    Missing values are tested, too; dates for nothing else, as they move forward.
+    `distance` is Wasserstein's in reference standard deviations, or Jensen–Shannon's (base 2) of
+    categories; `p_value` is of a Kolmogorov–Smirnov or chi-square test. `drifted` asks for a
+    distance above 0.1, so that many rows alone do not fire, and for p below 5 % divided by the
+    number of tests. Missing values are tested, too; dates for nothing else, as they move forward.
     """
     p_limit = LEVEL / max(1, sum(2 if kind == "numeric" else 1 for kind in kinds.values()))
     lines = []
@@ -102,9 +98,8 @@ def suspicious(
 ) -> list[str]:
     """Name what looks broken in a file, in sentences; none for one that has merely drifted.
 
-    Checked are a target far from what it was, features (of `kinds`) nearly all missing, constant or
-    rescaled, and categories written in another way. Real files move means by up to 2.8 standard
-    deviations and spreads up to 2.2 times from one to the next; the limits lie beyond.
+    Real files move means by up to 2.8 standard deviations and spreads up to 2.2 times from one to
+    the next; the limits for target and features (of `kinds`) lie beyond.
     """
     told, farthest = {target: ""}, 0.0
     for name, kind in kinds.items():
@@ -125,10 +120,7 @@ def suspicious(
 
 
 def _moved_target(old: np.ndarray, new: np.ndarray, farthest: float) -> str:
-    """Ask for 3 pooled standard deviations of the mean, or a spread outside 1/4 to 4 times.
-
-    Where a feature moved at least half as far (`farthest`), as with a season, 6 are asked for.
-    """
+    """Ask for 3 pooled standard deviations (6 where a feature moved too: a season), or a spread."""
     if len(old) < MIN_ROWS or len(new) < 5 or np.ptp(old) == 0:
         return ""
     moved, ratio = _move(old, new), new.std() / old.std()
@@ -140,11 +132,7 @@ def _moved_target(old: np.ndarray, new: np.ndarray, farthest: float) -> str:
 
 
 def _constant(old: np.ndarray, new: np.ndarray) -> str:
-    """Find a sensor that is stuck.
-
-    Natural are a value that was frequent before (no rain), one that comes in blocks (a month) and
-    one that moves on beyond the largest so far (a year).
-    """
+    """Find a sensor that is stuck; no rain, a month in a block and the next year are natural."""
     in_blocks = (old[1:] == old[:-1]).mean() > 0.8
     frequent = (old == new[0]).mean() > 0.1
     moved_on = old.max() < new[0] <= old.max() + np.ptp(old)
@@ -158,7 +146,7 @@ def _fahrenheit(old: np.ndarray, new: np.ndarray) -> str:
     """Find degrees Fahrenheit among degrees Celsius, or the reverse, in a fifth of the rows.
 
     Such a row lies beyond 3 standard deviations (half of them beyond 4.5, or it may be a hot
-    summer), within 2 once converted. The column is symmetric, between -60 and 60 °C.
+    summer), within 2 once converted.
     """
     mean, spread = old.mean(), old.std()
     if abs(np.median(old) - mean) > 0.3 * spread:
@@ -176,11 +164,10 @@ def _fahrenheit(old: np.ndarray, new: np.ndarray) -> str:
 
 
 def _rescaled(old: np.ndarray, new: np.ndarray) -> str:
-    """Find another unit: the same shape after a linear map that no natural drift explains.
+    """Find another unit: the same shape of quantiles after a map that no natural drift explains.
 
-    Either the mean lies beyond 8 standard deviations, the larger of both files, or mean and spread
-    have changed by one factor outside 1/8 to 8. The shape is that of the standardised quantiles. A
-    clock (in the order of the file) or a counter (whole, without repetition) may run on.
+    The mean moved beyond 8 standard deviations, or with the spread by one factor outside 1/8 to 8.
+    A clock (in the order of the file) or a counter (whole, without repetition) may run on.
     """
     factor = new.std() / old.std()
     far = abs(new.mean() - old.mean()) > 8 * max(old.std(), new.std())
@@ -203,8 +190,7 @@ def _rescaled(old: np.ndarray, new: np.ndarray) -> str:
 def _recoded(reference: pd.Series, current: pd.Series) -> str:
     """Find known categories in another spelling, or hardly a known one at all.
 
-    Natural are categories that come in blocks (a month, a region) and those that differ from
-    known ones in their digits alone ("2024-W05").
+    Natural are new ones in blocks (a month), or that differ in digits alone ("2024-W05").
     """
     old, new = (column.dropna().astype(str) for column in (reference, current))
     unknown = new[~new.isin(set(old))]

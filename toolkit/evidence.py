@@ -71,14 +71,9 @@ def weigh(work: Any, child: Any, found: Evidence, whole: np.ndarray) -> None:
     if "old" in y:
         of_file = rows.file[schema.target.name], whole
         findings += comparison.lost_skill(y, predictions, of_file, labels["new"])
-    found.verdict = comparison.decide(
-        held["new"],
-        held.get("old"),
-        max_forgetting=settings.max_forgetting,
-        promote=settings.promote,
-        findings=findings,
-        unit=unit,
-    )
+    limits = {"max_forgetting": settings.max_forgetting, "promote": settings.promote}
+    found.verdict = comparison.decide(held["new"], held.get("old"), findings, unit, **limits)
+    mlflow.set_tag("verdict_kind", found.verdict.kind)
     found.leakage, found.caveats = rows.counts, _caveats(schema, work.role, rows.tries)
     if "control" in new:
         found.attribution = comparison.attribution(y["new"], new, unit, labels["new"])

@@ -1,7 +1,6 @@
 """The pictures of a training and of a comparison, each a function that returns a figure.
 
-Here belongs how things look. Numbers come from comparison.py and drift.py; whoever calls decides
-where a figure goes. Nothing is written; pyplot, slow and with a global state, is never imported.
+Numbers come from comparison.py and drift.py. pyplot, slow and with a global state, is not imported.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,19 +31,12 @@ AMOUNTS = FuncFormatter(
 
 
 def learning_curve(curves: Mapping[str, Sequence[float]]) -> Figure:
-    """Draw named curves over the epochs, each of shape (n_epochs,); empty ones are left out.
-
-    The axis is logarithmic where all losses are positive and the largest is over 20 times the
-    smallest.
-    """
+    """Draw named curves over the epochs, each of shape (n_epochs,); empty ones are left out."""
     figure, (axes,) = _canvas(3.7, ["Learning curve"])
     for (name, values), colour in zip(curves.items(), cycle(CURVES), strict=False):
         epochs, label = np.arange(1, len(values) + 1), translate(name.replace("_", " "))
         if len(values):
             axes.plot(epochs, values, ".-", color=colour, label=label, linewidth=1.3)
-    smallest, largest = axes.dataLim.intervaly
-    if 0 < smallest < largest / 20:
-        axes.set_yscale("log")
     axes.set(xlabel=translate("epoch"), ylabel=translate("loss"))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if len(axes.lines) > 1:
@@ -65,10 +57,7 @@ def over_generations(errors: Mapping[int, float], unit: str = "") -> Figure:
 def predicted_against_actual(
     y_true: ArrayLike, predictions: Mapping[str, ArrayLike], unit: str = ""
 ) -> Figure:
-    """Draw predicted against actual amounts, one panel per model, arrays of shape (n_rows,).
-
-    At most 2,000 points are drawn, always the same. On the diagonal a prediction is right.
-    """
+    """Draw predicted against actual amounts of 2,000 rows at most, one panel per model."""
     y = np.asarray(y_true, float)
     shown = np.random.default_rng(0).permutation(len(y))[:MAX_POINTS]
     errors = {name: np.abs(np.subtract(made, y)).mean() for name, made in predictions.items()}
@@ -88,10 +77,7 @@ def predicted_against_actual(
 
 
 def error_per_group(groups_table: pd.DataFrame, unit: str = "") -> Figure:
-    """Draw the MAE of each category in `comparison.groups`' table, before and after if both.
-
-    Of more than 80 categories the largest are drawn. A star marks groups that got worse.
-    """
+    """Draw the MAE of the largest categories in `comparison.groups`' table; a star means worse."""
     table = groups_table.nlargest(MAX_LINES, "rows").sort_index()
     worse = table["worse"] if "worse" in table else [False] * len(table)
     labels, places = [], []
@@ -114,8 +100,7 @@ def error_per_group(groups_table: pd.DataFrame, unit: str = "") -> Figure:
 def before_after(held_out: Mapping[str, HeldOut], unit: str = "") -> Figure:
     """Draw the MAE of parent and retrained model on the same rows, one line per set of rows.
 
-    The bar around the retrained model is the interval of the difference, set off from the
-    parent: where it does not reach the parent, the difference is proven.
+    The bar is the interval of the difference: where it does not reach the parent, that is proven.
     """
     title = "Same held-out rows, both models: left is better"
     figure, (axes,) = _canvas(1.7 + 0.9 * len(held_out), [title])
@@ -137,10 +122,7 @@ def before_after(held_out: Mapping[str, HeldOut], unit: str = "") -> Figure:
 
 
 def drift_figure(drift_table: pd.DataFrame) -> Figure:
-    """Draw the distance of each column in `drift.drift`'s table, far ones on top.
-
-    Bars are cut at 2 and carry their value; of more than 80 columns the farthest are drawn.
-    """
+    """Draw the distance of the farthest columns in `drift.drift`'s table; bars are cut at 2."""
     table = drift_table.sort_values("distance", ascending=False, na_position="last")[:MAX_LINES]
     title = "New rows against old ones (orange: drifted)"
     figure, (axes,) = _canvas(0.25 * len(table) + 1.4, [title])
@@ -223,10 +205,7 @@ def _with_unit(name: str, unit: str) -> str:
 
 
 def _label(text: object, longest: int = 32) -> str:
-    """Shorten text from the data in its middle, since names often differ at their ends alone.
-
-    A dollar sign is kept from starting a formula.
-    """
+    """Shorten text from the data in its middle, as names differ at their ends; show no formula."""
     words = " ".join(str(text).split())
     if len(words) > longest:
         words = f"{words[: longest - 13]}…{words[-12:]}"

@@ -34,10 +34,7 @@ def spoken(language: str) -> Iterator[None]:
 
 
 def translate(text: str) -> str:
-    """Return a sentence, or several joined by "; ", in the current language.
-
-    What the catalogue does not know, such as a command or a name, stays as it is.
-    """
+    """Return a sentence, or several joined by "; ", in the current language, if it is known."""
     inner = text.strip()
     if _current.get() == "en" or not inner:
         return text

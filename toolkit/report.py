@@ -1,7 +1,6 @@
 """What a retraining has shown, in words: the report, the model card, short lines for a terminal.
 
-The pages lie in `templates/`; here is what fills them. Text from the data is escaped as the format
-of the page asks.
+The pages lie in `templates/`; text from the data is escaped as their format asks.
 """
 
 import io
@@ -119,10 +118,7 @@ def model_card(card: Mapping[str, Any], schema: "Schema") -> str:
 
 
 def about(card: Mapping[str, Any], schema: "Schema") -> str:
-    """Write purpose, data, groups and limits, at most 4,000 characters of Markdown.
-
-    Names of columns that were left out (they may identify persons) do not appear.
-    """
+    """Write purpose, data, groups and limits in Markdown; columns left out are not named."""
     return _fill("model_card.md", card=card, schema=schema)[:MOST]
 
 

@@ -1,7 +1,4 @@
-"""MLflow bookkeeping of a run: store, experiment, run life cycle, numbers, datasets, figures.
-
-Not here: the model folder (`artifact.py`), versions and aliases (`registry.py`).
-"""
+"""MLflow bookkeeping of a run: store, experiment, run life cycle, numbers, datasets, figures."""
 
 import contextlib
 import dataclasses
@@ -42,8 +39,7 @@ LONGEST_PARAM = 6000  # characters, MLflow's limit
 def connect(tracking_uri: str, experiment: str) -> tuple[MlflowClient, str]:
     """Open the tracking store, making it where it does not exist; return (client, experiment id).
 
-    Runs of this machine whose process is gone are marked KILLED on the way.
-    Raises UserError when the store cannot be used.
+    Runs of this machine whose process is gone are marked KILLED. UserError for an unusable store.
     """
     if not tracking_uri.startswith(("http://", "https://", SQLITE, *DATABASES)):
         raise UserError(
@@ -75,8 +71,7 @@ def connect(tracking_uri: str, experiment: str) -> tuple[MlflowClient, str]:
 def _check_sqlite(file: Path) -> None:
     """Create the database where there is none; refuse one of another program.
 
-    Several first runs at once would create the tables in each other's way. So each makes a database
-    of another name and links it; that fails for all of them but one, whose database all then use.
+    Several first runs at once each make one of another name; all but one then fail to link it.
     """
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
@@ -97,18 +92,16 @@ def _check_sqlite(file: Path) -> None:
 
 
 def _experiment(client: MlflowClient, tracking_uri: str, name: str) -> str:
-    found = client.get_experiment_by_name(name)
-    if found is None:
-        place = None
-        if tracking_uri.startswith(SQLITE):  # artifacts stay beside their database
-            folder = Path(tracking_uri.removeprefix(SQLITE)).absolute().parent / "mlruns"
-            place = (folder / hashlib.sha256(name.encode()).hexdigest()[:12]).as_uri()
-        try:
-            return client.create_experiment(name, artifact_location=place)
-        except MlflowException:  # another process was faster, or there is a reason
-            found = client.get_experiment_by_name(name)
-            if found is None:
-                raise
+    place = None
+    if tracking_uri.startswith(SQLITE):  # artifacts stay beside their database
+        folder = Path(tracking_uri.removeprefix(SQLITE)).absolute().parent / "mlruns"
+        place = (folder / hashlib.sha256(name.encode()).hexdigest()[:12]).as_uri()
+    try:
+        return client.create_experiment(name, artifact_location=place)
+    except MlflowException:  # it exists, or there is a reason
+        found = client.get_experiment_by_name(name)
+        if found is None:
+            raise
     if found.lifecycle_stage == "deleted":
         raise UserError(
             f"the experiment {name!r} was deleted; bring it back with 'mlflow experiments restore "
@@ -118,10 +111,7 @@ def _experiment(client: MlflowClient, tracking_uri: str, name: str) -> str:
 
 
 def process_identity(pid: int) -> str:
-    """Name a process by number and start, so that a later one of the same number differs.
-
-    "" when it is gone, or where there is no /proc to tell.
-    """
+    """Name a process by number and start; "" when it is gone, or where no /proc tells."""
     with contextlib.suppress(OSError):
         return f"{pid}:{Path(f'/proc/{pid}/stat').read_text().rsplit(')', 1)[1].split()[19]}"
     return ""
@@ -140,10 +130,7 @@ def _sweep(client: MlflowClient, experiment_id: str) -> None:
 def tracked_run(
     experiment_id: str, name: str, tags: Mapping[str, str], run_id: str | None = None
 ) -> Iterator[mlflow.ActiveRun]:
-    """Start a run and end it as FINISHED, KILLED (interrupted) or FAILED (any other exception).
-
-    With `run_id` that run goes on.
-    """
+    """Start a run, or let `run_id` go on; end it as FINISHED, KILLED (interrupted) or FAILED."""
     all_tags = {HOST_TAG: platform.node(), PROCESS_TAG: process_identity(os.getpid()), **tags}
     try:
         with cli.uninterrupted():  # or it would begin unknown to us
@@ -164,10 +151,9 @@ def resumable() -> Iterator[None]:
     try:
         yield
     except (MlflowException, OSError) as error:
-        again = cli.command("python", *sys.argv, "--resume")
         raise UserError(
             f"the training is done but could not be logged ({cli.reason(error)}); mend that, then "
-            f"log it with: {again}"
+            f"log it with: {cli.command('python', *sys.argv, '--resume')}"
         ) from error
 
 
@@ -189,10 +175,7 @@ def log_numbers(
     curves: Mapping[str, list[float]] | None = None,
     step: int | None = None,
 ) -> None:
-    """Log metrics, and per-epoch curves as "epoch/…".
-
-    Metrics at the `step` that a model is logged at show on the model's page.
-    """
+    """Log metrics, which a model logged at the same `step` shows, and curves as "epoch/…"."""
     mlflow.log_metrics(dict(metrics), step=step)
     now = int(time.time() * 1000)
     points = [
@@ -227,6 +210,5 @@ def log_figures(figures: Mapping[str, Figure]) -> None:
     """Log matplotlib figures as PNG files under `figures/`."""
     with tempfile.TemporaryDirectory() as folder:
         for name, figure in figures.items():
-            # Not `savefig`: it draws everything twice.
-            FigureCanvasAgg(figure).print_png(Path(folder, f"{name}.png"))
+            FigureCanvasAgg(figure).print_png(Path(folder, f"{name}.png"))  # savefig draws twice
         mlflow.log_artifacts(folder, "figures")

@@ -35,10 +35,9 @@ def learn(X: np.ndarray, y: np.ndarray) -> RandomForestRegressor:
 
 
 def estimate(X: np.ndarray, errors: np.ndarray, X_file: np.ndarray) -> Interval:
-    """Estimate the MAE on a file with its 95 % interval, from the errors on other rows.
+    """Estimate the MAE on a file with its 95 % interval, by a forest of the errors on other rows.
 
-    A forest learns their size. Its trees spread as the estimate does; to this comes the noise of
-    the file's own errors.
+    Its trees spread as the estimate does; to this comes the noise of the file's own errors.
     """
     forest = learn(X, np.abs(errors))
     means = [tree.predict(X_file.astype(np.float32)).mean() for tree in forest.estimators_]
@@ -75,10 +74,7 @@ def judge(work: Any, found: Evidence) -> tuple[bool, str, Interval]:
 
 
 def watch(work: Any, terminal: cli.Terminal, found: Evidence) -> bool:
-    """Say whether a retraining looks worthwhile, and log that, errors and drift as a run.
-
-    work: of mlflow_retrain.py. Returns whether it does.
-    """
+    """Say and return whether a retraining looks worthwhile; log that, errors and drift as a run."""
     (good, told, expected), parent = judge(work, found), work.parent
     terminal.say(told)
     metrics = report.metrics(found) | {"estimated/MAE": expected.estimate}
