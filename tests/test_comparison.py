@@ -765,12 +765,6 @@ def test_date_that_moves_forward_does_not_drift_but_one_that_goes_missing_does()
     assert column_drift(days, np.where(days % 2, np.nan, days), "date")["drifted"]
 
 
-def test_share_at_the_bounds_counts_exact_values():
-    assert drift.at_bounds([500, 500, 700, 900], [500, 900, 900, 900, 1000]) == (
-        "at its lowest, 500, 50.0% -> 20.0%; at its highest, 900, 25.0% -> 60.0%"
-    )
-
-
 def test_summary_has_at_most_two_lines_of_printable_text():
     old = pd.DataFrame({"a\nb": np.zeros(50), "kind": ["x"] * 50, "quiet": 1.0})
     new = pd.DataFrame({"a\nb": np.ones(50), "kind": ["\x1b[31mred"] * 50, "quiet": 1.0})

@@ -218,9 +218,11 @@ def lost_skill(
     - The child is proven worse than the constants mean and median on new rows.
     """
     findings, new, old = [], predictions["new"], predictions["old"]
-    was, now = _rank_correlation(y["old"], old[PARENT]), _rank_correlation(*whole)
-    n_old, n_new = (len(np.asarray(rows)) for rows in (y["old"], whole[0]))
-    limit = math.tanh(math.atanh(now) + 2.576 * 1.03 / math.sqrt(max(1, n_new - 3)))
+    tables = [pd.DataFrame(zip(*pair, strict=True)) for pair in ((y["old"], old[PARENT]), whole)]
+    was, now = (np.nan_to_num(table.corr("spearman").iloc[0, 1]) for table in tables)
+    n_old, n_new = map(len, tables)
+    margin = 2.576 * 1.03 / math.sqrt(max(1, n_new - 3))
+    limit = math.tanh(math.atanh(np.clip(now, -0.9999, 0.9999)) + margin)
     if min(n_old, n_new) >= SIZABLE_GROUP and was > 0.2 and limit < was / 4:
         findings.append(
             f"target: its rank correlation with the parent's predictions fell from {was:.2f} "
@@ -236,13 +238,6 @@ def lost_skill(
             f"mean and median, by {format_interval(worse[-1])}"
         )
     return findings
-
-
-def _rank_correlation(first: ArrayLike, second: ArrayLike) -> float:
-    """Correlate ranks; 0 where one side is constant, and never exactly ±1."""
-    if np.ptp(first) == 0 or np.ptp(second) == 0:
-        return 0.0
-    return float(np.clip(stats.spearmanr(first, second).statistic, -0.9999, 0.9999))
 
 
 def groups(

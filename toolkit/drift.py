@@ -5,7 +5,6 @@ from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike
 from scipy import stats
 from scipy.spatial.distance import jensenshannon
 
@@ -71,16 +70,6 @@ def _categorical_drift(reference: pd.Series, current: pd.Series) -> tuple[float,
     cells = cells[:, cells.any(axis=0)]
     p_value = stats.chi2_contingency(cells).pvalue if cells.shape[1] > 1 else 1.0
     return float(jensenshannon(*counts, base=2)), float(p_value)
-
-
-def at_bounds(y_old: ArrayLike, y_new: ArrayLike) -> str:
-    """Tell the share of targets exactly at the lowest and highest old one, before and after."""
-    old, new = np.asarray(y_old, float), np.asarray(y_new, float)
-    return "; ".join(
-        f"at its {name}, {format_amount(bound)}, {(old == bound).mean():.1%} -> "
-        f"{(new == bound).mean():.1%}"
-        for name, bound in (("lowest", old.min()), ("highest", old.max()))
-    )
 
 
 def drift_summary(table: pd.DataFrame) -> list[str]:

@@ -42,12 +42,10 @@ def look(
     if rows.remembered.empty:
         lines.append("drift: unknown, the parent remembers no training row")
     else:
-        if np.isfinite(error):
-            found.bounds = drift.at_bounds(rows.remembered[target], y)
-            kinds = {**kinds, target: "numeric"}
-        found.drift = drift.drift(rows.remembered, rows.file, kinds)
-        found.findings = drift.suspicious(rows.remembered, rows.file, schema.kinds, target)
-        lines += [*drift.drift_summary(found.drift), f"target: {found.bounds}"]
+        measured = {**kinds, target: "numeric"} if np.isfinite(error) else kinds
+        found.drift = drift.drift(rows.remembered, rows.file, measured)
+        found.findings = drift.suspicious(rows.remembered, rows.file, kinds, target)
+        lines += drift.drift_summary(found.drift)
         lines += [f"suspicious: {finding}" for finding in found.findings]
     for line in lines:
         terminal.say(line)

@@ -34,9 +34,8 @@ class Evidence:
     prequential: the parent's MAE on the `prequential_rows` rows of the new file, before anything
     was trained on them; history, the same by generation. held_out maps "new" and "old" to rows
     scored alike. leakage counts rows by role. inside tells by model which new held-out rows lie
-    within its 90 % ranges. bounds tells the share of targets at the lowest and the highest.
-    findings are the signs of a broken file, which the verdict names; caveats join what is not
-    proven. hit: whether an error that was estimated before came true.
+    within its 90 % ranges. findings are the signs of a broken file, which the verdict names.
+    caveats join what is not proven. hit: whether an error that was estimated before came true.
     """
 
     unit: str = ""
@@ -49,7 +48,6 @@ class Evidence:
     leakage: Mapping[str, int] | None = None
     inside: dict[str, np.ndarray] = field(default_factory=dict)
     drift: pd.DataFrame | None = None
-    bounds: str = "unknown"
     groups: pd.DataFrame | None = None
     importance: pd.DataFrame | None = None
     dependence: Mapping[str, pd.DataFrame] = field(default_factory=dict)
