@@ -218,7 +218,8 @@ def lost_skill(
     - The child is proven worse than the constants mean and median on new rows.
     """
     findings, new, old = [], predictions["new"], predictions["old"]
-    tables = [pd.DataFrame(zip(*pair, strict=True)) for pair in ((y["old"], old[PARENT]), whole)]
+    pairs = (y["old"], old[PARENT]), whole
+    tables = [pd.DataFrame(np.column_stack(pair)) for pair in pairs]
     was, now = (np.nan_to_num(table.corr("spearman").iloc[0, 1]) for table in tables)
     n_old, n_new = map(len, tables)
     margin = 2.576 * 1.03 / math.sqrt(max(1, n_new - 3))
