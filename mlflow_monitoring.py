@@ -75,7 +75,7 @@ def track(settings: Settings, terminal: cli.Terminal, rows: Any, schema: Any, ro
         y, held_out = table[settings.target].to_numpy(), role.held_out(table)
         train_rows, test_rows, y_train, y_test = model_utils.split(table, y, held_out=held_out)
         datasets = {"training": train_rows, "held-out": test_rows}
-        tracking.log_inputs(client, run_id, settings, settings.target, datasets)
+        tracking.log_inputs(settings, settings.target, datasets)
 
         # Preprocess and train: on training rows alone.
         with terminal.progress("training") as progress:
@@ -195,15 +195,14 @@ def keep(
     from toolkit import artifact, ranges, registry, report, tracking
 
     artifact.save_preprocessor(trained.preprocessor, settings.models_dir / "preprocessor.pkl")
-    name, run_id, result = settings.model_name, trained.card["run_id"], trained.card["result"]
+    name, result = settings.model_name, trained.card["result"]
     trained.card[ranges.KEPT] = ranges.keep(prediction, test_rows[settings.target])
     about = report.about(trained.card, trained.preprocessor.schema)
     short = result.split(" on held-out")[0]
     figures = draw(trained, curves, test_rows, prediction)
     with tracking.resumable():
         artifact.save_folder(trained, settings.models_dir / MODEL_NAME)
-        by_epoch = {f"epoch/{key}": values for key, values in curves.items()}
-        tracking.log_numbers(client, run_id, metrics, by_epoch)
+        tracking.log_numbers(metrics, curves)
         tracking.log_figures(figures)
         uri = artifact.log_model(trained, MODEL_NAME)
         with cli.uninterrupted():  # registered, promoted and told, or nothing of it
@@ -255,7 +254,8 @@ def say(
     flags = [] if settings.data == DATA else ["--data", "NEW_ROWS.csv"]
     flags += cli.same_place(settings)
     steps = [cli.command("python", "mlflow_retrain.py", "--model-uri", uri, *flags)]
-    cli.conclude(terminal, settings, run, uri, version, verdict, steps, metrics=metrics)
+    facts = {"verdict": verdict, "version": version, "model_uri": uri, "metrics": metrics}
+    cli.conclude(terminal, settings, run, steps, **facts)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ python mlflow_retrain.py --rollback
 """
 
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from toolkit import cli
@@ -43,7 +42,7 @@ def retrain(settings: Settings) -> int:
     """Load the parent, read the rows and look at them; everything else is one MLflow run."""
     with cli.quiet_start("starting", settings.quiet):
         import model_utils  # noqa: F401 - TensorFlow speaks while it starts
-        from toolkit import artifact, evidence, reading, registry, roles, tracking, watching
+        from toolkit import artifact, evidence, reading, registry, report, roles, tracking, watching
     terminal = cli.Terminal(settings.quiet, settings.json)
 
     # Load the parent, and every row that its line has seen.
@@ -64,6 +63,8 @@ def retrain(settings: Settings) -> int:
     if rows.file.empty:
         words = f"nothing new in {settings.data}: every row was seen before, nothing is trained"
         terminal.say(words)
+        verdict = replace(report.NOTHING_NEW, reason=words)
+        report.write(report.Evidence(verdict=verdict), settings.report)
         terminal.result(verdict=words, verdict_kind="nothing_new", promoted=False, model_uri=None)
         return settings.exit_with(False)
 
@@ -110,15 +111,12 @@ def track(work: Work, terminal: cli.Terminal, found: Any, whole: Any) -> int:
     name = f"retrain {settings.model_name}"
     with tracking.tracked_run(work.experiment, name, tags, checkpoint.run_id) as run:
         run_id = checkpoint.begin(run.info.run_id)
-        evidence.log_inputs(work.client, run_id, settings, parent, rows)
+        evidence.log_inputs(work, run_id)
 
         # Train the child and its control; score all models on the same held-out rows.
         with terminal.progress("training") as progress:
             child = train_child(settings, parent, rows, checkpoint, progress.update)
-        schema = parent.preprocessor.schema
-        evidence.count_inside(found, parent, child, rows)
-        found = evidence.weigh(settings, work.role, rows, schema, child.predictions, found, whole)
-        evidence.explain(found, {"parent": parent, "retrained": child}, rows, work.role)
+        evidence.weigh(work, child, found, whole)
 
         # Log, register, promote as the verdict allows.
         if settings.refit and found.verdict.promoted:
@@ -129,8 +127,8 @@ def track(work: Work, terminal: cli.Terminal, found: Any, whole: Any) -> int:
         )
         uri, version, verdict, metrics = keep(work, trained, child, found)
         checkpoint.remove()
-    if settings.report:
-        report.write(found, Path(settings.report))
+    found.verdict = replace(found.verdict, promoted=verdict.startswith("promoted"))
+    report.write(found, settings.report)
     evidence.print_scores(terminal, found)
     say(settings, terminal, run.info, uri, version, verdict, metrics, found)
     return settings.exit_with(verdict.startswith("promoted"))
@@ -164,13 +162,11 @@ def keep(
     """
     from toolkit import artifact, evidence, registry, report, tracking
 
-    settings, schema, run_id = work.settings, child.preprocessor.schema, trained.card["run_id"]
+    settings, schema = work.settings, child.preprocessor.schema
     y_new = work.rows.held_out["new"][schema.target.name].to_numpy()
     with tracking.resumable():
         artifact.save_folder(trained, settings.models_dir / MODEL_NAME)
-        metrics = evidence.log_evidence(
-            work.client, run_id, child.curves, y_new, child.predictions, found
-        )
+        metrics = evidence.log_evidence(child.curves, y_new, child.predictions["new"], found)
         uri = artifact.log_model(trained, MODEL_NAME)
         with cli.uninterrupted():  # registered, promoted and told, or nothing of it
             verdict, version = registry.register_and_promote(
@@ -179,11 +175,10 @@ def keep(
                 uri,
                 found.verdict.reason,
                 report.about(trained.card, schema),
-                report.short_result(found, promoted=True).removeprefix("promoted: "),
+                report.short_result(found),
                 champion=work.champion,
                 wanted=found.verdict.promoted,
                 parent_run=None if settings.promote == "always" else work.parent.run_id,
-                tags={"verdict_kind": found.verdict.kind},
             )
     return uri, version, verdict, metrics
 
@@ -199,16 +194,19 @@ def say(
     found: Any,
 ) -> None:
     """Print the verdict and the next commands, or all of it as one object."""
-    promoted, kind = verdict.startswith("promoted"), found.verdict.kind
+    promoted = verdict.startswith("promoted")
     back = cli.command("python", "mlflow_retrain.py", "--rollback", *cli.same_place(settings))
     facts = {
-        "verdict_kind": kind,
+        "verdict": verdict,
+        "version": version,
+        "model_uri": uri,
+        "verdict_kind": found.verdict.kind,
         "promoted": promoted,
         "intervals": {part: asdict(held.change) for part, held in found.held_out.items()},
         "metrics": metrics,
     }
     steps = [back] if promoted else []
-    cli.conclude(terminal, settings, run, uri, version, verdict, steps, kind=kind, **facts)
+    cli.conclude(terminal, settings, run, steps, **facts)
 
 
 @dataclass

@@ -8,13 +8,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from toolkit import cli
 from toolkit.cli import option
-
-if TYPE_CHECKING:
-    from toolkit.tables import Table
 
 OUTPUT = Path("predictions.csv")
 
@@ -38,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
 def score(settings: Settings) -> int:
     """Do the work of `main`, phase by phase."""
     with cli.quiet_start("starting", settings.quiet):
-        from toolkit import artifact, registry, tables, tracking
+        from toolkit import artifact, engine, registry, tables, tracking
         from toolkit.errors import UserError
     terminal = cli.Terminal(settings.quiet, settings.json)
     if settings.output.suffix not in (".csv", ".parquet"):
@@ -49,16 +46,14 @@ def score(settings: Settings) -> int:
     tracking.connect(settings.tracking_uri, settings.experiment)
     uri = settings.model_uri or f"models:/{settings.model_name}@{registry.CHAMPION}"
     model = artifact.load_model(uri, settings.models_dir / "preprocessor.pkl")
+    predict = partial(predictions, model.network, model.preprocessor, model.card, settings.interval)
     with terminal.progress(f"scoring {settings.data}"):
         source = tables.open_table(settings.data, settings.query)
-        parts = model.network, model.preprocessor, model.card, settings.interval
-        predict = partial(predictions, *parts)
-        found = predict(source)
         if settings.workers > 1:
-            from toolkit import engine
-
             found = engine.stream(predict, engine.shares_of(source, settings))
-        n_rows = write(found, settings.output, 3 if settings.interval else 1)
+        else:
+            found = predict(source)
+        n_rows = write(found, settings.output)
     terminal.notes(source.notes)
     terminal.say(f"{n_rows:,} predictions of {uri} are in {settings.output}")
     terminal.result(rows=n_rows, model_uri=uri, output=str(settings.output))
@@ -66,35 +61,35 @@ def score(settings: Settings) -> int:
 
 
 def predictions(
-    network: Any, preprocessor: Any, card: Any, interval: float | None, source: "Table"
-) -> Iterator[list[Any]]:
-    """Predict a source block by block: [prediction] or, with `interval`, [prediction, low, high].
-
-    Each is float64 of shape (n_rows,).
-    """
+    network: Any, preprocessor: Any, card: Any, interval: float | None, source: Any
+) -> Iterator[dict[str, Any]]:
+    """Predict a table block by block: "prediction", and "low" and "high" with an `interval`."""
     from model_utils import model_predict
     from toolkit.ranges import around
 
     for rows in source.blocks():
-        prediction = model_predict(network, preprocessor.encode(rows, source.source))
-        yield [prediction, *(around(card, prediction, interval) if interval else ())]
+        found = {"prediction": model_predict(network, preprocessor.encode(rows, source.source))}
+        if interval:
+            found["low"], found["high"] = around(card, found["prediction"], interval)
+        yield found
 
 
-def write(blocks: Iterable[list[Any]], file: Path, n_columns: int = 1) -> int:
+def write(blocks: Iterable[dict[str, Any]], file: Path) -> int:
     """Write a prediction (and its range) per row, in order; the file appears once all are there."""
     import pyarrow as pa
     import pyarrow.csv
     import pyarrow.parquet
 
-    names = ["prediction", "low", "high"][:n_columns]
-    schema, n_rows = pa.schema([(name, pa.float64()) for name in names]), 0
-    beside = file.with_name(f".{file.name}.part")
     kind = pa.csv.CSVWriter if file.suffix == ".csv" else pa.parquet.ParquetWriter
+    tables = (pa.table(block) for block in blocks)
+    first, beside = next(tables), file.with_name(f".{file.name}.part")
+    n_rows = len(first)
     try:
-        with kind(beside, schema) as writer:
-            for block in blocks:
-                writer.write_table(pa.table(block, schema=schema))
-                n_rows += len(block[0])
+        with kind(beside, first.schema) as writer:
+            writer.write_table(first)
+            for table in tables:
+                writer.write_table(table)
+                n_rows += len(table)
         beside.replace(file)
     finally:
         beside.unlink(missing_ok=True)

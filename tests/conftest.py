@@ -304,7 +304,7 @@ def tiny(tiny_rows):
     card["scale"] = {"low": 4_000.0, "high": 9_000.0}
     card[ranges.KEPT] = ranges.keep(y, y + np.arange(120) - 60)
     buffer = held_out.assign(table, generation=0)
-    return artifact.TrainedModel(network, preprocessor, held_out, buffer, card, model_card="# é")
+    return artifact.TrainedModel(network, preprocessor, held_out, buffer, card)
 
 
 @pytest.fixture(scope="session")

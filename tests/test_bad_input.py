@@ -235,13 +235,13 @@ FLAGS = {
     "approved unknown": (
         [RETRAIN],
         ["--approve", "99"],
-        "version 99 of 'loan-amount' does not exist; expected another",
+        "version 99 of 'loan-amount' does not exist or is",
     ),
-    "approved champion": ([RETRAIN], ["--approve", "1"], "is champion already; expected another"),
+    "approved champion": ([RETRAIN], ["--approve", "1"], "or is champion already; expected"),
     "nothing to roll back": (
         [RETRAIN],
         ["--rollback"],
-        "there is nothing to go back to: @champion of 'loan-amount' is version 1",
+        "there is nothing to go back to: 'loan-amount' has not two different versions",
     ),
     "output of no kind": (
         [SCORE],

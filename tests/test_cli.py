@@ -128,10 +128,6 @@ def test_text_that_is_not_utf8_is_refused_wherever_it_stands(capsys):
     assert "expected UTF-8 text" in refused(capsys, "--drop", "a", bad)
 
 
-def test_quiet_and_json_at_once_are_refused(capsys):
-    assert "--quiet and --json" in refused(capsys, "--quiet", "--json")
-
-
 def test_store_and_experiment_of_the_environment_are_the_defaults(monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://store")
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "mine")

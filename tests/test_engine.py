@@ -137,9 +137,9 @@ def test_predictions_are_in_the_order_of_the_rows(parquet):
     network = model_utils.create_nn_model(fitted.width)
     predict = partial(mlflow_score.predictions, network, fitted, {}, None)
     shares = engine.shares_of(tables.open_table(parquet), settings_for(parquet, 3))
-    found = np.hstack(list(engine.stream(predict, shares)))
-    expected = np.hstack(list(predict(tables.open_table(parquet))))
-    np.testing.assert_array_equal(found, expected)
+    found = [block["prediction"] for block in engine.stream(predict, shares)]
+    expected = [block["prediction"] for block in predict(tables.open_table(parquet))]
+    np.testing.assert_array_equal(np.hstack(found), np.hstack(expected))
 
 
 # --- training -----------------------------------------------------------------------------------

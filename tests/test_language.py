@@ -424,7 +424,6 @@ def test_error_is_told_in_the_language_of_the_locale_or_the_flag(monkeypatch, tm
         ["--quiet=1"],
         ["--na"],
         ["--lang=klingon"],
-        ["--quiet", "--json"],
         ["--experiment", "\ud800"],
     ],
 )

@@ -84,7 +84,7 @@ def test_many_rows_are_kept_as_an_even_choice_and_perfect_predictions_give_point
 
 
 def test_model_without_errors_is_one_line():
-    with pytest.raises(UserError, match="keeps none"):
+    with pytest.raises(UserError, match="and a model that keeps"):
         ranges.around({"scale": BOUNDS}, np.zeros(1))
 
 

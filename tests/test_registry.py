@@ -85,9 +85,9 @@ def test_going_back_swaps_the_two_versions_and_can_be_undone(client):
 
 
 def test_going_back_without_a_previous_version_is_refused_and_changes_nothing(client):
-    with pytest.raises(UserError, match=r"@previous is version None"):
+    with pytest.raises(UserError, match=r"nothing to go back to: 'loan-amount' has not two"):
         registry.roll_back(client, NAME)
-    with pytest.raises(UserError, match=r"@champion of 'nobody' is version None"):
+    with pytest.raises(UserError, match=r"nothing to go back to: 'nobody' has not two"):
         registry.roll_back(client, "nobody")
     assert aliases(client) == ("1", None)
     assert moves(client) == ["version 1 promoted"]
@@ -96,7 +96,7 @@ def test_going_back_without_a_previous_version_is_refused_and_changes_nothing(cl
 def test_going_back_to_the_champion_itself_is_refused_and_not_claimed(client):
     registry.promote(client, NAME, "2", expected="1")
     client.set_registered_model_alias(NAME, registry.CHAMPION, "1")  # by hand, in MLflow
-    with pytest.raises(UserError, match=r"version 1, @previous is version 1; .*--approve"):
+    with pytest.raises(UserError, match=r"not two different versions .*--approve"):
         registry.roll_back(client, NAME)
     assert aliases(client) == ("1", "1")
     assert moves(client)[-1] == "version 2 promoted"
@@ -109,12 +109,9 @@ def test_approval_makes_any_registered_version_champion_and_can_be_taken_back(cl
     assert registry.roll_back(client, NAME) == ("1", "3")
 
 
-@pytest.mark.parametrize(
-    ("version", "words"),
-    [("9", "version 9 of 'loan-amount' does not exist"), ("1", "version 1 .* is champion already")],
-)
-def test_approval_of_what_cannot_become_champion_is_refused(client, version, words):
-    with pytest.raises(UserError, match=words):
+@pytest.mark.parametrize("version", ["9", "1"])
+def test_approval_of_what_cannot_become_champion_is_refused(client, version):
+    with pytest.raises(UserError, match=f"version {version} .*not exist or is champion already"):
         registry.approve(client, NAME, version)
     assert aliases(client) == ("1", None)
     assert moves(client) == ["version 1 promoted"]
@@ -143,7 +140,7 @@ def test_going_back_is_refused_when_a_version_or_alias_was_deleted_by_hand(clien
     else:
         client.delete_model_version(NAME, version)
     before = aliases(client)
-    with pytest.raises(UserError, match=f"@{alias} .*is version None"):
+    with pytest.raises(UserError, match="nothing to go back to"):
         registry.roll_back(client, NAME)
     assert aliases(client) == before
     assert moves(client)[-1] == "version 2 promoted"
@@ -175,22 +172,21 @@ def publish(client, bench, **options):
 
 
 def test_model_that_is_wanted_becomes_champion_and_its_run_tells_so(client, bench):
-    verdict, version = publish(client, bench, champion="1", tags={"verdict_kind": "better"})
+    verdict, version = publish(client, bench, champion="1")
     assert (verdict, version) == ("promoted, better: MAE *down*", "4")
     assert aliases(client) == ("4", "1")
     words = r"promoted, better: MAE \*down\*"
     assert told(client, "4") == ("promoted", "promoted: MAE -3 €", words, f"{words}.")
     assert client.get_model_version(NAME, "4").description.endswith("\n\ncard")
-    assert bench.run.data.tags["verdict_kind"] == "better"
 
 
 @pytest.mark.parametrize(
     ("options", "why"),
     [
         ({"champion": "1", "wanted": False}, ""),
-        ({"champion": "2"}, "the champion changed since version 2 was read; "),
+        ({"champion": "2"}, "another version became champion meanwhile; "),
         ({"champion": "1", "parent_run": "x"}, "the parent is not the champion, version 1; "),
-        ({}, "another version is champion; "),
+        ({}, "another version became champion meanwhile; "),
     ],
     ids=["not wanted", "champion changed", "other parent", "first training"],
 )

@@ -44,7 +44,6 @@ def evidence(**changes):
         attribution=comparison.attribution(y, models, "€"),
         leakage={"rows both trained on and held out": 0, "rows dropped": 12_345},
         drift=drift.drift(rows, rows.assign(size=2 * y), kinds),
-        bounds=drift.at_bounds(y, y),
         groups=comparison.groups(rows, ["city"], y, models["parent"], models["retrained"]),
         importance=pd.DataFrame(
             [("size", 900.0, 800.0, 1000.0, 950.0, 850.0, 1050.0)],
@@ -114,8 +113,6 @@ def test_report_carries_the_figures():
     assert r"| size | +900 € (+800 to +1,000) | +950 € (+850 to +1,050) |" in text
     assert "| city | categorical |" in text
     assert "| size | numeric |" in text
-    assert "Target: at its lowest" in text
-    assert comparison.largest_gap(full.groups, "€") in text
     assert "Groups whose MAE rose by more than chance explains: none." in text
 
 
@@ -176,12 +173,11 @@ def test_page_carries_what_the_markdown_says_with_its_figures_inside():
     assert text.count("<svg") == text.count("<figure") == 1
     assert "prefers-color-scheme: dark" in text
     assert not re.findall(r"(?:src|href)=[\"'](?!#|data:)", text)  # it needs nothing from elsewhere
-    assert comparison.largest_gap(full.groups, "€").replace("'", "&#39;") in text
 
 
 def test_report_is_written_in_the_format_that_the_name_asks_for(tmp_path):
     for name, start in (("a.html", "<!doctype html>"), ("a.HTM", "<!doctype"), ("a.md", "# Retr")):
-        report.write(evidence(), tmp_path / name)
+        report.write(evidence(), str(tmp_path / name))
         assert (tmp_path / name).read_text("utf-8").startswith(start)
 
 
@@ -189,8 +185,9 @@ def test_report_of_a_file_that_was_only_looked_at_has_no_scores():
     looked = report.Evidence(prequential=3.0, prequential_rows=9)
     for template in ("report.md", "report.html"):
         text = report.render(looked, template)
-        assert "nothing judged yet" in text
+        assert "nothing is trained" in text
         assert "Same rows" not in text
+        assert "Not proven" not in text
 
 
 def test_page_lets_no_markup_from_the_data_through():
@@ -205,7 +202,6 @@ def test_page_lets_no_markup_from_the_data_through():
         leakage={ATTACK: 1},
         verdict=comparison.Verdict("better", True, ATTACK + "\u202e"),
         caveats=[ATTACK],
-        bounds=ATTACK,
         unit=ATTACK,
         figures={
             "before_after": figures.before_after(held, ATTACK),
@@ -253,9 +249,9 @@ def test_short_result_fits_the_name_of_a_run():
         format_amount(full.held_out[part].change.estimate, "€", signed=True)
         for part in ("new", "old")
     )
-    assert report.short_result(full, promoted=True) == f"promoted: MAE new {new}, old {old}"
+    assert report.short_result(full) == f"MAE new {new}, old {old}"
     broken = replace(full, verdict=comparison.Verdict("suspicious", False, "x"))
-    assert report.short_result(broken, promoted=False) == "kept: suspicious"
+    assert report.short_result(broken) == "suspicious"
 
 
 # --- model card

@@ -122,7 +122,7 @@ def test_artifacts_lie_beside_the_database_wherever_the_process_runs(store, tmp_
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)
     with tracking.tracked_run(store[1], "a", {}):
-        tracking.log_files({"note.txt": "hello"})
+        mlflow.log_text("hello", "note.txt")
     (note,) = tmp_path.rglob("note.txt")
     assert note.relative_to(tmp_path).parts[0] == "mlruns"
     assert not list(elsewhere.iterdir())
@@ -247,14 +247,12 @@ def test_long_curves_and_metrics_are_logged_completely(store):
     curve = np.linspace(1, 0, 1700).tolist()
     with tracking.tracked_run(experiment_id, "a", {}) as run:
         numbers = {"MAE": 3.5, "R2": 0.25}
-        tags = {"verdict": "kept"}
-        tracking.log_numbers(client, run.info.run_id, numbers, {"epoch/loss": curve}, tags, step=9)
+        tracking.log_numbers(numbers, {"loss": curve}, step=9)
     logged = client.get_metric_history(run.info.run_id, "epoch/loss")
     assert [(m.step, m.value) for m in logged] == list(enumerate(curve, 1))
     assert [m.step for m in client.get_metric_history(run.info.run_id, "MAE")] == [9]
     data = client.get_run(run.info.run_id).data
     assert (data.metrics["MAE"], data.metrics["R2"]) == (3.5, 0.25)
-    assert data.tags["verdict"] == "kept"
 
 
 @dataclass
@@ -270,7 +268,7 @@ def test_settings_of_any_length_and_kind_are_logged(store):
     client, experiment_id = store
     with tracking.tracked_run(experiment_id, "a", {}) as run:
         settings = Settings(model_name="m")
-        tracking.log_inputs(client, run.info.run_id, settings, "y", {}, rows=7)
+        tracking.log_inputs(settings, "y", {}, rows=7)
     params = client.get_run(run.info.run_id).data.params
     expected = {"words": "('x', 'y z')", "none": "None", "rows": "7", "model_name": "m"}
     assert {key: params[key] for key in expected} == expected
@@ -301,13 +299,10 @@ def test_dataset_hash_changes_with_one_value_and_not_with_the_index(store):
     assert {one.dataset.name for one in inputs} == {"rows.csv"}
 
 
-def test_figures_and_texts_are_files_of_the_run(store):
+def test_figures_are_files_of_the_run(store):
     client, experiment_id = store
     with tracking.tracked_run(experiment_id, "a", {}) as run:
         tracking.log_figures({"curve": Figure(figsize=(1, 1))})
-        tracking.log_files({"report.md": "été"})
-        text = mlflow.artifacts.load_text(f"runs:/{run.info.run_id}/report.md")
-    assert text == "été"
     assert [f.path for f in client.list_artifacts(run.info.run_id, "figures")] == [
         "figures/curve.png"
     ]

@@ -1,7 +1,4 @@
-"""The one MLflow artifact: save it, log it, load it from any URI without running its code.
-
-Everything that knows what lies inside a model folder. Not here: training, versions and aliases.
-"""
+"""The one MLflow artifact: save it, log it, load it from any URI without running its code."""
 
 import contextlib
 import hashlib
@@ -11,7 +8,6 @@ import pickle
 import shutil
 import sys
 import tempfile
-import time
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -33,7 +29,6 @@ from .roles import Roles
 logging.getLogger("mlflow.pyfunc").setLevel(logging.WARNING)  # no word on every validated example
 logging.getLogger("tensorflow").setLevel(logging.ERROR)  # nor on every network that is compiled
 HERE = Path(__file__).parent
-A_DAY = 86_400  # seconds
 PACKAGES = ("mlflow", "tensorflow", "keras", "pandas", "pyarrow", "numpy")
 TRAVELLING = ("__init__.py", "errors.py", "columns.py", "encoding.py", "ranges.py")
 PARTS = {  # name of the MLflow artifact: file inside the folder `artifacts`
@@ -45,22 +40,15 @@ PARTS = {  # name of the MLflow artifact: file inside the folder `artifacts`
     "code": "code",
 }
 CHECKED = [name for part, name in PARTS.items() if part not in ("card", "code")]
-KERAS_FLAVOR = {
-    "data": "artifacts",
-    "keras_module": "keras",
-    "keras_version": keras.__version__,
-    "save_format": "keras",
-    "save_exported_model": False,
-    "model_type": "keras",
-}
+KERAS_FLAVOR = {"data": "artifacts", "keras_version": keras.__version__, "model_type": "keras"}
+KERAS_FLAVOR |= {"keras_module": "keras", "save_format": "keras", "save_exported_model": False}
 
 
 @dataclass
 class TrainedModel:
-    """Hold what one model URI holds.
+    """Hold what one model URI holds; a plain Keras model has no roles and no rows in its buffer.
 
-    roles: None for a plain Keras model. buffer: conformed rows with role, generation and hash; may
-    be empty. card: JSON. uri, run_id, model_id: where it came from. model_card: Markdown.
+    buffer: conformed rows with role, generation and hash. card: JSON.
     """
 
     network: keras.Model
@@ -71,7 +59,6 @@ class TrainedModel:
     uri: str = ""
     run_id: str = ""
     model_id: str = ""
-    model_card: str = ""
 
     @property
     def generation(self) -> int:
@@ -79,25 +66,23 @@ class TrainedModel:
         return max((step["generation"] for step in self.card.get("lineage", [])), default=0)
 
 
-# --- saving ------------------------------------------------------------------------------------
-
-
 def save_model(
     path: str, trained: TrainedModel, mlflow_model: Model | None = None, **_: object
 ) -> None:
-    """Save an MLflow model folder with the flavors python_function and keras.
+    """Save an MLflow model folder with the flavors python_function and keras, for `Model.log`, too.
 
-    `Model.log` calls this, and passes on what else it was given. Requirements are written, not
-    inferred: inferring takes seconds in another process, and guesses wrong.
+    Requirements are written: inferring them takes seconds in another process, and guesses wrong.
     """
-    mlflow_model = mlflow_model or Model()
+    from .report import model_card  # draws, which scoring need not know
+
+    mlflow_model, preprocessor = mlflow_model or Model(), trained.preprocessor
     mlflow_model.add_flavor("keras", **KERAS_FLAVOR)
     with tempfile.TemporaryDirectory() as folder:
         files = {part: Path(folder, name) for part, name in PARTS.items()}
         trained.network.save(files["network"])
-        files["preprocessor"].write_text(json.dumps(trained.preprocessor.to_dict()), "utf-8")
+        files["preprocessor"].write_text(json.dumps(preprocessor.to_dict()), "utf-8")
         trained.buffer.to_parquet(files["buffer"])
-        files["model_card"].write_text(trained.model_card, "utf-8")
+        files["model_card"].write_text(model_card(trained.card, preprocessor.schema), "utf-8")
         files["code"].mkdir()
         for name in TRAVELLING:
             shutil.copyfile(HERE / name, files["code"] / name)
@@ -117,7 +102,7 @@ def save_model(
                 outputs=Schema([ColSpec(DataType.double)]),
                 params=ParamSchema([ParamSpec("interval", DataType.double, None)]),
             ),
-            input_example=example(trained.preprocessor),
+            input_example=example(preprocessor),
         )
 
 
@@ -150,25 +135,13 @@ def sha256(file: Path) -> str:
 
 def log_model(trained: TrainedModel, name: str, step: int = 0) -> str:
     """Log a model to the active run under `name`; return its `models:/m-…` URI."""
-    info = Model.log(
-        artifact_path=None,
-        name=name,
-        flavor=sys.modules[__name__],
-        trained=trained,
-        validate_serving_input=False,
-        step=step,
-        model_type="regressor",
-    )
+    flavor, options = sys.modules[__name__], {"validate_serving_input": False, "step": step}
+    info = Model.log(None, flavor, name=name, trained=trained, model_type="regressor", **options)
     return f"models:/{info.model_id}"
 
 
 def save_folder(trained: TrainedModel, folder: Path) -> Path:
     """Save a model folder; an older one of that name goes only once the new one is complete."""
-    for leftover in folder.parent.glob(f".{folder.name}-*"):  # of processes that were killed
-        with contextlib.suppress(FileNotFoundError):
-            if time.time() - leftover.stat().st_mtime > A_DAY:
-                shutil.rmtree(leftover)
-    folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as beside:
         new = Path(beside, "new")
         save_model(str(new), trained)
@@ -177,41 +150,26 @@ def save_folder(trained: TrainedModel, folder: Path) -> Path:
                 folder.rename(Path(beside, f"old{number}"))
             with contextlib.suppress(OSError):
                 return new.rename(folder)
-    raise OSError(f"other processes keep replacing {folder}")
+        return new.rename(folder)
 
 
 def save_preprocessor(preprocessor: Preprocessor, path: Path) -> None:
     """Write a preprocessor with joblib, as numbers, texts and lists alone, and never half."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as beside:
-        new = Path(beside, path.name)
-        joblib.dump(preprocessor.to_dict(), new)
-        new.replace(path)
-
-
-# --- loading -----------------------------------------------------------------------------------
+        joblib.dump(preprocessor.to_dict(), Path(beside, path.name))
+        Path(beside, path.name).replace(path)
 
 
 def load_model(uri: str, preprocessor_path: Path) -> TrainedModel:
     """Load a model from any URI of MLflow or a folder, running none of its code.
 
-    A plain Keras model of another program has no preprocessor; it is read from
-    `preprocessor_path`, as `save_preprocessor` wrote it.
-    Raises UserError for a URI that leads nowhere, or to something else than a whole Keras model.
+    `preprocessor_path`, written by `save_preprocessor`, is for a plain Keras model of another
+    program. UserError for a URI that leads nowhere, or not to a whole Keras model.
     """
     with tempfile.TemporaryDirectory() as download:
         folder = _download(uri, download)
         try:
-            info = Model.load(folder / "MLmodel")
-            flavor = info.flavors.get("keras") or info.flavors.get("tensorflow")
-            if not flavor:
-                raise UserError(
-                    f"{uri} holds a model of the flavors {', '.join(info.flavors)}; expected one "
-                    "with a Keras network: pass a URI that mlflow_monitoring.py printed"
-                )
-            data = folder / Path(flavor.get("data", "model")).name
-            is_ours = data.name == KERAS_FLAVOR["data"]
-            trained = _load_parts(data) if is_ours else _load_plain_keras(data, preprocessor_path)
+            trained = _load_folder(folder, preprocessor_path)
         except UserError:
             raise
         except Exception as error:  # whatever a broken or hostile file makes its reader raise
@@ -227,8 +185,7 @@ def load_model(uri: str, preprocessor_path: Path) -> TrainedModel:
             "expected the one that the network was trained with: pass another URI, or put it into "
             f"{preprocessor_path}"
         )
-    trained.uri, trained.model_id = uri, info.model_id or ""
-    trained.run_id = info.run_id or trained.card.get("run_id", "")
+    trained.uri = uri
     return trained
 
 
@@ -245,32 +202,32 @@ def _download(uri: str, folder: str) -> Path:
     return local
 
 
-def _load_parts(folder: Path) -> TrainedModel:
-    missing = [name for name in (PARTS["card"], *CHECKED) if not (folder / name).is_file()]
-    if missing:
-        raise LookupError(f"it lacks {missing[0]}")
-    content = json.loads((folder / PARTS["card"]).read_text("utf-8"))
-    changed = [name for name in CHECKED if sha256(folder / name) != content["files"][name]]
-    if changed:
-        raise LookupError(f"{changed[0]} is not the file that was logged")
-    preprocessor = json.loads((folder / PARTS["preprocessor"]).read_text("utf-8"))
-    return TrainedModel(
-        network=keras.saving.load_model(folder / PARTS["network"], safe_mode=True),
-        preprocessor=Preprocessor.from_dict(preprocessor),
-        roles=Roles.from_dict(content["roles"]) if content["roles"] else None,
-        buffer=pd.read_parquet(folder / PARTS["buffer"]),
-        card=content["card"],
-        model_card=(folder / PARTS["model_card"]).read_text("utf-8"),
-    )
-
-
-def _load_plain_keras(data: Path, pickle_path: Path) -> TrainedModel:
-    files = [data, *data.glob("*.keras"), data.with_suffix(".keras")]
-    file = next((each for each in files if each.suffix == ".keras" and each.is_file()), None)
-    if file is None:
-        raise LookupError("it holds no .keras file, as mlflow.keras.log_model writes it")
-    network = keras.saving.load_model(file, safe_mode=True)
-    return TrainedModel(network, load_preprocessor(pickle_path))
+def _load_folder(folder: Path, preprocessor_path: Path) -> TrainedModel:
+    info = Model.load(folder / "MLmodel")
+    flavor = info.flavors.get("keras") or info.flavors.get("tensorflow")
+    if not flavor:
+        raise LookupError(f"it has the flavors {', '.join(info.flavors)}, and no Keras network")
+    parts = folder / KERAS_FLAVOR["data"]
+    if flavor.get("data") != parts.name:
+        network = next(folder.rglob("*.keras"), folder / "model.keras")
+        network = keras.saving.load_model(network, safe_mode=True)
+        trained = TrainedModel(network, load_preprocessor(preprocessor_path))
+    else:
+        content = json.loads((parts / PARTS["card"]).read_text("utf-8"))
+        for name in CHECKED:
+            if not (parts / name).is_file() or sha256(parts / name) != content["files"][name]:
+                raise LookupError(f"{name} is not the file that was logged")
+        preprocessor = json.loads((parts / PARTS["preprocessor"]).read_text("utf-8"))
+        trained = TrainedModel(
+            keras.saving.load_model(parts / PARTS["network"], safe_mode=True),
+            Preprocessor.from_dict(preprocessor),
+            Roles.from_dict(content["roles"]) if content["roles"] else None,
+            pd.read_parquet(parts / PARTS["buffer"]),
+            content["card"],
+        )
+    trained.model_id = info.model_id or ""
+    trained.run_id = info.run_id or trained.card.get("run_id", "")
+    return trained
 
 
 class _NoCode(pickle.Unpickler):
@@ -298,8 +255,7 @@ def newest_buffer(
 ) -> tuple[pd.DataFrame, int]:
     """Return the replay buffer of the newest version of a parent's line, and its generation.
 
-    Refused versions count, so that small files add up; suspicious ones do not. Without a newer
-    one the parent's own buffer is the newest.
+    Refused versions count, so that small files add up; suspicious ones do not.
     """
     line, quoted = parent.card.get("lineage", []), name.replace("'", "''")
     found = client.search_model_versions(f"name = '{quoted}'", order_by=["version_number DESC"])

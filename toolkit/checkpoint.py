@@ -6,18 +6,14 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import keras
 
+from . import cli
 from .errors import UserError
 from .language import translate
 
-if TYPE_CHECKING:
-    from .cli import TrainingSettings
-
-NOT_PART_OF_A_TRAINING = {"resume", "quiet", "json", "exit_code", "lang"}
-NOT_PART_OF_A_TRAINING |= {"tracking_uri", "experiment"}
+ELSEWHERE = cli.NO_RESULT | {"tracking_uri", "experiment"}  # no part of a training
 SECONDS = 30.0  # between two saved states of a training
 
 
@@ -28,8 +24,8 @@ class Checkpoint:
     removed; with it, its absence is a UserError. run_id: of the MLflow run to go on with, or None.
     """
 
-    def __init__(self, settings: "TrainingSettings", script: str, inputs: str) -> None:
-        same = {k: str(v) for k, v in vars(settings).items() if k not in NOT_PART_OF_A_TRAINING}
+    def __init__(self, settings: cli.TrainingSettings, script: str, inputs: str) -> None:
+        same = {k: str(v) for k, v in vars(settings).items() if k not in ELSEWHERE}
         key = hashlib.sha256(repr((Path(script).name, sorted(same.items()), inputs)).encode())
         self.folder = settings.models_dir / f"checkpoint-{key.hexdigest()[:16]}"
         # Not in the folder: the same command, started twice, may remove that at any moment.
@@ -60,10 +56,7 @@ class Checkpoint:
 
 
 class _Watch(keras.callbacks.BackupAndRestore):
-    """Tell epochs done, time left and loss; save the state when the last time is long ago.
-
-    The search for a recipe is short: it is done again.
-    """
+    """Tell epochs done, time left and loss; save the state now and then, of a search never."""
 
     def __init__(self, folder: str, name: str, tell: Callable[[str], None]) -> None:
         super().__init__(folder, delete_checkpoint=False)
@@ -78,9 +71,8 @@ class _Watch(keras.callbacks.BackupAndRestore):
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         now, epochs = time.monotonic(), self.params["epochs"]
         left = (now - self.began) / (epoch + 1) * (epochs - epoch - 1)
-        loss = (logs or {}).get("loss", float("nan"))
-        words = f"{self.name}: epoch {epoch + 1} of {epochs}, {left:.0f} s left, loss {loss:.4f}"
-        self.tell(translate(words))
+        words = f"{self.name}: epoch {epoch + 1} of {epochs}, {left:.0f} s left"
+        self.tell(translate(f"{words}, loss {(logs or {}).get('loss', float('nan')):.4f}"))
         if now - self.saved_at >= SECONDS:
             with suppress(OSError):  # the same command, started twice, saves the same state
                 super().on_epoch_end(epoch, logs)

@@ -35,11 +35,10 @@ ROOT = Path(__file__).parents[1]
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 NAME = "loan-amount"  # of the experiment and of the registered model
 STORE = "sqlite:///mlflow.db"  # where 'mlflow ui' looks without a flag
+USUAL = {"tracking_uri": STORE, "experiment": NAME, "model_name": NAME}
+NO_RESULT = {"quiet", "json", "resume", "exit_code", "lang"}  # settings that change none
 KEPT = 3  # exit code
 STYLES = {"better": "bold green", "no_worse": "bold green", "worse": "bold yellow"}
-
-
-# --- settings ----------------------------------------------------------------------------------
 
 
 def checked(convert: Callable, accepts: Callable, expected: str) -> Callable[[str], Any]:
@@ -60,16 +59,12 @@ natural = checked(int, lambda v: 0 <= v < 2**31, "a whole number from 0 on")
 positive = checked(float, lambda v: 0 < v < float("inf"), "a number above 0")
 share = checked(float, lambda v: 0 < v < 1, "a share between 0 and 1, such as 0.2")
 name = checked(str, str.strip, "a name")
-model_name = checked(
-    str, re.compile(r"(?!\s*$|\.$|.*\.\.)[^/:]+").fullmatch, "a name without / and : and .."
-)
+plain = re.compile(r"(?!\s*$|\.$|.*\.\.)[^/:]+").fullmatch
+model_name = checked(str, plain, "a name without / and : and ..")
 
 
 def option(default: Any, help: str, **flag: Any) -> Any:
-    """Declare a field of settings that is a flag; `flag` goes to argparse (type, nargs, …).
-
-    A callable default is asked at each start. A bool is a switch; `nargs` gives a tuple.
-    """
+    """Declare a field of settings that is a flag of argparse; a callable default is asked late."""
     make = default if callable(default) else lambda: default
     return dataclasses.field(default_factory=make, metadata=flag | {"help": help})
 
@@ -121,10 +116,8 @@ class Parser(argparse.ArgumentParser):
     """Report a wrong argument in one line, with the flag that was probably meant."""
 
     def error(self, message: str) -> NoReturn:
-        unknown = re.search(r"unrecognized arguments: (--?[\w-]+)", message)
-        if unknown:
-            known = [flag for action in self._actions for flag in action.option_strings]
-            close = difflib.get_close_matches(unknown[1], known, 1)
+        if unknown := re.search(r"unrecognized arguments: (--?[\w-]+)", message):
+            close = difflib.get_close_matches(unknown[1], self._option_string_actions, 1)
             message += f"; did you mean {close[0]}?" if close else ""
         words = translate(" ".join(message.split()))
         self.exit(2, translate(f"error: {words} (see {self.prog} --help)") + "\n")
@@ -133,18 +126,14 @@ class Parser(argparse.ArgumentParser):
 def parse(
     settings: type[Settings], argv: Sequence[str] | None, prog: str, description: str
 ) -> Settings:
-    """Read a command line into an instance of the dataclass `settings`, whose fields are flags.
-
-    Leaves the process with exit code 2 and one line on stderr where an argument is wrong.
-    """
+    """Read a command line into the dataclass `settings`; exit with 2 and one line if wrong."""
     words = sys.argv[1:] if argv is None else argv
     asked = re.findall(rf"--lang[= ]({'|'.join(LANGUAGES)})\b", " ".join(words))
     with spoken(asked[-1] if asked else of_locale()):  # wrong arguments are told in it, too
         title = translate(description.strip().partition("\n")[0])
         parser = Parser(prog, description=title, add_help=False)
-        parser.add_argument(
-            "-h", "--help", action="help", help=translate("show this help and exit")
-        )
+        told = translate("show this help and exit")
+        parser.add_argument("-h", "--help", action="help", help=told)
         for word in words:
             if word != word.encode(errors="replace").decode():  # neither MLflow nor JSON keeps it
                 parser.error(f"{word!r} was passed; expected UTF-8 text: rename it")
@@ -159,41 +148,34 @@ def parse(
                 flag["help"] += " (%(default)s)"
             parser.add_argument(f"--{field.name.replace('_', '-')}", **flag)
         given = vars(parser.parse_args(words)).items()
-        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in given}
-        if values["quiet"] and values["json"]:
-            parser.error("--quiet and --json were passed; expected one of them")
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in given}
     return settings(**values)
 
 
-# --- running -----------------------------------------------------------------------------------
-
-
 def run(script: Callable[[Settings], int], settings: Settings) -> int:
-    """Run a script's work and turn what went wrong into an exit code and one line on stderr.
+    """Run a script; return its exit code, 2 after a user's error, 130 after an interruption.
 
-    2 a user's error, 130 interrupted, else the script's own. Programming errors keep their
-    traceback.
+    What went wrong is one line on stderr; programming errors keep their traceback.
     """
     atexit.register(gc.freeze)  # looking through a training for garbage at the end costs 0.8 s
     for signum in SIGNALS:
         if signal.getsignal(signum) != signal.SIG_IGN:  # a shell's background job ignores them
             signal.signal(signum, signal.default_int_handler)
-    try:
-        settings.models_dir.mkdir(parents=True, exist_ok=True)  # an error now, not after training
-        tempfile.TemporaryFile(dir=settings.models_dir).close()
-        with spoken(settings.lang):
-            return script(settings)
-    except KeyboardInterrupt:
-        code, words = 130, "interrupted: a run that had not finished is marked KILLED"
-    except Exception as error:
-        told = explain(error)
-        if told is None:
-            raise
-        code, words = 2, f"error: {' '.join(told.split())}"
-    finally:
-        if "ray" in sys.modules:
-            sys.modules["ray"].shutdown()  # ends local workers, and leaves a cluster alone
     with spoken(settings.lang):
+        try:
+            settings.models_dir.mkdir(parents=True, exist_ok=True)  # an error now, not later
+            tempfile.TemporaryFile(dir=settings.models_dir).close()
+            return script(settings)
+        except KeyboardInterrupt:
+            code, words = 130, "interrupted: a run that had not finished is marked KILLED"
+        except Exception as error:
+            told = explain(error)
+            if told is None:
+                raise
+            code, words = 2, f"error: {' '.join(told.split())}"
+        finally:
+            if "ray" in sys.modules:
+                sys.modules["ray"].shutdown()  # ends local workers, and leaves a cluster alone
         print(translate(words), file=sys.stderr)
     return code
 
@@ -236,8 +218,8 @@ def uninterrupted() -> Iterator[None]:
 def quiet_start(text: str = "starting", quiet: bool = True) -> Iterator[None]:
     """Drop what libraries write to file descriptor 2 while they start; show `text` meanwhile.
 
-    The garbage collector rests, and leaves alone for good what came: going through those millions
-    of objects costs 1 s here, and 1 s more when the process ends.
+    The garbage collector rests, and leaves alone for good what came: millions of objects, 1 s here
+    and 1 s more when the process ends.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # real errors are exceptions, too
     gc.disable()
@@ -285,12 +267,8 @@ def without_password(text: object) -> str:
 
 def same_place(settings: StoreSettings) -> list[str]:
     """Name store, experiment and registered model for a command to paste, where not the usual."""
-    usual = {"tracking_uri": STORE, "experiment": NAME, "model_name": NAME}
-    changed = [key for key in usual if getattr(settings, key) != usual[key]]
+    changed = [key for key, usual in USUAL.items() if getattr(settings, key) != usual]
     return [w for k in changed for w in (f"--{k.replace('_', '-')}", getattr(settings, k))]
-
-
-# --- words -------------------------------------------------------------------------------------
 
 
 class Terminal(Console):
@@ -314,10 +292,7 @@ class Terminal(Console):
             self.say(f"note: {note}")
 
     def table(self, header: Sequence[str], rows: Sequence[Sequence[str]], bold: str = "") -> None:
-        """Print aligned columns, numbers to the right; the row named `bold` stands out.
-
-        Where the terminal is too narrow, cells are continued below; no digit is lost.
-        """
+        """Print aligned columns, folded where too wide; the row named `bold` stands out."""
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
         for i, title in enumerate(header):
             table.add_column(translate(title), justify="right" if i else "left", overflow="fold")
@@ -334,10 +309,7 @@ class Terminal(Console):
             self.out(json.dumps(finite, indent=1), highlight=False)
 
     def progress(self, text: str) -> Status:
-        """Show a live line on a terminal while a block runs; in a pipe and in logs nothing.
-
-        Its `update` shows other words.
-        """
+        """Show a live line on a terminal while a block runs, nothing in a pipe; it has `update`."""
         return Console(stderr=True, quiet=self.quiet).status(Text(translate(text)))
 
     def on_broken_pipe(self) -> None:
@@ -346,40 +318,22 @@ class Terminal(Console):
 
 
 def conclude(
-    terminal: Terminal,
-    settings: StoreSettings,
-    run: Any,
-    uri: str,
-    version: str,
-    verdict: str,
-    steps: Sequence[str],
-    kind: str = "better",
-    **more: object,
+    terminal: Terminal, settings: StoreSettings, run: Any, steps: Sequence[str], **facts: Any
 ) -> None:
-    """Print the verdict in one sentence, the model, the next commands to paste, the UI's address.
+    """Print verdict, model, next commands to paste and the UI's address, or all of it as JSON.
 
-    With `--json` all of it, and `more`, is one object.
+    facts: "verdict", "version" and "model_uri" at least.
     """
-    store = settings.tracking_uri
-    is_served = store.startswith("http")
-    base = store.rstrip("/") if is_served else "http://127.0.0.1:5000"
+    base = settings.tracking_uri.rstrip("/")
+    if not base.startswith("http"):
+        flags = [] if base == STORE else ["--backend-store-uri", settings.tracking_uri]
+        steps, base = [*steps, command("mlflow", "ui", *flags)], "http://127.0.0.1:5000"
     url = f"{base}/#/experiments/{run.experiment_id}/runs?workflowType=machine_learning"
-    if not is_served:
-        flags = [] if store == STORE else ["--backend-store-uri", store]
-        steps = [*steps, command("mlflow", "ui", *flags)]
-    terminal.say(verdict, STYLES.get(kind, "bold red"))
-    terminal.say(f"{settings.model_name} version {version} is {uri}")
+    name = settings.model_name
+    terminal.say(facts["verdict"], STYLES.get(facts.get("verdict_kind", "better"), "bold red"))
+    terminal.say(f"{name} version {facts['version']} is {facts['model_uri']}")
     terminal.say("\nNext:")
-    for step in [*steps, f"open {url}" if is_served else f"then open {url}"]:
+    for step in [*steps, f"open {url}"]:
         terminal.say(f"  {step}")
-    terminal.result(
-        verdict=verdict,
-        model_name=settings.model_name,
-        version=version,
-        model_uri=uri,
-        run_id=run.run_id,
-        experiment_id=run.experiment_id,
-        next=list(steps),
-        url=url,
-        **more,
-    )
+    ids = {"model_name": name, "run_id": run.run_id, "experiment_id": run.experiment_id}
+    terminal.result(**facts, **ids, next=list(steps), url=url)

@@ -1,16 +1,13 @@
 """Several models on the same rows: scores, intervals, verdict, attribution, groups.
 
-Here belongs whatever follows from targets and predictions alone. Two files against each other
-are drift.py's; report.py tells what these functions return, figures.py draws it.
-
-Signs: a *difference* is retrained minus parent, so negative is better; a *gain* is the reverse.
-Amounts are in units of the target. Intervals are 95 % intervals unless a caller asks otherwise.
+Here belongs whatever follows from targets and predictions alone, arrays of shape (n_rows,). A
+*difference* is retrained minus parent, so negative is better; a *gain* is the reverse. Amounts are
+in units of the target. `groups` labels rows that vary together (a customer, a house, a day).
 """
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -25,7 +22,6 @@ MISSING, OTHER = "(missing)", "(other)"
 SIZABLE_GROUP = 20  # rows; the mean of fewer says little about a group
 LARGEST = 12  # categories of a column that are compared one by one
 Predict = Callable[[pd.DataFrame], np.ndarray]
-Kind = Literal["better", "no_worse", "worse", "suspicious", "nothing_new"]
 
 
 @dataclass(frozen=True)
@@ -56,9 +52,12 @@ class Attribution:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was found, whether the retrained model replaces its parent, and why, in words."""
+    """What was found, whether the retrained model replaces its parent, and why, in words.
 
-    kind: Kind
+    kind: "better", "no_worse", "worse", "suspicious" or "nothing_new".
+    """
+
+    kind: str
     promoted: bool
     reason: str
 
@@ -66,19 +65,20 @@ class Verdict:
 def paired_interval(
     difference: ArrayLike, *, groups: ArrayLike | None = None, confidence: float = 0.95
 ) -> Interval:
-    """Estimate the mean of per-row differences, of shape (n_rows,), with its interval.
+    """Estimate the mean of per-row differences with its interval.
 
-    `groups` labels rows that vary together (a customer, a house, a day), the units of chance; a
-    row without label stands alone, a single unit has no bounds. On each side the wider of two
-    bounds holds: Student's with the cluster-robust CR3 error of a mean (Bell and McCaffrey 2002),
-    and the same after Hall's transformation, which removes skewness (Hall 1992, J. R. Stat. Soc. B
-    54). In simulations of 8 to 300 units that covers 92 to 97 %, the BCa bootstrap 88 to 94 %.
-    Raises ValueError unless `difference` is 1-d, finite and not empty, and `groups` as long.
+    A row without label in `groups` stands alone; a single unit has no bounds. On each side the
+    wider of two bounds holds: Student's with the cluster-robust CR3 error of a mean (Bell and
+    McCaffrey 2002), and the same after Hall's transformation, which removes skewness (Hall 1992,
+    J. R. Stat. Soc. B 54). ValueError unless `difference` is 1-d, finite and not empty.
     """
-    (values,) = _vectors({"difference": difference})
+    values = np.asarray(difference, float)
+    if values.ndim != 1 or len(values) == 0 or not np.isfinite(values).all():
+        raise ValueError(
+            "expected finite numbers of shape (n_rows,), n_rows > 0. Received: shape "
+            f"{values.shape}, {(~np.isfinite(values)).sum()} not finite."
+        )
     units = np.arange(len(values)) if groups is None else pd.factorize(pd.Series(groups))[0]
-    if len(units) != len(values):
-        raise ValueError(f"expected a group per row. Received: {len(units)} for {len(values)}.")
     alone = units < 0
     units[alone] = units.max() + 1 + np.arange(alone.sum())
     sums, sizes = np.bincount(units, values), np.bincount(units)
@@ -100,50 +100,45 @@ def paired_interval(
 
 
 def mae_difference(
-    y_true: ArrayLike,
+    y: ArrayLike,
     parent: ArrayLike,
     retrained: ArrayLike,
     groups: ArrayLike | None = None,
     confidence: float = 0.95,
 ) -> Interval:
-    """Estimate MAE of retrained minus MAE of parent; three arrays of shape (n_rows,)."""
-    y, before, after = _vectors({"y_true": y_true, PARENT: parent, RETRAINED: retrained})
-    change = np.abs(y - after) - np.abs(y - before)
+    """Estimate MAE of retrained minus MAE of parent."""
+    change = np.abs(np.subtract(y, retrained)) - np.abs(np.subtract(y, parent))
     return paired_interval(change, groups=groups, confidence=confidence)
 
 
 def confidence_of(number: int) -> float:
     """Give the confidence of the interval of a numbered try on the same rows, 95.5 % at first.
 
-    What is left to chance, 4.5 % at first and a tenth at each further try, sums up to 5 %: however
-    often it is tried, a useless model is called better with 2.5 % (alpha spending, Lan & DeMets
-    1983).
+    What is left to chance, 4.5 % and a tenth of it at each further try, sums up to 5 %: a useless
+    model is called better with 2.5 %, however often it is tried (Lan & DeMets 1983).
     """
     return 1 - 0.045 * 0.1 ** (number - 1)
 
 
 def evaluate(
-    y_true: ArrayLike,
+    y: ArrayLike,
     predictions: Mapping[str, ArrayLike],
     groups: ArrayLike | None = None,
     confidence: float = 0.95,
 ) -> HeldOut:
-    """Score each model on the same rows; add the difference of "retrained" against "parent".
-
-    All arrays are of shape (n_rows,); R² of a single row is NaN. Raises ValueError for other
-    shapes (a column of shape (n_rows, 1) would broadcast silently), no rows, NaN and infinity.
-    """
-    y, *arrays = _vectors({"y_true": y_true, **predictions})
-    table = pd.DataFrame(index=pd.Index(predictions, name="model"))
-    table["MAE"] = [float(np.abs(y - values).mean()) for values in arrays]
-    table["MSE"] = [float(np.square(y - values).mean()) for values in arrays]
-    table["R²"] = [r2_score(y, values) if len(y) > 1 else math.nan for values in arrays]
+    """Score each model on the same rows; R² of a single row is NaN."""
     change = mae_difference(y, predictions[PARENT], predictions[RETRAINED], groups, confidence)
-    return HeldOut(len(y), table, change)
+    n_rows, lines = len(np.asarray(y)), {}
+    for name, values in predictions.items():
+        error = np.subtract(y, values)
+        r2 = r2_score(y, values) if n_rows > 1 else math.nan
+        lines[name] = np.abs(error).mean(), np.square(error).mean(), r2
+    scores = pd.DataFrame.from_dict(lines, orient="index", columns=["MAE", "MSE", "R²"])
+    return HeldOut(n_rows, scores, change)
 
 
 def attribution(
-    y_new: ArrayLike,
+    y: ArrayLike,
     predictions: Mapping[str, ArrayLike],
     unit: str = "",
     groups: ArrayLike | None = None,
@@ -151,43 +146,39 @@ def attribution(
     """Split the gain on new rows into what more training brings and what the new data bring.
 
     `predictions` are those of "parent", "retrained" and "control", the parent trained for as many
-    further updates on old rows only. Parent minus control is the gain from more training, control
-    minus retrained that from the new data. Arrays of shape (n_rows,).
+    further updates on old rows only.
     """
     models = predictions[PARENT], predictions["control"], predictions[RETRAINED]
-    total, more, new = (
-        mae_difference(y_new, after, before, groups)
-        for before, after in ((models[0], models[2]), models[:2], models[1:])
-    )
-    gain, by_more, by_new = (format_amount(part.estimate, unit) for part in (total, more, new))
-    head = f"of the gain of {gain}{'' if total.low > 0 else ' (itself not proven)'}"
+    pairs = {"total": models[::2], "more training": models[:2], "new data": models[1:]}
+    gains = {
+        name: mae_difference(y, after, before, groups) for name, (before, after) in pairs.items()
+    }
+    total, _, new = gains.values()
+    gain, by_more, by_new = (format_amount(part.estimate, unit) for part in gains.values())
+    head = f"of the gain of {gain}"
     if total.estimate <= 0:
         head = f"there is no gain but a loss of {format_amount(-total.estimate, unit)}"
     tail = f"{by_new} come with the new data, {by_more} from more training"
     if new.low <= 0:
-        by_more = format_amount(more.estimate, unit, signed=True)
         tail = f"{by_more} by more training and {format_interval(new, unit)} by the new data, "
         tail += "which is no proven gain"
-    gains = {"total": total, "more training": more, "new data": new}
     return Attribution(gains, f"{head}, {tail}")
 
 
 def decide(
     new: HeldOut,
     old: HeldOut | None,
-    *,
-    max_forgetting: float = 0.05,
-    promote: str = "auto",
     findings: Sequence[str] = (),
     unit: str = "",
+    max_forgetting: float = 0.05,
+    promote: str = "auto",
 ) -> Verdict:
     """Judge the differences in MAE on new and old rows, each `evaluate`'s result.
 
     *suspicious*: any of `findings`; never promoted. *worse*: the interval on new rows lies above
     zero, or that on old rows above `max_forgetting` (a share) of the parent's MAE there. *better*:
-    not worse, and the interval on new rows lies below zero. *no_worse*: all between, promoted too,
-    since fresh rows pay on the next file. `promote` ("auto", "proven" for better alone, "always",
-    "never") changes what happens, not what was found.
+    else, where the interval on new rows lies below zero. *no_worse*: all between, promoted too,
+    since fresh rows pay on the next file. `promote` is "auto", "proven", "always" or "never".
     """
     if findings:
         return Verdict("suspicious", False, printable(f"suspicious: {'; '.join(findings)}"))
@@ -203,11 +194,10 @@ def decide(
         if old.change.low > allowed:
             harm, text = True, f"forgetting beyond {limit} is proven"
         found += f"on old rows {format_interval(old.change, unit)}, {text}"
-    kind: Kind = "worse" if harm else "better" if gain else "no_worse"
+    kind = "worse" if harm else "better" if gain else "no_worse"
     promoted = {"auto": not harm, "proven": kind == "better", "always": True, "never": False}
     if promoted[promote] != promoted["auto"]:
-        asked = "; kept, since a proven gain was asked for"
-        found += asked if promote == "proven" else f"; promotion was set to '{promote}'"
+        found += f"; promotion was set to '{promote}'"
     return Verdict(kind, promoted[promote], f"{kind.replace('_', ' ')}: {found}")
 
 
@@ -221,27 +211,28 @@ def lost_skill(
 
     `y` and `predictions` (of "parent", "retrained", "mean" and "median") are those of the "new"
     and "old" held-out rows; `whole` is the target of the whole new file with the parent's
-    predictions, made before any training. Never found where the target was hard to predict:
+    predictions, made before any training. Found is, where the target was not hard to predict:
 
-    - The parent's rank correlation with the target has vanished: with 99.5 % confidence
-      (Spearman, Fisher's z) it is below a quarter of that on old rows, which was above 0.2.
-    - The child is proven worse than the constants on new rows, although on old rows the parent
-      errs at most 0.8 times as much as the best of them.
+    - With 99.5 % confidence (Spearman, Fisher's z) the parent's rank correlation with the target is
+      below a quarter of that on old rows.
+    - The child is proven worse than the constants mean and median on new rows.
     """
     findings, new, old = [], predictions["new"], predictions["old"]
-    was, now = _rank_correlation(y["old"], old[PARENT]), _rank_correlation(*whole)
-    n_old, n_new = (len(np.asarray(rows)) for rows in (y["old"], whole[0]))
-    limit = math.tanh(math.atanh(now) + 2.576 * 1.03 / math.sqrt(max(1, n_new - 3)))
+    pairs = (y["old"], old[PARENT]), whole
+    tables = [pd.DataFrame(np.column_stack(pair)) for pair in pairs]
+    was, now = (np.nan_to_num(table.corr("spearman").iloc[0, 1]) for table in tables)
+    n_old, n_new = map(len, tables)
+    margin = 2.576 * 1.03 / math.sqrt(max(1, n_new - 3))
+    limit = math.tanh(math.atanh(np.clip(now, -0.9999, 0.9999)) + margin)
     if min(n_old, n_new) >= SIZABLE_GROUP and was > 0.2 and limit < was / 4:
         findings.append(
             f"target: its rank correlation with the parent's predictions fell from {was:.2f} "
             f"to {now:.2f}, as if it were shuffled"
         )
     errors = {name: np.abs(np.subtract(y["old"], made)).mean() for name, made in old.items()}
+    constants = (new[name] for name in ("mean", "median"))
+    worse = [mae_difference(y["new"], each, new[RETRAINED], groups) for each in constants]
     predictable = errors[PARENT] <= 0.8 * min(errors["mean"], errors["median"])
-    worse = [
-        mae_difference(y["new"], new[name], new[RETRAINED], groups) for name in ("mean", "median")
-    ]
     if predictable and all(found.low > 0 for found in worse):
         findings.append(
             "target: on new rows the retrained model is proven worse than the constants "
@@ -250,17 +241,10 @@ def lost_skill(
     return findings
 
 
-def _rank_correlation(first: ArrayLike, second: ArrayLike) -> float:
-    """Correlate ranks; 0 where one side is constant, and never exactly ±1."""
-    if np.ptp(first) == 0 or np.ptp(second) == 0:
-        return 0.0
-    return float(np.clip(stats.spearmanr(first, second).statistic, -0.9999, 0.9999))
-
-
 def groups(
     rows: pd.DataFrame,
     categorical_columns: Iterable[str],
-    y_true: ArrayLike,
+    y: ArrayLike,
     parent_prediction: ArrayLike | None,
     child_prediction: ArrayLike,
     inside: Mapping[str, ArrayLike] | None = None,
@@ -269,78 +253,49 @@ def groups(
 
     One line per column and category: the 12 largest, the rest pooled as "(other)", absent values as
     "(missing)". Bias is mean prediction minus mean actual. `worse`: Student's paired interval of
-    the change in MAE lies above zero in a group of 20 rows or more; one unchanged group in forty is
-    so by chance. Arrays of shape (n_rows,); without `parent_prediction` there is no "before".
-    `inside` tells by model which rows lie within its 90 % ranges, and adds the shares.
+    the change in MAE lies above zero in a group of 20 rows or more. `inside` tells by model which
+    rows lie within its 90 % ranges, and adds the shares.
     """
+    values = pd.DataFrame({"actual": np.asarray(y, float)})
+    for model, rows_inside in (inside or {}).items():
+        values[f"inside_90_{model}"] = rows_inside
     models = {} if parent_prediction is None else {"before": parent_prediction}
-    models |= {"after": child_prediction}
-    y, *arrays = _vectors({"y_true": y_true, **models})
-    values = pd.DataFrame({"actual": y, **{f"inside_90_{k}": v for k, v in (inside or {}).items()}})
-    for when, predicted in zip(models, arrays, strict=True):
+    for when, predicted in (models | {"after": child_prediction}).items():
         values[f"prediction_{when}"] = predicted
-        values[f"MAE_{when}"] = np.abs(predicted - y)
-        values[f"bias_{when}"] = predicted - y
-    if "before" in models:
+        bias = values[f"prediction_{when}"] - values["actual"]
+        values[f"MAE_{when}"], values[f"bias_{when}"] = bias.abs(), bias
+    if models:
         values["MAE_change"] = values["MAE_after"] - values["MAE_before"]
-    tables = []
+    tables = {}
     for column in categorical_columns:
         labels = rows[column].astype(object).fillna(MISSING).astype(str).reset_index(drop=True)
         kept = labels.value_counts().index[:LARGEST]
         grouped = values.groupby(labels.where(labels.isin(kept), OTHER))
         table, sizes = grouped.mean(), grouped.size()
         if "MAE_change" in table:
-            error = grouped["MAE_change"].std() / np.sqrt(sizes)
-            width = error * stats.t.ppf(0.975, np.maximum(sizes - 1, 1))
+            width = grouped["MAE_change"].sem() * stats.t.ppf(0.975, np.maximum(sizes - 1, 1))
             table["worse"] = (table["MAE_change"] > width) & (sizes >= SIZABLE_GROUP)
         table.insert(0, "rows", sizes)
-        table = table.loc[[*kept, *table.index.difference(kept)]].rename_axis("category")
-        tables.append(pd.concat({column: table}, names=["column"]).reset_index())
-    return pd.concat(tables, ignore_index=True)
-
-
-def largest_gap(groups_table: pd.DataFrame, unit: str = "") -> str | None:
-    """State the largest gap in mean prediction between two categories of one column.
-
-    Only groups of 20 rows or more count, and no pooled ones; None where no column has two.
-    """
-    sizable = (groups_table["rows"] >= SIZABLE_GROUP) & (groups_table["category"] != OTHER)
-    table = groups_table[sizable].sort_values("prediction_after")
-    column = table.groupby("column")["prediction_after"].agg(["size", "min", "max"])
-    column = column[column["size"] > 1]
-    if column.empty:
-        return None
-    name = (column["max"] - column["min"]).idxmax()
-    low, high = table[table["column"] == name].iloc[[0, -1]].to_dict("records")
-    predicted, actual = (high[key] - low[key] for key in ("prediction_after", "actual"))
-    ends = " and ".join(
-        f"{format_amount(end['prediction_after'], unit)} for '{end['category']}'"
-        for end in (low, high)
-    )
-    return printable(
-        f"{name}: the mean prediction is {ends}, a gap of {format_amount(predicted, unit)} "
-        f"(actual gap: {format_amount(actual, unit)})"
-    )
+        tables[column] = table.loc[[*kept, *table.index.difference(kept)]]
+    return pd.concat(tables, names=["column", "category"]).reset_index()
 
 
 def importance(
     models: Mapping[str, Predict],
     rows: pd.DataFrame,
-    y_true: ArrayLike,
+    y: ArrayLike,
     columns: Sequence[str],
-    seed: int,
     groups: ArrayLike | None = None,
 ) -> pd.DataFrame:
     """Measure by how much each model's MAE rises when a column's values are shuffled among rows.
 
-    Permutation importance (Breiman 2001, Machine Learning 45) with the paired interval over rows;
-    scikit-learn's is over shuffles alone. At most 2,000 rows and the first 100 columns count; of
-    fewer rows the mean of up to 10 shuffles. Returns "column" and, by model, NAME, NAME_low,
-    NAME_high, for the 20 columns that matter most to the last model.
+    Permutation importance (Breiman 2001) with the paired interval over rows; scikit-learn's is over
+    shuffles alone. At most 2,000 rows and the first 100 columns count. Returns "column" and, by
+    model, NAME, NAME_low, NAME_high, for the 20 columns that matter most to the last model.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     chosen = rng.permutation(len(rows))[:2_000]
-    rows, y = rows.iloc[chosen], np.asarray(y_true, float)[chosen]
+    rows, y = rows.iloc[chosen], np.asarray(y, float)[chosen]
     units = None if groups is None else np.asarray(groups)[chosen]
     before = {model: np.abs(predict(rows) - y) for model, predict in models.items()}
     n_shuffles, lines = min(10, 2_000 // len(rows)), []
@@ -348,22 +303,19 @@ def importance(
         order = np.concatenate([rng.permutation(len(rows)) for _ in range(n_shuffles)])
         shuffled = pd.concat([rows] * n_shuffles, ignore_index=True)
         shuffled[name] = rows[name].array[order]
-        line: list[object] = [name]
+        line: dict[str, object] = {"column": name}
         for model, predict in models.items():
             after = np.abs(predict(shuffled).reshape(n_shuffles, -1) - y).mean(axis=0)
             rise = paired_interval(after - before[model], groups=units)
-            line += [rise.estimate, rise.low, rise.high]
+            line |= {model: rise.estimate, f"{model}_low": rise.low, f"{model}_high": rise.high}
         lines.append(line)
-    names = [f"{model}{end}" for model in models for end in ("", "_low", "_high")]
-    table = pd.DataFrame(lines, columns=["column", *names])
-    return table.sort_values(names[-3], ascending=False, ignore_index=True)[:20]
+    return pd.DataFrame(lines).nlargest(20, [*models][-1]).reset_index(drop=True)
 
 
 def dependence(models: Mapping[str, Predict], rows: pd.DataFrame, column: str) -> pd.DataFrame:
-    """Average each model's predictions over `rows` with `column` set to its usual values.
+    """Average each model's predictions over 500 of `rows` with `column` set to its usual values.
 
-    Those are 15 quantiles of numbers or the 12 largest categories, the index of what is returned;
-    of the rows 500 count.
+    Those are 15 quantiles of numbers or the 12 largest categories, the index of what is returned.
     """
     known, rows = rows[column].dropna(), rows.sample(min(500, len(rows)), random_state=0)
     values = known.value_counts().index[:LARGEST]
@@ -374,17 +326,3 @@ def dependence(models: Mapping[str, Predict], rows: pd.DataFrame, column: str) -
     table[column] = values.repeat(len(rows))
     means = {k: predict(table).reshape(len(values), -1).mean(1) for k, predict in models.items()}
     return pd.DataFrame(means, index=values)
-
-
-def _vectors(named: Mapping[str, ArrayLike]) -> list[np.ndarray]:
-    arrays = {name: np.asarray(values, dtype=float) for name, values in named.items()}
-    for name, array in arrays.items():
-        if array.ndim != 1 or len(array) == 0 or not np.isfinite(array).all():
-            raise ValueError(
-                f"{name}: expected finite numbers of shape (n_rows,), n_rows > 0. "
-                f"Received: shape {array.shape}, {int((~np.isfinite(array)).sum())} not finite."
-            )
-    sizes = {name: len(array) for name, array in arrays.items()}
-    if len(set(sizes.values())) > 1:
-        raise ValueError(f"expected as many predictions as targets. Received: {sizes}.")
-    return list(arrays.values())

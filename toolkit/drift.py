@@ -1,16 +1,12 @@
-"""Two files of the same columns: how far one has moved from the other, and whether it is broken.
-
-Here belongs what follows from conformed tables alone, without any model. Dates are days.
-"""
+"""Two conformed tables of the same columns: how far one has moved, and whether it is broken."""
 
 import math
 from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike
 from scipy import stats
-from scipy.special import rel_entr
+from scipy.spatial.distance import jensenshannon
 
 from toolkit.words import format_amount, listed, printable
 
@@ -23,33 +19,24 @@ MIN_ROWS = 20  # with fewer rows a spread, a shape or a share of missing cells s
 FEW_VALUES = 20  # a column of no more distinct numbers may well be a code, an hour or a year
 
 
-def drift(
-    reference: pd.DataFrame,
-    current: pd.DataFrame,
-    kinds: Mapping[str, str],
-    target: str | None = None,
-) -> pd.DataFrame:
-    """Measure how far each column of `current` has moved from `reference`: `DRIFT_COLUMNS`.
+def drift(reference: pd.DataFrame, current: pd.DataFrame, kinds: Mapping[str, str]) -> pd.DataFrame:
+    """Measure how far each column of `kinds` has moved from `reference`: `DRIFT_COLUMNS`.
 
-    `kinds` maps columns to "numeric", "categorical" or "date"; `target` adds a numeric one.
-    `distance` is Wasserstein's in reference standard deviations for numbers, Jensen–Shannon's (base
-    2, 0 to 1) for categories, missing among them; `p_value` is of a Kolmogorov–Smirnov or
-    chi-square test. `drifted` asks for a distance above 0.1, so that many rows alone do not fire,
-    and for p below 5 % divided by the number of tests, so that few do not. Numbers and dates are
-    also tested for their share of missing values; dates for nothing else, as they move forward.
-    NaN where nothing can be measured.
+    `distance` is Wasserstein's in reference standard deviations, or Jensen–Shannon's (base 2) of
+    categories; `p_value` is of a Kolmogorov–Smirnov or chi-square test. `drifted` asks for a
+    distance above 0.1, so that many rows alone do not fire, and for p below 5 % divided by the
+    number of tests. Missing values are tested, too; dates for nothing else, as they move forward.
     """
-    kinds = {**kinds, **({target: "numeric"} if target else {})}
     p_limit = LEVEL / max(1, sum(2 if kind == "numeric" else 1 for kind in kinds.values()))
     lines = []
     for name, kind in kinds.items():
         old, new, added = reference[name], current[name], ""
         if kind == "categorical":
-            tests, known = [_categorical_drift(old, new)], set(old.dropna())
-            added = listed(value for value in new.dropna().unique() if value not in known)
+            tests = judged = [_categorical_drift(old, new)]
+            added = listed(new.dropna()[~new.dropna().isin(old)].unique())
         else:
             tests = [_numeric_drift(old, new), _categorical_drift(old.isna(), new.isna())]
-        judged = tests[1:] if kind == "date" else tests
+            judged = tests[1:] if kind == "date" else tests
         fired = any(distance > DRIFT_DISTANCE and p < p_limit for distance, p in judged)
         lines.append((name, kind, *tests[0], fired, added, old.isna().mean(), new.isna().mean()))
     return pd.DataFrame(lines, columns=DRIFT_COLUMNS)
@@ -61,8 +48,7 @@ def _numeric_drift(reference: pd.Series, current: pd.Series) -> tuple[float, flo
         return math.nan, math.nan
     # A constant reference has no scale of its own.
     scale = old.std() or np.concatenate([old, new]).std() or 1.0
-    # The approximation needs some rows, the exact test takes long with many.
-    method = "exact" if len(old) + len(new) < 100 else "asymp"
+    method = "exact" if len(old) + len(new) < 100 else "asymp"  # exact takes long with many rows
     p_value = stats.ks_2samp(old, new, method=method).pvalue
     return float(stats.wasserstein_distance(old, new) / scale), float(p_value)
 
@@ -75,28 +61,15 @@ def _categorical_drift(reference: pd.Series, current: pd.Series) -> tuple[float,
     codes, names = pd.factorize(both, use_na_sentinel=False)
     halves = np.split(codes, [len(reference)])
     counts = np.stack([np.bincount(half, minlength=len(names)) for half in halves])
-    shares = counts / counts.sum(axis=1, keepdims=True)
-    divergence = rel_entr(shares, shares.mean(axis=0)).sum() / (2 * math.log(2))
     counts = counts[:, np.argsort(-counts.sum(axis=0))]
     expected = counts.sum(axis=0) * counts.sum(axis=1).min() / counts.sum()
     n_kept = int((expected >= EXPECTED_COUNT).sum())
-    cells, rare = counts[:, :n_kept], counts[:, n_kept:].sum(axis=1)
-    if n_kept > 1 and expected[n_kept:].sum() < EXPECTED_COUNT:
-        cells[:, -1] += rare
-    elif rare.any():
-        cells = np.column_stack([cells, rare])
-    p_value = float(stats.chi2_contingency(cells).pvalue) if cells.shape[1] > 1 else 1.0
-    return math.sqrt(max(divergence, 0.0)), p_value
-
-
-def at_bounds(y_old: ArrayLike, y_new: ArrayLike) -> str:
-    """Tell the share of targets exactly at the lowest and highest old one, before and after."""
-    old, new = np.asarray(y_old, float), np.asarray(y_new, float)
-    return "; ".join(
-        f"at its {name}, {format_amount(bound)}, {(old == bound).mean():.1%} -> "
-        f"{(new == bound).mean():.1%}"
-        for name, bound in (("lowest", old.min()), ("highest", old.max()))
-    )
+    if expected[n_kept:].sum() < EXPECTED_COUNT:  # the rarest of the others joins them
+        n_kept = max(1, n_kept - 1)
+    cells = np.column_stack([counts[:, :n_kept], counts[:, n_kept:].sum(axis=1)])
+    cells = cells[:, cells.any(axis=0)]
+    p_value = stats.chi2_contingency(cells).pvalue if cells.shape[1] > 1 else 1.0
+    return float(jensenshannon(*counts, base=2)), float(p_value)
 
 
 def drift_summary(table: pd.DataFrame) -> list[str]:
@@ -106,8 +79,7 @@ def drift_summary(table: pd.DataFrame) -> list[str]:
     lines = [f"drift: {len(far)} of {len(table)} columns{': ' if names else ''}{names}"]
     added = table[table["new_categories"] != ""].itertuples()
     names = listed((f"{row.column} ({row.new_categories})" for row in added), most=3)
-    lines += [f"new categories: {names}"] if names else []
-    return [printable(line) for line in lines]
+    return [printable(line) for line in lines + ([f"new categories: {names}"] if names else [])]
 
 
 def suspicious(
@@ -115,10 +87,8 @@ def suspicious(
 ) -> list[str]:
     """Name what looks broken in a file, in sentences; none for one that has merely drifted.
 
-    Checked are: a target far from what it was; a feature (of `kinds`) nearly all missing, constant,
-    or rescaled; categories written in another way. The limits lie beyond what real files do from
-    month to month or between seasons: such files move means by up to 2.8 standard deviations and
-    spreads up to 2.2 times, and a season, a year or a holiday may be constant in one of them.
+    Real files move means by up to 2.8 standard deviations and spreads up to 2.2 times from one to
+    the next; the limits for target and features (of `kinds`) lie beyond.
     """
     told, farthest = {target: ""}, 0.0
     for name, kind in kinds.items():
@@ -131,7 +101,7 @@ def suspicious(
             old, new = _finite(reference[name]), _finite(current[name])
             if min(len(old), len(new)) < MIN_ROWS or np.ptp(old) == 0:
                 continue
-            farthest = max(farthest, abs(_move(old, new)))
+            farthest = max(farthest, _move(old, new))
             if len(np.unique(old)) > FEW_VALUES:
                 told[name] = _constant(old, new) or _rescaled(old, new) or _fahrenheit(old, new)
     told[target] = _moved_target(_finite(reference[target]), _finite(current[target]), farthest)
@@ -139,28 +109,19 @@ def suspicious(
 
 
 def _moved_target(old: np.ndarray, new: np.ndarray, farthest: float) -> str:
-    """Ask for 3 pooled standard deviations of the mean, or a spread outside 1/4 to 4 times.
-
-    Where a numeric feature moved at least half as far (`farthest`), a season may explain it and 6
-    are asked for.
-    """
+    """Ask for 3 pooled standard deviations (6 where a feature moved too: a season), or a spread."""
     if len(old) < MIN_ROWS or len(new) < 5 or np.ptp(old) == 0:
         return ""
-    moved, ratio = abs(_move(old, new)), new.std() / old.std()
+    moved, ratio = _move(old, new), new.std() / old.std()
     if moved > (6 if farthest >= moved / 2 else 3):
-        ends = f"{format_amount(old.mean())} to {format_amount(new.mean())}"
-        return f"the mean moved from {ends}, by {moved:.1f} standard deviations"
+        return f"the mean moved from {_ends(old, new)}, by {moved:.1f} standard deviations"
     if len(new) >= MIN_ROWS and not 1 / 4 <= ratio <= 4:
         return f"the spread is {format_amount(ratio)} times what it was"
     return ""
 
 
 def _constant(old: np.ndarray, new: np.ndarray) -> str:
-    """Find a sensor that is stuck, not a season or a year.
-
-    Natural are a value that was frequent before (no rain), one that comes in blocks (a month) and
-    one that moves on beyond the largest so far (a year).
-    """
+    """Find a sensor that is stuck; no rain, a month in a block and the next year are natural."""
     in_blocks = (old[1:] == old[:-1]).mean() > 0.8
     frequent = (old == new[0]).mean() > 0.1
     moved_on = old.max() < new[0] <= old.max() + np.ptp(old)
@@ -173,10 +134,12 @@ def _constant(old: np.ndarray, new: np.ndarray) -> str:
 def _fahrenheit(old: np.ndarray, new: np.ndarray) -> str:
     """Find degrees Fahrenheit among degrees Celsius, or the reverse, in a fifth of the rows.
 
-    Such a row lies beyond 3 standard deviations as it stands (half of them beyond 4.5, or it may be
-    a hot summer), within 2 once converted. The column is symmetric, between -60 and 60 °C.
+    Such a row lies beyond 3 standard deviations (half of them beyond 4.5, or it may be a hot
+    summer), within 2 once converted.
     """
     mean, spread = old.mean(), old.std()
+    if abs(np.median(old) - mean) > 0.3 * spread:
+        return ""
     away = np.abs(new - mean) / spread
     for unit, before, coldest, hottest, back in (
         ("Fahrenheit", "Celsius", -60, 60, (new - 32) / 1.8),
@@ -184,41 +147,39 @@ def _fahrenheit(old: np.ndarray, new: np.ndarray) -> str:
     ):
         far = (away > 3) & (np.abs(back - mean) < 2 * spread)
         possible = coldest <= old.min() and old.max() <= hottest
-        symmetric = abs(np.median(old) - mean) <= 0.3 * spread
-        if possible and symmetric and far.mean() >= 0.2 and np.median(away[far]) > 4.5:
+        if possible and far.mean() >= 0.2 and np.median(away[far]) > 4.5:
             return f"{far.mean():.0%} of the rows look like degrees {unit}, not {before}"
     return ""
 
 
 def _rescaled(old: np.ndarray, new: np.ndarray) -> str:
-    """Find another unit: the same shape after a linear map that no natural drift explains.
+    """Find another unit: the same shape of quantiles after a map that no natural drift explains.
 
-    Either the mean lies beyond 8 standard deviations, the larger of both files, or mean and spread
-    have changed by one factor outside 1/8 to 8. The shape is that of the standardised quantiles. A
-    clock (in the order of the file) or a counter (whole, without repetition) may run on.
+    The mean moved beyond 8 standard deviations, or with the spread by one factor outside 1/8 to 8.
+    A clock (in the order of the file) or a counter (whole, without repetition) may run on.
     """
-    factor, distance = new.std() / old.std(), abs(new.mean() - old.mean())
-    far = distance > 8 * max(old.std(), new.std())
+    factor = new.std() / old.std()
+    far = abs(new.mean() - old.mean()) > 8 * max(old.std(), new.std())
     one_factor = abs(new.mean() - factor * old.mean()) < 2 * new.std()
-    if not far and (1 / 8 <= factor <= 8 or not one_factor):
-        return ""
     shapes = [np.quantile(values, np.linspace(0.05, 0.95, 19)) for values in (old, new)]
-    if len(np.unique(new)) <= FEW_VALUES / 2 or min(np.ptp(shape) for shape in shapes) == 0:
+    distinct = len(np.unique(new))
+    if not (far or (one_factor and not 1 / 8 <= factor <= 8)) or distinct <= FEW_VALUES / 2:
+        return ""
+    if min(np.ptp(shape) for shape in shapes) == 0:
         return ""
     apart = np.abs(np.subtract(*(stats.zscore(shape) for shape in shapes))).mean()
     in_order = abs(stats.spearmanr(new, np.arange(len(new))).statistic) > 0.99
-    counted = len(np.unique(new)) == len(new) and (new == np.round(new)).all()
+    counted = distinct == len(new) and (new == np.round(new)).all()
     if apart > 0.3 or in_order or counted:
         return ""
-    ends = f"{format_amount(old.mean())} to {format_amount(new.mean())}"
-    return f"the same shape on another scale, mean {ends}, spread {format_amount(factor)} times"
+    times = f"spread {format_amount(factor)} times"
+    return f"the same shape on another scale, mean {_ends(old, new)}, {times}"
 
 
 def _recoded(reference: pd.Series, current: pd.Series) -> str:
     """Find known categories in another spelling, or hardly a known one at all.
 
-    Natural are categories that come in blocks (a month, a region) and those that differ from
-    known ones in their digits alone ("2024-W05").
+    Natural are new ones in blocks (a month), or that differ in digits alone ("2024-W05").
     """
     old, new = (column.dropna().astype(str) for column in (reference, current))
     unknown = new[~new.isin(set(old))]
@@ -240,7 +201,11 @@ def _recoded(reference: pd.Series, current: pd.Series) -> str:
 
 def _move(old: np.ndarray, new: np.ndarray) -> float:
     """Measure how far the mean moved, in pooled standard deviations: what grows spreads, too."""
-    return float((new.mean() - old.mean()) / (math.sqrt((old.var() + new.var()) / 2) or 1.0))
+    return abs(float((new.mean() - old.mean()) / (np.sqrt((old.var() + new.var()) / 2) or 1.0)))
+
+
+def _ends(old: np.ndarray, new: np.ndarray) -> str:
+    return f"{format_amount(old.mean())} to {format_amount(new.mean())}"
 
 
 def _finite(column: pd.Series) -> np.ndarray:

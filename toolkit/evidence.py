@@ -8,23 +8,20 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
+import mlflow
 import numpy as np
 import pandas as pd
-from mlflow import MlflowClient
 from mlflow.entities import LoggedModelInput
 
 from . import cli, comparison, drift, encoding, figures, ranges, report, roles, tracking
 from .artifact import TrainedModel
 from .columns import Schema
 from .report import Evidence
-from .roles import RetrainingRows
 from .words import format_amount, format_interval, safe_cells
-
-Predictions = Mapping[str, Mapping[str, np.ndarray]]  # by part of the held-out rows, by model
 
 
 def look(
-    terminal: cli.Terminal, data: str, parent: TrainedModel, rows: RetrainingRows
+    terminal: cli.Terminal, data: str, parent: TrainedModel, rows: roles.RetrainingRows
 ) -> tuple[Evidence, np.ndarray]:
     """Score the parent on the file's new rows, measure drift, look for signs of a broken file.
 
@@ -32,106 +29,86 @@ def look(
     """
     schema, unit = parent.preprocessor.schema, parent.card.get("unit", "")
     target, kinds = schema.target.name, schema.kinds
-    y = rows.file[target].to_numpy()
-    prediction = predict(parent, rows.file)
+    y, prediction = rows.file[target].to_numpy(), predict(parent, rows.file)
     error = float(np.abs(y - prediction).mean())
-    terminal.say(
-        f"parent {parent.uri}: its MAE on the {len(y):,} new rows of {data}, before any training "
-        f"on them, is {format_amount(error, unit)}"
-    )
     steps = parent.card.get("lineage", [])
     history = {step["generation"]: step["prequential"] for step in steps if "prequential" in step}
     history[int(rows.file[roles.GENERATION].max())] = error
     found = Evidence(unit, error, len(y), history)
-    lines = ["drift: unknown, the parent remembers no training row"]
-    if len(rows.remembered):
-        is_known = np.isfinite(error)
-        found.drift = drift.drift(rows.remembered, rows.file, kinds, target if is_known else None)
-        found.bounds = drift.at_bounds(rows.remembered[target], y) if is_known else "unknown"
+    lines = [
+        f"parent {parent.uri}: its MAE on the {len(y):,} new rows of {data}, before any training "
+        f"on them, is {format_amount(error, unit)}"
+    ]
+    if rows.remembered.empty:
+        lines.append("drift: unknown, the parent remembers no training row")
+    else:
+        measured = {**kinds, target: "numeric"} if np.isfinite(error) else kinds
+        found.drift = drift.drift(rows.remembered, rows.file, measured)
         found.findings = drift.suspicious(rows.remembered, rows.file, kinds, target)
-        lines = [*drift.drift_summary(found.drift), f"target: {found.bounds}"]
+        lines += drift.drift_summary(found.drift)
         lines += [f"suspicious: {finding}" for finding in found.findings]
     for line in lines:
         terminal.say(line)
     return found, prediction
 
 
-def count_inside(found: Evidence, parent: TrainedModel, child: Any, rows: RetrainingRows) -> None:
-    """Add to `found` which new held-out rows lie within the 90 % ranges of both models.
+def weigh(work: Any, child: Any, found: Evidence, whole: np.ndarray) -> None:
+    """Compare parent and child on the same held-out rows; add verdict, causes, groups to `found`.
+
+    work, child: of mlflow_retrain.py. whole: what the parent predicts for the file's new rows.
+    """
+    rows, schema, settings = work.rows, work.parent.preprocessor.schema, work.settings
+    predictions, new, unit = child.predictions, child.predictions["new"], found.unit
+    y = {part: table[schema.target.name].to_numpy() for part, table in rows.held_out.items()}
+    labels = {part: roles.blocks_of_rows(table, work.role) for part, table in rows.held_out.items()}
+    sure = comparison.confidence_of(rows.tries)
+    for part in y:
+        options = (y[part], predictions[part], labels[part], sure)
+        found.held_out[part] = comparison.evaluate(*options)
+    findings, held = list(found.findings), found.held_out
+    if "old" in y:
+        of_file = rows.file[schema.target.name], whole
+        findings += comparison.lost_skill(y, predictions, of_file, labels["new"])
+    limits = {"max_forgetting": settings.max_forgetting, "promote": settings.promote}
+    found.verdict = comparison.decide(held["new"], held.get("old"), findings, unit, **limits)
+    mlflow.set_tag("verdict_kind", found.verdict.kind)
+    found.leakage, found.caveats = rows.counts, _caveats(schema, work.role, rows.tries)
+    if "control" in new:
+        found.attribution = comparison.attribution(y["new"], new, unit, labels["new"])
+    _count_inside(found, work.parent, child, y)
+    texts = [name for name, kind in schema.kinds.items() if kind == "categorical"]
+    table, models = rows.held_out["new"], {"parent": work.parent, "retrained": child}
+    if texts:
+        made = new["parent"], new["retrained"], found.inside
+        found.groups = comparison.groups(table, texts, y["new"], *made)
+    predicts = {name: functools.partial(predict, model) for name, model in models.items()}
+    asked = table, y["new"], schema.features, labels["new"]
+    found.importance = comparison.importance(predicts, *asked)
+    names = [name for name in found.importance["column"] if table[name].notna().any()]
+    shown = [name for name in names if schema.kinds[name] != "date"][:2]
+    found.dependence = {name: comparison.dependence(predicts, table, name) for name in shown}
+
+
+def _count_inside(
+    found: Evidence, parent: TrainedModel, child: Any, targets: Mapping[str, np.ndarray]
+) -> None:
+    """Add which new held-out rows lie within the 90 % ranges of both models.
 
     Each half of the held-out rows counts by the child's errors on the other half; its card is given
     the errors on all of them.
     """
-    target, n_new = parent.preprocessor.schema.target.name, len(rows.held_out["new"])
-    y = np.concatenate([table[target] for table in rows.held_out.values()])
-    made = np.concatenate([child.predictions[part]["retrained"] for part in rows.held_out])
+    y, n_new = np.concatenate([*targets.values()]), len(targets["new"])
+    made = np.concatenate([child.predictions[part]["retrained"] for part in targets])
     if ranges.KEPT in parent.card:
         before = child.predictions["new"]["parent"]
-        found.inside["parent"] = ranges.inside(parent.card, before, y[:n_new])
-    inside, half = np.zeros(len(y), bool), np.arange(len(y)) % 2
-    for own in (half == 0, half == 1):
-        card = child.card | {ranges.KEPT: ranges.keep(made[~own], y[~own])}
+        found.inside["parent"] = ranges.inside(parent.card, before, targets["new"])
+    inside = np.zeros(len(y), bool)
+    for half in (0, 1):
+        own, others = slice(half, None, 2), slice(1 - half, None, 2)
+        card = child.card | {ranges.KEPT: ranges.keep(made[others], y[others])}
         inside[own] = ranges.inside(card, made[own], y[own])
     found.inside["retrained"] = inside[:n_new]
     child.card[ranges.KEPT] = ranges.keep(made, y)
-
-
-def weigh(
-    settings: Any,
-    role: roles.Roles,
-    rows: RetrainingRows,
-    schema: Schema,
-    predictions: Predictions,
-    evidence: Evidence,
-    whole: np.ndarray,
-) -> Evidence:
-    """Compare both models on the same held-out rows, and add the verdict to `evidence`.
-
-    predictions: by part of the held-out rows and model; whole: the parent's of the file's new rows.
-    """
-    target, new = schema.target.name, predictions["new"]
-    y = {part: table[target].to_numpy() for part, table in rows.held_out.items()}
-    labels = {part: roles.blocks_of_rows(table, role) for part, table in rows.held_out.items()}
-    sure = comparison.confidence_of(rows.tries)
-    held_out = {
-        part: comparison.evaluate(y[part], predictions[part], labels[part], sure) for part in y
-    }
-    findings, of_file = list(evidence.findings), (rows.file[target], whole)
-    if "old" in y:
-        findings += comparison.lost_skill(y, predictions, of_file, labels["new"])
-    evidence.held_out, evidence.leakage = held_out, rows.counts
-    evidence.verdict = comparison.decide(
-        held_out["new"],
-        held_out.get("old"),
-        max_forgetting=settings.max_forgetting,
-        promote=settings.promote,
-        findings=findings,
-        unit=evidence.unit,
-    )
-    if "control" in new:
-        evidence.attribution = comparison.attribution(y["new"], new, evidence.unit, labels["new"])
-    texts = [name for name, kind in schema.kinds.items() if kind == "categorical"]
-    if texts:
-        found = (new["parent"], new["retrained"], evidence.inside)
-        evidence.groups = comparison.groups(rows.held_out["new"], texts, y["new"], *found)
-    evidence.caveats = _caveats(schema, role, rows.tries)
-    return evidence
-
-
-def explain(
-    evidence: Evidence, models: Mapping[str, Any], rows: RetrainingRows, role: roles.Roles
-) -> None:
-    """Measure on new held-out rows what both models rest on, and add it to `evidence`.
-
-    `models` maps "parent" and "retrained" to what has a `network` and a `preprocessor`.
-    """
-    table, schema = rows.held_out["new"], models["parent"].preprocessor.schema
-    y, labels = table[schema.target.name], roles.blocks_of_rows(table, role)
-    predicts = {name: functools.partial(predict, model) for name, model in models.items()}
-    evidence.importance = comparison.importance(predicts, table, y, schema.features, 0, labels)
-    names = [name for name in evidence.importance["column"] if table[name].notna().any()]
-    shown = [name for name in names if schema.kinds[name] != "date"][:2]
-    evidence.dependence = {name: comparison.dependence(predicts, table, name) for name in shown}
 
 
 def predict(model: Any, rows: pd.DataFrame) -> np.ndarray:
@@ -142,11 +119,11 @@ def predict(model: Any, rows: pd.DataFrame) -> np.ndarray:
 def _caveats(schema: Schema, role: roles.Roles, tries: int) -> list[str]:
     """Say what the way of holding rows out leaves open."""
     caveats = []
-    dates = [name for name, kind in schema.kinds.items() if kind == "date"]
-    if dates and not role.time:
+    date = next((name for name, kind in schema.kinds.items() if kind == "date"), None)
+    if date and not role.time:
         caveats.append(
-            f"Rows were held out at random, whatever their {dates[0]}: a model is judged on days "
-            f"that it partly knows. A first training with --time {dates[0]} holds out the latest."
+            f"Rows were held out at random, whatever their {date}: a model is judged on days "
+            f"that it partly knows. A first training with --time {date} holds out the latest."
         )
     if tries > 1:
         caveats.append(
@@ -156,54 +133,48 @@ def _caveats(schema: Schema, role: roles.Roles, tries: int) -> list[str]:
     return caveats
 
 
-def log_inputs(
-    client: MlflowClient, run_id: str, settings: Any, parent: TrainedModel, rows: RetrainingRows
-) -> None:
+def log_inputs(work: Any, run_id: str) -> None:
     """Log settings, parent and datasets, before training starts."""
+    parent, rows = work.parent, work.rows
     if parent.model_id:
-        client.log_inputs(run_id, models=[LoggedModelInput(parent.model_id)])
+        work.client.log_inputs(run_id, models=[LoggedModelInput(parent.model_id)])
     parts = {"training": rows.train[rows.new], "replay": rows.train[~rows.new]}
     parts |= {f"held-out {name}": table for name, table in rows.held_out.items()}
     target = parent.preprocessor.schema.target.name
-    tracking.log_inputs(client, run_id, settings, target, parts, parent=parent.uri)
+    tracking.log_inputs(work.settings, target, parts, parent=parent.uri)
 
 
 def log_evidence(
-    client: MlflowClient,
-    run_id: str,
     curves: Mapping[str, list[float]],
     y_new: np.ndarray,
-    predictions: Predictions,
-    evidence: Evidence,
+    predictions: Mapping[str, np.ndarray],
+    found: Evidence,
 ) -> dict[str, float]:
-    """Log metrics, curves, figures, tables and the report; return the metrics."""
-    metrics, unit = report.metrics(evidence), evidence.unit
-    named = {f"epoch/{name}": list(values) for name, values in curves.items()}
-    tracking.log_numbers(client, run_id, metrics, named, step=len(curves["final_loss"]))
-    shown = {name: predictions["new"][name] for name in ("parent", "retrained")}
-    pictures = {
-        "before_after": figures.before_after(evidence.held_out, unit),
-        "predicted_against_actual": figures.predicted_against_actual(y_new, shown, unit),
+    """Log metrics, curves, figures, tables and the report; return the metrics.
+
+    y_new, predictions (by model): of the new held-out rows.
+    """
+    metrics, unit = report.metrics(found), found.unit
+    tracking.log_numbers(metrics, curves, step=len(curves["final_loss"]))
+    shown = {name: predictions[name] for name in ("parent", "retrained")}
+    drawn: dict[Any, Any] = {
+        figures.before_after: found.held_out,
+        figures.over_generations: found.history if len(found.history) > 1 else None,
+        figures.importance: found.importance,
+        figures.dependence: found.dependence or None,
+        figures.error_per_group: found.groups,
     }
-    tables = {"groups": evidence.groups, "drift": evidence.drift}
-    tables["importance"] = evidence.importance
-    if evidence.importance is not None:
-        pictures["importance"] = figures.importance(evidence.importance, unit)
-    if len(evidence.history) > 1:
-        pictures["over_generations"] = figures.over_generations(evidence.history, unit)
-    if evidence.dependence:
-        pictures["dependence"] = figures.dependence(evidence.dependence, unit)
-    if evidence.groups is not None:
-        pictures["error_per_group"] = figures.error_per_group(evidence.groups, unit)
-    if evidence.drift is not None:
-        pictures["drift"] = figures.drift_figure(evidence.drift)
-    evidence.figures = pictures | {"learning_curve": figures.learning_curve(curves)}
-    tracking.log_figures(evidence.figures)
-    files = {name: report.render(evidence, name) for name in ("report.html", "report.md")}
-    for name, table in tables.items():
-        if table is not None:
-            files[f"{name}.csv"] = safe_cells(table).to_csv(index=False)
-    tracking.log_files(files)
+    pictures = {f.__name__: f(of, unit) for f, of in drawn.items() if of is not None}
+    if found.drift is not None:
+        pictures["drift"] = figures.drift_figure(found.drift)
+    pictures["predicted_against_actual"] = figures.predicted_against_actual(y_new, shown, unit)
+    found.figures = pictures | {"learning_curve": figures.learning_curve(curves)}
+    tracking.log_figures(found.figures)
+    for name in ("groups", "drift", "importance"):
+        if (table := getattr(found, name)) is not None:
+            mlflow.log_text(safe_cells(table).to_csv(index=False), f"{name}.csv")
+    for name in ("report.html", "report.md"):
+        mlflow.log_text(report.render(found, name), name)
     return metrics
 
 

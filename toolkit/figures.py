@@ -1,11 +1,11 @@
 """The pictures of a training and of a comparison, each a function that returns a figure.
 
-Here belongs how things look. Numbers come from comparison.py and drift.py; whoever calls decides
-where a figure goes. Nothing is written; pyplot, slow and with a global state, is never imported.
+Numbers come from comparison.py and drift.py. pyplot, slow and with a global state, is not imported.
 """
 
 from collections.abc import Mapping, Sequence
 from itertools import cycle
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -31,19 +31,12 @@ AMOUNTS = FuncFormatter(
 
 
 def learning_curve(curves: Mapping[str, Sequence[float]]) -> Figure:
-    """Draw named curves over the epochs, each of shape (n_epochs,); empty ones are left out.
-
-    The axis is logarithmic where all losses are positive and the largest is over 20 times the
-    smallest.
-    """
+    """Draw named curves over the epochs, each of shape (n_epochs,); empty ones are left out."""
     figure, (axes,) = _canvas(3.7, ["Learning curve"])
     for (name, values), colour in zip(curves.items(), cycle(CURVES), strict=False):
         epochs, label = np.arange(1, len(values) + 1), translate(name.replace("_", " "))
         if len(values):
             axes.plot(epochs, values, ".-", color=colour, label=label, linewidth=1.3)
-    smallest, largest = axes.dataLim.intervaly
-    if 0 < smallest < largest / 20:
-        axes.set_yscale("log")
     axes.set(xlabel=translate("epoch"), ylabel=translate("loss"))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if len(axes.lines) > 1:
@@ -64,22 +57,18 @@ def over_generations(errors: Mapping[int, float], unit: str = "") -> Figure:
 def predicted_against_actual(
     y_true: ArrayLike, predictions: Mapping[str, ArrayLike], unit: str = ""
 ) -> Figure:
-    """Draw predicted against actual amounts, one panel per model, arrays of shape (n_rows,).
-
-    At most 2,000 points are drawn, always the same. On the diagonal a prediction is right.
-    """
+    """Draw predicted against actual amounts of 2,000 rows at most, one panel per model."""
     y = np.asarray(y_true, float)
     shown = np.random.default_rng(0).permutation(len(y))[:MAX_POINTS]
-    made = {name: np.asarray(predicted, float) for name, predicted in predictions.items()}
-    errors = {name: float(np.abs(predicted - y).mean()) for name, predicted in made.items()}
+    errors = {name: np.abs(np.subtract(made, y)).mean() for name, made in predictions.items()}
     titles = [f"{name}: MAE {format_amount(error, unit)}" for name, error in errors.items()]
     figure, panels = _canvas(3.7, titles, sharex=True, sharey=True)
-    colours = [BLUE, ORANGE] if len(made) > 1 else [ORANGE]
-    for axes, predicted, colour in zip(panels, made.values(), colours, strict=True):
+    colours = [BLUE, ORANGE][-len(panels) :]
+    for axes, made, colour in zip(panels, predictions.values(), colours, strict=True):
         axes.axline((y[0], y[0]), slope=1, color="black", linewidth=0.8)
-        dots = axes.scatter(y[shown], predicted[shown], 10, colour, alpha=0.4, linewidths=0)
+        dots = axes.scatter(y[shown], np.asarray(made)[shown], 10, colour, alpha=0.4, linewidths=0)
         dots.set_rasterized(True)  # or a page would hold 2,000 paths
-        axes.set(xlabel=translate("actual"), ylabel="")
+        axes.set_xlabel(translate("actual"))
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_formatter(AMOUNTS)
             axis.set_major_locator(MaxNLocator(5))
@@ -88,42 +77,39 @@ def predicted_against_actual(
 
 
 def error_per_group(groups_table: pd.DataFrame, unit: str = "") -> Figure:
-    """Draw the MAE of each category in `comparison.groups`' table, before and after if both.
-
-    Of more than 80 categories the largest are drawn. A star marks groups that got worse.
-    """
+    """Draw the MAE of the largest categories in `comparison.groups`' table; a star means worse."""
     table = groups_table.nlargest(MAX_LINES, "rows").sort_index()
-    is_first = ~table["column"].duplicated().to_numpy()
-    places = np.arange(len(table)) + is_first.cumsum()  # the column's name stands above
-    headers = dict(zip(places[is_first] - 1, map(_label, table["column"][is_first]), strict=True))
     worse = table["worse"] if "worse" in table else [False] * len(table)
-    lines = zip(table["category"], table["rows"], worse, strict=True)
-    texts = [f"{_label(name)} ({rows:,}){' *' if bad else ''}" for name, rows, bad in lines]
-    labels = headers | dict(zip(places, texts, strict=True))
+    labels, places = [], []
+    for line, bad in zip(table.itertuples(), worse, strict=True):
+        header = _label(line.column)
+        if header not in labels:  # the column's name stands above
+            labels.append(header)
+        places.append(len(labels))
+        labels.append(f"{_label(line.category)} ({line.rows:,}){' *' if bad else ''}")
     figure, (axes,) = _canvas(0.2 * len(labels) + 1.4, ["Mean absolute error per group"])
     series = {PARENT: "MAE_before", RETRAINED: "MAE_after"}
     _bars(axes, places, {name: table[key] for name, key in series.items() if key in table})
     xlabel = _with_unit("MAE", unit) + translate(", number of rows in brackets")
-    _name_lines(axes, [labels[place] for place in sorted(labels)], xlabel)
-    for header in headers:
-        axes.get_yticklabels()[header].set_fontweight("bold")
+    _name_lines(axes, labels, xlabel)
+    for place in set(range(len(labels))).difference(places):
+        axes.get_yticklabels()[place].set_fontweight("bold")
     return figure
 
 
 def before_after(held_out: Mapping[str, HeldOut], unit: str = "") -> Figure:
     """Draw the MAE of parent and retrained model on the same rows, one line per set of rows.
 
-    The bar around the retrained model is the interval of the difference, set off from the
-    parent: where it does not reach the parent, the difference is proven.
+    The bar is the interval of the difference: where it does not reach the parent, that is proven.
     """
-    height = 1.7 + 0.9 * len(held_out)
-    figure, (axes,) = _canvas(height, ["Same held-out rows, both models: left is better"])
+    title = "Same held-out rows, both models: left is better"
+    figure, (axes,) = _canvas(1.7 + 0.9 * len(held_out), [title])
     for line, held in enumerate(held_out.values()):
         parent, child = held.scores["MAE"][[PARENT, RETRAINED]]
         bounds = parent + held.change.low, parent + held.change.high
         axes.plot([parent, child], [line, line], color=GREY, linewidth=0.8)
         if np.isfinite(bounds).all():
-            axes.hlines(line, *bounds, ORANGE, lw=7, alpha=0.35, label=translate("95 % interval"))
+            axes.hlines(line, *bounds, ORANGE, lw=7, alpha=0.35, label=translate("interval"))
         text, at = _label(translate(format_interval(held.change, unit)), 60), (parent + child) / 2
         axes.annotate(text, (at, line - 0.26), ha="center", va="bottom", fontsize=9)
         axes.plot(parent, line, "o", color=BLUE, markersize=9, label=translate(PARENT))
@@ -136,10 +122,7 @@ def before_after(held_out: Mapping[str, HeldOut], unit: str = "") -> Figure:
 
 
 def drift_figure(drift_table: pd.DataFrame) -> Figure:
-    """Draw the distance of each column in `drift.drift`'s table, far ones on top.
-
-    Bars are cut at 2 and carry their value; of more than 80 columns the farthest are drawn.
-    """
+    """Draw the distance of the farthest columns in `drift.drift`'s table; bars are cut at 2."""
     table = drift_table.sort_values("distance", ascending=False, na_position="last")[:MAX_LINES]
     title = "New rows against old ones (orange: drifted)"
     figure, (axes,) = _canvas(0.25 * len(table) + 1.4, [title])
@@ -159,7 +142,7 @@ def importance(table: pd.DataFrame, unit: str = "") -> Figure:
     """Draw `comparison.importance`'s table: the rise of each model's MAE, with its interval."""
     title = "Rise of the error when a column is shuffled"
     figure, (axes,) = _canvas(0.3 * len(table) + 1.4, [title])
-    _bars(axes, np.arange(len(table)), {name: table[name] for name in (PARENT, RETRAINED)})
+    _bars(axes, range(len(table)), {name: table[name] for name in (PARENT, RETRAINED)})
     for bars, name in zip(axes.containers, (PARENT, RETRAINED), strict=True):
         middles = [bar.get_y() + bar.get_height() / 2 for bar in bars]
         axes.hlines(middles, table[f"{name}_low"], table[f"{name}_high"], GREY, lw=1.5)
@@ -171,25 +154,23 @@ def dependence(tables: Mapping[str, pd.DataFrame], unit: str = "") -> Figure:
     """Draw `comparison.dependence`'s table of each column: mean predictions over its values."""
     figure, panels = _canvas(3.0, list(tables), sharey=True)
     for axes, table in zip(panels, tables.values(), strict=True):
-        is_number, at = pd.api.types.is_numeric_dtype(table.index), np.arange(len(table))
+        is_number = pd.api.types.is_numeric_dtype(table.index)
+        places, style = (table.index, ".-") if is_number else (range(len(table)), "o")
         for name, colour in ((PARENT, BLUE), (RETRAINED, ORANGE)):
-            places, style = (table.index, ".-") if is_number else (at, "o")
             axes.plot(places, table[name], style, color=colour, label=translate(name))
         if not is_number:
             names = [_label(name, 18) for name in table.index]
-            axes.set_xticks(at, names, rotation=40, ha="right", fontsize=8)
+            axes.set_xticks(places, names, rotation=40, ha="right", fontsize=8)
         axes.yaxis.set_major_formatter(AMOUNTS)
     panels[0].set_ylabel(_with_unit("mean prediction", unit))
     figure.legend(handles=panels[0].lines, loc="outside lower center", ncols=2, frameon=False)
     return figure
 
 
-def _canvas(
-    height: float, titles: Sequence[str], *, sharex: bool = False, sharey: bool = False
-) -> tuple[Figure, list[Axes]]:
+def _canvas(height: float, titles: Sequence[str], **shared: Any) -> tuple[Figure, list[Axes]]:
     """Return a figure with one panel per title, narrow enough to be read on a telephone."""
     figure = Figure(figsize=(6.6, max(2.6, height)), dpi=130, layout="constrained")
-    panels = figure.subplots(1, len(titles), sharex=sharex, sharey=sharey, squeeze=False)[0]
+    panels = figure.subplots(1, len(titles), squeeze=False, **shared)[0]
     for axes, title in zip(panels, titles, strict=True):
         axes.set_title(_label(translate(title), 56 // len(titles)), fontsize=11, loc="left")
         axes.spines[["top", "right"]].set_visible(False)
@@ -198,13 +179,13 @@ def _canvas(
     return figure, list(panels)
 
 
-def _bars(axes: Axes, places: np.ndarray, series: Mapping[str, pd.Series]) -> None:
+def _bars(axes: Axes, places: Sequence[int], series: Mapping[str, pd.Series]) -> None:
     """Draw one horizontal bar per model at each place, with a legend if there are two."""
     height = 0.8 / len(series)
     for number, (name, lengths) in enumerate(series.items()):
-        at = places + (number - (len(series) - 1) / 2) * height
-        axes.barh(at, lengths, height, color=BLUE if name == PARENT else ORANGE)
-        axes.containers[-1].set_label(translate(name))
+        at = np.array(places) + (number - (len(series) - 1) / 2) * height
+        colour = BLUE if name == PARENT else ORANGE
+        axes.barh(at, lengths, height, color=colour, label=translate(name))
     if len(series) > 1:
         axes.figure.legend(loc="outside lower center", ncols=2, frameon=False)
 
@@ -224,10 +205,7 @@ def _with_unit(name: str, unit: str) -> str:
 
 
 def _label(text: object, longest: int = 32) -> str:
-    """Shorten text from the data in its middle, since names often differ at their ends alone.
-
-    A dollar sign is kept from starting a formula.
-    """
+    """Shorten text from the data in its middle, as names differ at their ends; show no formula."""
     words = " ".join(str(text).split())
     if len(words) > longest:
         words = f"{words[: longest - 13]}…{words[-12:]}"

@@ -1,7 +1,6 @@
 """The language of what people read: sentences are made in English and translated on their way out.
 
-Here belongs how a sentence is found in the catalogue `french.toml`, which explains itself. What
-programs read, keys and tags and `--json`, is never translated.
+The catalogue `french.toml` explains itself. What programs read is never translated.
 """
 
 import contextlib
@@ -21,7 +20,7 @@ _current: ContextVar[str] = ContextVar("language", default="en")
 def of_locale() -> str:
     """Return the language of the locale, found as POSIX says, if it is one of ours; else "en"."""
     locale = next(filter(None, map(os.environ.get, ("LC_ALL", "LC_MESSAGES", "LANG"))), "")
-    return locale[:2] if locale[:2] in LANGUAGES else "en"
+    return "fr" if locale.startswith("fr") else "en"
 
 
 @contextlib.contextmanager
@@ -35,22 +34,18 @@ def spoken(language: str) -> Iterator[None]:
 
 
 def translate(text: str) -> str:
-    """Return a sentence, or several joined by "; ", in the current language.
-
-    What the catalogue does not know, such as a command or a name, stays as it is.
-    """
+    """Return a sentence, or several joined by "; ", in the current language, if it is known."""
     inner = text.strip()
     if _current.get() == "en" or not inner:
         return text
     clauses = inner.split("; ")
     told = [translate(clause) for clause in clauses] if len(clauses) > 1 else clauses
-    french = " ; ".join(told)
-    if any(map(str.__eq__, told, clauses)):  # then it is one sentence
-        found = ((pattern.fullmatch(inner), french) for pattern, french in _catalogue())
-        said = (french.format(*map(_Caught, match.groups())) for match, french in found if match)
-        french = next(said, inner)
-    before, _, after = text.partition(inner)
-    return f"{before}{french}{after}"
+    if all(map(str.__ne__, told, clauses)):  # else it is one sentence
+        return text.replace(inner, " ; ".join(told))
+    for pattern, french in _catalogue():
+        if match := pattern.fullmatch(inner):
+            return text.replace(inner, french.format(*map(_Caught, match.groups())))
+    return text
 
 
 class _Caught(str):
@@ -65,10 +60,10 @@ class _Caught(str):
 def _catalogue() -> list[tuple[re.Pattern, str]]:
     """List (pattern, French): those first that begin with a known word, the longest first."""
     sections = tomllib.loads(CATALOGUE.read_text("utf-8")).values()
-    entries = {english: french for section in sections for english, french in section.items()}
-    literal = {english: len(re.sub(r"\{n?\}", "", english)) for english in entries}
+    entries = [entry for section in sections for entry in section.items()]
+    entries.sort(key=lambda entry: (entry[0].startswith("{}"), -len(re.sub("{n?}", "", entry[0]))))
     patterns = []
-    for english in sorted(entries, key=lambda key: (key.startswith("{}"), -literal[key])):
+    for english, french in entries:
         pattern = re.escape(english).replace(r"\{\}", "(.*?)").replace(r"\{n\}", r"([\d,]+)")
-        patterns.append((re.compile(pattern, re.DOTALL), entries[english]))
+        patterns.append((re.compile(pattern, re.DOTALL), french))
     return patterns

@@ -1,7 +1,4 @@
-"""Ranges around predictions: split-conformal (Papadopoulos et al. 2002); travels inside each model.
-
-A row lies within its range as often as was asked for, if it is like the held-out rows.
-"""
+"""Ranges around predictions: split-conformal (Papadopoulos et al. 2002); travels inside models."""
 
 import math
 from collections.abc import Mapping
@@ -28,21 +25,20 @@ def around(
     """Return low and high of ranges that hold a share `level` of rows, of shape (n_rows,).
 
     Errors of many rows are divided by how difficult a row of such a prediction is (Papadopoulos et
-    al. 2008), by the other half of the rows. No range leaves the target's bounds, which are the
-    range where too few rows are kept. UserError for a level that is no share, or no errors.
+    al. 2008), by the other half of the rows. Ranges keep within the target's bounds.
     """
     if KEPT not in card or not 0 < level < 1:
         raise UserError(
-            f"interval={level!r} was passed; expected a share such as 0.9, of a model that keeps "
-            f"errors of held-out rows (this one keeps {'some' if KEPT in card else 'none'}): "
-            "correct it, or train the model again"
+            f"interval={level!r} was passed; expected a share such as 0.9, and a model that keeps "
+            "errors of held-out rows: correct it, or train the model again"
         )
     predicted, errors = (np.array(card[KEPT][name]) for name in ("prediction", "error"))
-    scores, difficulty, half = errors.copy(), np.ones(len(prediction)), np.arange(len(errors)) % 2
+    scores, difficulty = errors.copy(), np.ones(len(prediction))
     if len(errors) >= MANY:
         difficulty = _difficulty(predicted, errors, prediction)
-        for own in (half == 0, half == 1):
-            scores[own] /= _difficulty(predicted[~own], errors[~own], predicted[own])
+        for half in (0, 1):
+            own, others = slice(half, None, 2), slice(1 - half, None, 2)
+            scores[own] /= _difficulty(predicted[others], errors[others], predicted[own])
     rank = math.ceil((len(scores) + 1) * level - 1e-9)
     width = difficulty * (np.sort(scores)[rank - 1] if rank <= len(scores) else math.inf)
     bounds = card["scale"]["low"], card["scale"]["high"]

@@ -7,7 +7,7 @@ under one lock that all machines respect, and leaves a line in the model's histo
 import contextlib
 import io
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 import mlflow
 from mlflow import MlflowClient
@@ -52,13 +52,11 @@ def register_and_promote(
     champion: str | None = None,
     wanted: bool = True,
     parent_run: str | None = None,
-    tags: Mapping[str, str] | None = None,
 ) -> tuple[str, str]:
     """Register a model, make it champion if that is wanted and nothing forbids it, tell its run.
 
     reason, short: the result in a sentence and in a few signs. about: the model's card, Markdown.
     champion: the version that was it when the work began. parent_run: the run that it must be of.
-    tags: more of the run.
     Returns (verdict in words, beginning with "promoted" or "kept champion"; version).
     """
     version = register(client, name, uri, f"{escape_markdown(translate(reason))}\n\n{about}")
@@ -67,15 +65,14 @@ def register_and_promote(
     if wanted and champion and parent_run not in (None, champion_run):
         forbidden = f"the parent is not the champion, version {champion}; "
     elif wanted and not (promoted := promote(client, name, version, champion)):
-        since = f"the champion changed since version {champion} was read; "
-        forbidden = since if champion else "another version is champion; "
+        forbidden = "another version became champion meanwhile; "
     word = "promoted" if promoted else "kept champion"
     told = escape_markdown(translate(f"{word}, {forbidden}{reason}"))
     client.update_model_version(name, version, f"{told}.\n\n{about}")
-    found = {"verdict": word, "mlflow.note.content": told, **(tags or {})}
-    found["mlflow.runName"] = translate(f"{word.split()[0]}: {short}")
+    title = translate(f"{word.split()[0]}: {short}")
+    tags = {"verdict": word, "mlflow.note.content": told, "mlflow.runName": title}
     run_id = client.get_model_version(name, version).run_id or ""
-    client.log_batch(run_id, tags=[RunTag(key, value) for key, value in found.items()])
+    client.log_batch(run_id, tags=[RunTag(*pair) for pair in tags.items()])
     return f"{word}, {forbidden}{reason}", version
 
 
@@ -106,10 +103,7 @@ def registry_lock(client: MlflowClient, name: str, wait: float = 20.0) -> Iterat
 
 
 def promote(client: MlflowClient, name: str, new: str, expected: str | None) -> bool:
-    """Make version `new` champion, unless another process moved the champion since.
-
-    Returns False, changing nothing, when `@champion` is no longer the version `expected`.
-    """
+    """Make version `new` champion; return False, changing nothing, if `expected` is it no more."""
     with registry_lock(client, name):
         current = champion_version(client, name)
         if current == expected:
@@ -118,34 +112,27 @@ def promote(client: MlflowClient, name: str, new: str, expected: str | None) -> 
 
 
 def approve(client: MlflowClient, name: str, version: str) -> str | None:
-    """Make a version champion because a person says so; return the champion before, if any.
-
-    Raises UserError when there is no such version, or when it is the champion already.
-    """
+    """Make another version champion because a person says so; return the one before, if any."""
     with registry_lock(client, name):
         current, quoted = champion_version(client, name), name.replace("'", "''")
         known = client.search_model_versions(f"name = '{quoted}'", max_results=10_000)
-        if version == current or version not in {str(each.version) for each in known}:
-            stands = "is champion already" if version == current else "does not exist"
+        if version not in {str(each.version) for each in known} - {current}:
             raise UserError(
-                f"version {version} of {name!r} {stands}; expected another: see 'mlflow ui'"
+                f"version {version} of {name!r} does not exist or is champion already; expected "
+                "another: see 'mlflow ui'"
             )
         _move(client, name, version, current, "approved")
     return current
 
 
 def roll_back(client: MlflowClient, name: str) -> tuple[str, str]:
-    """Swap `@champion` and `@previous`; return (new champion, old champion).
-
-    Raises UserError, changing nothing, when there is no other version to go back to.
-    """
+    """Swap `@champion` and `@previous`; return (new champion, old champion), or raise UserError."""
     with registry_lock(client, name):
         current, before = champion_version(client, name), champion_version(client, name, PREVIOUS)
         if current is None or before is None or current == before:
             raise UserError(
-                f"there is nothing to go back to: @{CHAMPION} of {name!r} is version {current}, "
-                f"@{PREVIOUS} is version {before}; expected two versions: see 'mlflow ui', then "
-                "--approve the one you want"
+                f"there is nothing to go back to: {name!r} has not two different versions as "
+                f"@{CHAMPION} and @{PREVIOUS}; see 'mlflow ui', then --approve the one you want"
             )
         _move(client, name, before, current, "rolled back")
     return before, current

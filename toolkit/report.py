@@ -1,7 +1,6 @@
 """What a retraining has shown, in words: the report, the model card, short lines for a terminal.
 
-The pages lie in `templates/`; here is what fills them. Text from the data is escaped as the format
-of the page asks.
+The pages lie in `templates/`; text from the data is escaped as their format asks.
 """
 
 import io
@@ -17,7 +16,7 @@ from markupsafe import Markup
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from toolkit.comparison import RETRAINED, Attribution, HeldOut, Verdict, largest_gap
+from toolkit.comparison import RETRAINED, Attribution, HeldOut, Verdict
 from toolkit.language import translate
 from toolkit.words import escape_markdown, format_amount, format_interval, printable
 
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
     from toolkit.columns import Schema
 
 MOST = 4_000  # characters; a registry keeps 5,000, and the verdict stands before the card
-NOT_JUDGED = Verdict("nothing_new", False, "nothing judged yet")
+NOTHING_NEW = Verdict("nothing_new", False, "nothing is trained")
 
 
 @dataclass
@@ -35,22 +34,20 @@ class Evidence:
     prequential: the parent's MAE on the `prequential_rows` rows of the new file, before anything
     was trained on them; history, the same by generation. held_out maps "new" and "old" to rows
     scored alike. leakage counts rows by role. inside tells by model which new held-out rows lie
-    within its 90 % ranges. bounds tells the share of targets at the lowest and the highest.
-    findings are the signs of a broken file, which the verdict names; caveats join what is not
-    proven. hit: whether an error that was estimated before came true.
+    within its 90 % ranges. findings are the signs of a broken file, which the verdict names.
+    caveats join what is not proven. hit: whether an error that was estimated before came true.
     """
 
     unit: str = ""
     prequential: float | None = None
     prequential_rows: int = 0
     history: Mapping[int, float] = field(default_factory=dict)
-    verdict: Verdict = NOT_JUDGED
-    held_out: Mapping[str, HeldOut] = field(default_factory=dict)
+    verdict: Verdict = NOTHING_NEW
+    held_out: dict[str, HeldOut] = field(default_factory=dict)
     attribution: Attribution | None = None
     leakage: Mapping[str, int] | None = None
     inside: dict[str, np.ndarray] = field(default_factory=dict)
     drift: pd.DataFrame | None = None
-    bounds: str = ""
     groups: pd.DataFrame | None = None
     importance: pd.DataFrame | None = None
     dependence: Mapping[str, pd.DataFrame] = field(default_factory=dict)
@@ -60,67 +57,56 @@ class Evidence:
     hit: bool | None = None
 
 
-def write(evidence: Evidence, file: Path) -> None:
-    """Write the report to `file`: a self-contained page if it ends in .html, Markdown if not."""
-    is_page = file.suffix.lower() in (".html", ".htm")
-    file.write_text(render(evidence, "report.html" if is_page else "report.md"), "utf-8")
+def write(evidence: Evidence, file: str | None) -> None:
+    """Write the report to `file`, if any: a self-contained page for .html, Markdown if not."""
+    if file:
+        template = "report.html" if file.lower().endswith((".html", ".htm")) else "report.md"
+        Path(file).write_text(render(evidence, template), "utf-8")
 
 
 def render(evidence: Evidence, template: str) -> str:
     """Fill "report.html", with the figures inside, or "report.md"."""
-    groups = evidence.groups
-    return _fill(
-        template,
-        word="promoted" if evidence.verdict.promoted else "kept champion",
-        gap=None if groups is None else largest_gap(groups, evidence.unit),
-        scores=score_table(evidence),
-        **vars(evidence),
-    )
+    word = "promoted" if evidence.verdict.promoted else "kept champion"
+    return _fill(template, word=word, scores=score_table(evidence), **vars(evidence))
 
 
 def score_table(evidence: Evidence) -> tuple[list[str], list[list[str]]]:
     """Return header and lines, one per model, of MAE and R² on each set of held-out rows."""
-    header = ["same held-out rows"]
-    lines: dict[str, list[str]] = {}
+    header, lines = ["same held-out rows"], dict[str, list[str]]()
     for part, held in evidence.held_out.items():
         header += [f"{part} MAE", f"{part} R²"]
         for name, scores in held.scores.iterrows():
             r2 = "n/a" if np.isnan(scores["R²"]) else f"{scores['R²']:.3f}"
-            line = lines.setdefault(str(name), [str(name)])
-            line += [format_amount(scores["MAE"], evidence.unit), r2]
+            lines.setdefault(str(name), [str(name)])
+            lines[str(name)] += [format_amount(scores["MAE"], evidence.unit), r2]
     return header, list(lines.values())
 
 
 def metrics(evidence: Evidence) -> dict[str, float]:
     """Name every score and interval as a run logs them: "MAE", "new/MAE_parent", …"""
-    found: dict[str, float] = {}
-    if evidence.prequential is not None:
-        found["prequential/MAE"] = evidence.prequential
-    if evidence.hit is not None:
-        found["estimated/hit"] = float(evidence.hit)
+    found: dict[str, float | None] = {"prequential/MAE": evidence.prequential}
+    found["estimated/hit"] = evidence.hit
     for part, held in evidence.held_out.items():
-        for model, scores in held.scores.rename(columns={"R²": "R2"}).iterrows():
-            found |= {f"{part}/{name}_{model}": float(value) for name, value in scores.items()}
-            if (part, model) == ("new", RETRAINED):
-                found |= {str(name): float(value) for name, value in scores.items()}
-        found[f"{part}/MAE_difference"] = held.change.estimate
-        found[f"{part}/MAE_difference_low"] = held.change.low
-        found[f"{part}/MAE_difference_high"] = held.change.high
+        scores = held.scores.rename(columns={"R²": "R2"})
+        found |= {f"{part}/{s}_{m}": value for (m, s), value in scores.stack().items()}
+        if part == "new":
+            found |= scores.loc[RETRAINED].to_dict()
+        for end, bound in zip(("", "_low", "_high"), vars(held.change).values(), strict=True):
+            found[f"{part}/MAE_difference{end}"] = bound
     for name, lies_within in evidence.inside.items():
-        found[f"new/inside_90_{name}"] = float(lies_within.mean())
-    return found
+        found[f"new/inside_90_{name}"] = lies_within.mean()
+    return {name: float(value) for name, value in found.items() if value is not None}
 
 
-def short_result(evidence: Evidence, *, promoted: bool) -> str:
-    """Tell verdict and differences in a few signs, for the name of a run."""
-    words = "promoted" if promoted else "kept"
+def short_result(evidence: Evidence) -> str:
+    """Tell the differences in a few signs, for the name of a run."""
     if evidence.verdict.kind == "suspicious":
-        return f"{words}: suspicious"
+        return "suspicious"
     told = [
         f"{part} {format_amount(held.change.estimate, evidence.unit, signed=True)}"
         for part, held in evidence.held_out.items()
     ]
-    return f"{words}: MAE {', '.join(told)}"
+    return f"MAE {', '.join(told)}"
 
 
 def model_card(card: Mapping[str, Any], schema: "Schema") -> str:
@@ -130,10 +116,7 @@ def model_card(card: Mapping[str, Any], schema: "Schema") -> str:
 
 
 def about(card: Mapping[str, Any], schema: "Schema") -> str:
-    """Write purpose, data, groups and limits, at most 4,000 characters of Markdown.
-
-    Names of columns that were left out (they may identify persons) do not appear.
-    """
+    """Write purpose, data, groups and limits in Markdown; columns left out are not named."""
     return _fill("model_card.md", card=card, schema=schema)[:MOST]
 
 

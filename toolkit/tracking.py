@@ -1,10 +1,8 @@
-"""MLflow bookkeeping of a run: store, experiment, run life cycle, numbers, datasets, figures.
-
-Not here: the model folder (`artifact.py`), versions and aliases (`registry.py`).
-"""
+"""MLflow bookkeeping of a run: store, experiment, run life cycle, numbers, datasets, figures."""
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import logging
 import os
@@ -24,7 +22,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from mlflow import MlflowClient
 from mlflow.data.pandas_dataset import from_pandas
-from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
 
 from . import cli, roles
@@ -35,18 +33,13 @@ logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
 HOST_TAG, PROCESS_TAG = "host", "process"
 SQLITE = "sqlite:///"
 DATABASES = ("postgresql", "mysql", "mssql", "databricks")
-NOT_LOGGED = {"quiet", "json", "resume", "exit_code", "lang"}  # settings that change no result
 LONGEST_PARAM = 6000  # characters, MLflow's limit
-
-
-# --- store -------------------------------------------------------------------------------------
 
 
 def connect(tracking_uri: str, experiment: str) -> tuple[MlflowClient, str]:
     """Open the tracking store, making it where it does not exist; return (client, experiment id).
 
-    Runs of this machine whose process is gone are marked KILLED on the way.
-    Raises UserError when the store cannot be used.
+    Runs of this machine whose process is gone are marked KILLED. UserError for an unusable store.
     """
     if not tracking_uri.startswith(("http://", "https://", SQLITE, *DATABASES)):
         raise UserError(
@@ -67,11 +60,10 @@ def connect(tracking_uri: str, experiment: str) -> tuple[MlflowClient, str]:
         experiment_id = _experiment(client, tracking_uri, experiment)
         _sweep(client, experiment_id)
     except (MlflowException, sqlite3.Error, OSError) as error:
-        shown = cli.without_password(tracking_uri)
         raise UserError(
-            f"the tracking store {shown} cannot be used ({cli.reason(error)}); expected a "
-            "running 'mlflow server', or a database in a folder that exists, writable and not "
-            "locked: start or mend it, or pass another --tracking-uri"
+            f"the tracking store {cli.without_password(tracking_uri)} cannot be used "
+            f"({cli.reason(error)}); expected a running 'mlflow server', or a database in a folder "
+            "that exists, writable and not locked: start or mend it, or pass another --tracking-uri"
         ) from error
     return client, experiment_id
 
@@ -79,8 +71,7 @@ def connect(tracking_uri: str, experiment: str) -> tuple[MlflowClient, str]:
 def _check_sqlite(file: Path) -> None:
     """Create the database where there is none; refuse one of another program.
 
-    Several first runs at once would create the tables in each other's way. So each makes a database
-    of another name and links it; that fails for all of them but one, whose database all then use.
+    Several first runs at once each make one of another name; all but one then fail to link it.
     """
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
@@ -101,18 +92,16 @@ def _check_sqlite(file: Path) -> None:
 
 
 def _experiment(client: MlflowClient, tracking_uri: str, name: str) -> str:
-    found = client.get_experiment_by_name(name)
-    if found is None:
-        place = None
-        if tracking_uri.startswith(SQLITE):  # artifacts stay beside their database
-            folder = Path(tracking_uri.removeprefix(SQLITE)).absolute().parent / "mlruns"
-            place = (folder / hashlib.sha256(name.encode()).hexdigest()[:12]).as_uri()
-        try:
-            return client.create_experiment(name, artifact_location=place)
-        except MlflowException:  # another process was faster, or there is a reason
-            found = client.get_experiment_by_name(name)
-            if found is None:
-                raise
+    place = None
+    if tracking_uri.startswith(SQLITE):  # artifacts stay beside their database
+        folder = Path(tracking_uri.removeprefix(SQLITE)).absolute().parent / "mlruns"
+        place = (folder / hashlib.sha256(name.encode()).hexdigest()[:12]).as_uri()
+    try:
+        return client.create_experiment(name, artifact_location=place)
+    except MlflowException:  # it exists, or there is a reason
+        found = client.get_experiment_by_name(name)
+        if found is None:
+            raise
     if found.lifecycle_stage == "deleted":
         raise UserError(
             f"the experiment {name!r} was deleted; bring it back with 'mlflow experiments restore "
@@ -121,14 +110,8 @@ def _experiment(client: MlflowClient, tracking_uri: str, name: str) -> str:
     return found.experiment_id
 
 
-# --- run ---------------------------------------------------------------------------------------
-
-
 def process_identity(pid: int) -> str:
-    """Name a process by number and start, so that a later one of the same number differs.
-
-    "" when it is gone, or where there is no /proc to tell.
-    """
+    """Name a process by number and start; "" when it is gone, or where no /proc tells."""
     with contextlib.suppress(OSError):
         return f"{pid}:{Path(f'/proc/{pid}/stat').read_text().rsplit(')', 1)[1].split()[19]}"
     return ""
@@ -147,10 +130,7 @@ def _sweep(client: MlflowClient, experiment_id: str) -> None:
 def tracked_run(
     experiment_id: str, name: str, tags: Mapping[str, str], run_id: str | None = None
 ) -> Iterator[mlflow.ActiveRun]:
-    """Start a run and end it as FINISHED, KILLED (interrupted) or FAILED (any other exception).
-
-    With `run_id` that run goes on.
-    """
+    """Start a run, or let `run_id` go on; end it as FINISHED, KILLED (interrupted) or FAILED."""
     all_tags = {HOST_TAG: platform.node(), PROCESS_TAG: process_identity(os.getpid()), **tags}
     try:
         with cli.uninterrupted():  # or it would begin unknown to us
@@ -171,49 +151,40 @@ def resumable() -> Iterator[None]:
     try:
         yield
     except (MlflowException, OSError) as error:
-        again = cli.command("python", *sys.argv, "--resume")
         raise UserError(
             f"the training is done but could not be logged ({cli.reason(error)}); mend that, then "
-            f"log it with: {again}"
+            f"log it with: {cli.command('python', *sys.argv, '--resume')}"
         ) from error
 
 
 def log_inputs(
-    client: MlflowClient,
-    run_id: str,
-    settings: Any,
-    target: str,
-    datasets: Mapping[str, pd.DataFrame],
-    **more: object,
+    settings: Any, target: str, datasets: Mapping[str, pd.DataFrame], **more: object
 ) -> None:
     """Log settings, what else was decided, and the rows by what they are for, but no empty ones."""
     values = {**dataclasses.asdict(settings), **more}
     values |= {f"rows_{name}": len(table) for name, table in datasets.items()}
-    texts = {key: cli.without_password(value)[:LONGEST_PARAM] for key, value in values.items()}
-    client.log_batch(run_id, params=[Param(k, v) for k, v in texts.items() if k not in NOT_LOGGED])
+    logged = {key: value for key, value in values.items() if key not in cli.NO_RESULT}
+    mlflow.log_params({k: cli.without_password(v)[:LONGEST_PARAM] for k, v in logged.items()})
     for context, table in datasets.items():
         if len(table):
             log_rows(roles.own_columns(table), target, settings.data, context)
 
 
 def log_numbers(
-    client: MlflowClient,
-    run_id: str,
     metrics: Mapping[str, float],
     curves: Mapping[str, list[float]] | None = None,
-    tags: Mapping[str, str] | None = None,
-    step: int = 0,
+    step: int | None = None,
 ) -> None:
-    """Log metrics, per-epoch curves and tags in one request (MLflow cuts it where it is too long).
-
-    Metrics at the `step` that a model is logged at show on the model's page.
-    """
+    """Log metrics, which a model logged at the same `step` shows, and curves as "epoch/…"."""
+    mlflow.log_metrics(dict(metrics), step=step)
     now = int(time.time() * 1000)
-    points = [Metric(key, float(value), now, step) for key, value in metrics.items()]
-    for key, values in (curves or {}).items():
-        points += [Metric(key, float(v), now, epoch) for epoch, v in enumerate(values, 1)]
-    tag_list = [RunTag(key, str(value)) for key, value in (tags or {}).items()]
-    client.log_batch(run_id, metrics=points, tags=tag_list)
+    points = [
+        Metric(f"epoch/{key}", float(value), now, epoch)
+        for key, values in (curves or {}).items()
+        for epoch, value in enumerate(values, 1)
+    ]
+    if run := mlflow.active_run():
+        MlflowClient().log_batch(run.info.run_id, metrics=points)
 
 
 def log_rows(table: pd.DataFrame, target: str, name: str, context: str) -> None:
@@ -221,14 +192,12 @@ def log_rows(table: pd.DataFrame, target: str, name: str, context: str) -> None:
     sha256 = content_hash(table)
     short = Path(cli.without_password(name)).name
     dataset = from_pandas(table, name=short, targets=target, digest=sha256[:32])
-    for patience in (0.1, 0.3, 1.0, 0):
-        try:
-            mlflow.log_input(dataset, context=context, tags={"sha256": sha256})
-            break
-        except MlflowException:  # another process was logging the same rows at this instant
-            if not patience:
-                raise
-            time.sleep(patience)
+    log = functools.partial(mlflow.log_input, context=context, tags={"sha256": sha256})
+    for patience in (0.1, 0.3, 1.0):  # another process may log the same rows at this instant
+        with contextlib.suppress(MlflowException):
+            return log(dataset)
+        time.sleep(patience)
+    return log(dataset)
 
 
 def content_hash(table: pd.DataFrame) -> str:
@@ -241,12 +210,5 @@ def log_figures(figures: Mapping[str, Figure]) -> None:
     """Log matplotlib figures as PNG files under `figures/`."""
     with tempfile.TemporaryDirectory() as folder:
         for name, figure in figures.items():
-            # Not `savefig`: it draws everything twice.
-            FigureCanvasAgg(figure).print_png(Path(folder, f"{name}.png"))
+            FigureCanvasAgg(figure).print_png(Path(folder, f"{name}.png"))  # savefig draws twice
         mlflow.log_artifacts(folder, "figures")
-
-
-def log_files(files: Mapping[str, str]) -> None:
-    """Log texts as files of the active run."""
-    for name, text in files.items():
-        mlflow.log_text(text, name)

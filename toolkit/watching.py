@@ -35,10 +35,9 @@ def learn(X: np.ndarray, y: np.ndarray) -> RandomForestRegressor:
 
 
 def estimate(X: np.ndarray, errors: np.ndarray, X_file: np.ndarray) -> Interval:
-    """Estimate the MAE on a file with its 95 % interval, from the errors on other rows.
+    """Estimate the MAE on a file with its 95 % interval, by a forest of the errors on other rows.
 
-    A forest learns their size. Its trees spread as the estimate does; to this comes the noise of
-    the file's own errors.
+    Its trees spread as the estimate does; to this comes the noise of the file's own errors.
     """
     forest = learn(X, np.abs(errors))
     means = [tree.predict(X_file.astype(np.float32)).mean() for tree in forest.estimators_]
@@ -75,10 +74,7 @@ def judge(work: Any, found: Evidence) -> tuple[bool, str, Interval]:
 
 
 def watch(work: Any, terminal: cli.Terminal, found: Evidence) -> bool:
-    """Say whether a retraining looks worthwhile, and log that, errors and drift as a run.
-
-    work: of mlflow_retrain.py. Returns whether it does.
-    """
+    """Say and return whether a retraining looks worthwhile; log that, errors and drift as a run."""
     (good, told, expected), parent = judge(work, found), work.parent
     terminal.say(told)
     metrics = report.metrics(found) | {"estimated/MAE": expected.estimate}
@@ -91,8 +87,8 @@ def watch(work: Any, terminal: cli.Terminal, found: Evidence) -> bool:
     tags = {"phase": "monitoring", "parent_model_uri": parent.uri, "parent_run_id": parent.run_id}
     tags |= {FEATURES: _features(work), "mlflow.note.content": escape_markdown(translate(told))}
     with tracking.tracked_run(work.experiment, f"watch {work.settings.model_name}", tags) as run:
-        tracking.log_inputs(work.client, run.info.run_id, work.settings, "", {}, parent=parent.uri)
-        tracking.log_numbers(work.client, run.info.run_id, metrics)
+        tracking.log_inputs(work.settings, "", {}, parent=parent.uri)
+        tracking.log_numbers(metrics)
     facts = {"parent_model_uri": parent.uri, "drift": drifted, "findings": list(found.findings)}
     facts |= {"prequential_MAE": found.prequential, "metrics": metrics, "run_id": run.info.run_id}
     terminal.result(verdict=told, worthwhile=good, **facts)
