@@ -62,20 +62,19 @@ def train(settings: Settings) -> int:
 def track(settings: Settings, terminal: cli.Terminal, rows: Any, schema: Any, role: Any) -> int:
     """Split, preprocess, train, score, log and register in one MLflow run."""
     import model_utils
-    from toolkit import artifact, roles, tracking
+    from toolkit import artifact, ranges, roles, tracking
     from toolkit.checkpoint import Checkpoint
 
-    table = rows.table
+    table, target = rows.table, settings.target
     client, experiment = tracking.connect(settings.tracking_uri, settings.experiment)
     tags = {"phase": "training", "data_sha256": tracking.content_hash(table)}
     checkpoint = Checkpoint(settings, __file__, tags["data_sha256"])
     name = f"train {settings.model_name}"
     with tracking.tracked_run(experiment, name, tags, checkpoint.run_id) as run:
-        run_id = checkpoint.begin(run.info.run_id)
-        y, held_out = table[settings.target].to_numpy(), role.held_out(table)
+        checkpoint.begin(run.info.run_id)
+        y, held_out = table[target].to_numpy(), role.held_out(table)
         train_rows, test_rows, y_train, y_test = model_utils.split(table, y, held_out=held_out)
-        datasets = {"training": train_rows, "held-out": test_rows}
-        tracking.log_inputs(settings, settings.target, datasets)
+        tracking.log_inputs(settings, target, {"training": train_rows, "held-out": test_rows})
 
         # Preprocess and train: on training rows alone.
         with terminal.progress("training") as progress:
@@ -85,20 +84,19 @@ def track(settings: Settings, terminal: cli.Terminal, rows: Any, schema: Any, ro
         # Score: on rows that nothing above has seen.
         prediction = model_utils.model_predict(network, preprocessor.transform(test_rows))
         metrics = scores(y_train, y_test, prediction)
+        card = describe(settings, run.info.run_id, metrics, table, recipes[0])
+        card[ranges.KEPT] = ranges.keep(prediction, y_test)
 
         # Log and register.
-        card = describe(settings, run_id, metrics, table, recipes[0])
         buffer = roles.remember(table.head(0), table, settings.buffer_rows)
         if settings.refit:  # the scores are of the network before
             network, preprocessor, *_ = fit_on(table, None, recipes)
             buffer, card["refit"] = buffer.assign(**{roles.ROLE: roles.TRAIN}), True
         trained = artifact.TrainedModel(network, preprocessor, role, buffer, card)
-        uri, version, verdict = keep(
-            settings, client, trained, metrics, curves, test_rows, prediction
-        )
+        facts = keep(settings, client, trained, metrics, curves, (test_rows, y_test, prediction))
         checkpoint.remove()
-    say(settings, terminal, run.info, uri, version, verdict, card["unit"], metrics)
-    return settings.exit_with(verdict.startswith("promoted"))
+    say(settings, terminal, run.info, card["unit"], metrics, facts)
+    return settings.exit_with(facts["promoted"])
 
 
 def fit(
@@ -180,67 +178,41 @@ def describe(
 
 
 def keep(
-    settings: Settings,
-    client: Any,
-    trained: Any,
-    metrics: dict[str, float],
-    curves: dict[str, list[float]],
-    test_rows: Any,
-    prediction: Any,
-) -> tuple[str, str, str]:
+    settings: Settings, client: Any, trained: Any, metrics: Any, curves: Any, tested: tuple
+) -> dict[str, Any]:
     """Save the model, log and register it, make it champion when there is none.
 
-    Returns (its URI, version, verdict in words).
+    tested: held-out rows, their targets, predictions. Returns what `registry.publish` does.
     """
-    from toolkit import artifact, ranges, registry, report, tracking
+    from toolkit import artifact, registry, tracking
 
     artifact.save_preprocessor(trained.preprocessor, settings.models_dir / "preprocessor.pkl")
-    name, result = settings.model_name, trained.card["result"]
-    trained.card[ranges.KEPT] = ranges.keep(prediction, test_rows[settings.target])
-    about = report.about(trained.card, trained.preprocessor.schema)
-    short = result.split(" on held-out")[0]
-    figures = draw(trained, curves, test_rows, prediction)
     with tracking.resumable():
         artifact.save_folder(trained, settings.models_dir / MODEL_NAME)
         tracking.log_numbers(metrics, curves)
-        tracking.log_figures(figures)
-        uri = artifact.log_model(trained, MODEL_NAME)
-        with cli.uninterrupted():  # registered, promoted and told, or nothing of it
-            verdict, version = registry.register_and_promote(
-                client, name, uri, result, about, short
-            )
-    return uri, version, verdict
+        tracking.log_figures(draw(trained, curves, *tested))
+        short = trained.card["result"].split(" on held-out")[0]
+        return registry.publish(client, settings.model_name, trained, MODEL_NAME, short)
 
 
-def draw(
-    trained: Any, curves: dict[str, list[float]], test_rows: Any, prediction: Any
-) -> dict[str, Any]:
+def draw(trained: Any, curves: Any, rows: Any, y: Any, prediction: Any) -> dict[str, Any]:
     """Draw the learning curve, and the errors on held-out rows."""
     from toolkit import comparison, figures
 
-    schema, unit = trained.preprocessor.schema, trained.card["unit"]
-    y = test_rows[schema.target.name].to_numpy()
+    unit, kinds = trained.card["unit"], trained.preprocessor.schema.kinds
     scattered = figures.predicted_against_actual(y, {"model": prediction}, unit)
     pictures = {
         "learning_curve": figures.learning_curve(curves),
         "predicted_against_actual": scattered,
     }
-    categorical = [name for name, kind in schema.kinds.items() if kind == "categorical"]
-    if categorical:
-        groups = comparison.groups(test_rows, categorical, y, None, prediction)
+    if categorical := [name for name, kind in kinds.items() if kind == "categorical"]:
+        groups = comparison.groups(rows, categorical, y, None, prediction)
         pictures["error_per_group"] = figures.error_per_group(groups, unit)
     return pictures
 
 
 def say(
-    settings: Settings,
-    terminal: cli.Terminal,
-    run: Any,
-    uri: str,
-    version: str,
-    verdict: str,
-    unit: str,
-    metrics: dict[str, float],
+    settings: Settings, terminal: cli.Terminal, run: Any, unit: str, metrics: Any, facts: Any
 ) -> None:
     """Print the scores, the verdict and the next commands."""
     from toolkit.words import format_amount
@@ -252,10 +224,9 @@ def say(
     terminal.table(header, [mae, ["RMSE", rmse, "", ""], ["R²", f"{metrics['R2']:.3f}", "", ""]])
     terminal.say()
     flags = [] if settings.data == DATA else ["--data", "NEW_ROWS.csv"]
-    flags += cli.same_place(settings)
-    steps = [cli.command("python", "mlflow_retrain.py", "--model-uri", uri, *flags)]
-    facts = {"verdict": verdict, "version": version, "model_uri": uri, "metrics": metrics}
-    cli.conclude(terminal, settings, run, steps, **facts)
+    flags += ["--model-uri", facts["model_uri"], *cli.same_place(settings)]
+    steps = [cli.command("python", "mlflow_retrain.py", *flags)]
+    cli.conclude(terminal, settings, run, steps, metrics=metrics, **facts)
 
 
 if __name__ == "__main__":

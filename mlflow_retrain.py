@@ -125,13 +125,13 @@ def track(work: Work, terminal: cli.Terminal, found: Any, whole: Any) -> int:
         trained = artifact.TrainedModel(
             child.network, child.preprocessor, work.role, work.buffer, card
         )
-        uri, version, verdict, metrics = keep(work, trained, child, found)
+        facts = keep(work, trained, child, found)
         checkpoint.remove()
-    found.verdict = replace(found.verdict, promoted=verdict.startswith("promoted"))
+    found.verdict = replace(found.verdict, promoted=facts["promoted"])
     report.write(found, settings.report)
     evidence.print_scores(terminal, found)
-    say(settings, terminal, run.info, uri, version, verdict, metrics, found)
-    return settings.exit_with(verdict.startswith("promoted"))
+    say(settings, terminal, run.info, found, facts)
+    return settings.exit_with(facts["promoted"])
 
 
 def describe(work: Work, run_id: str, child: "Child", found: Any) -> dict[str, Any]:
@@ -153,60 +153,34 @@ def describe(work: Work, run_id: str, child: "Child", found: Any) -> dict[str, A
     }
 
 
-def keep(
-    work: Work, trained: Any, child: "Child", found: Any
-) -> tuple[str, str, str, dict[str, float]]:
+def keep(work: Work, trained: Any, child: "Child", found: Any) -> dict[str, Any]:
     """Save the child, log and register it, promote it if the verdict allows.
 
-    Returns (its URI, version, verdict in words, metrics).
+    Returns what `registry.publish` does, and metrics.
     """
     from toolkit import artifact, evidence, registry, report, tracking
 
-    settings, schema = work.settings, child.preprocessor.schema
-    y_new = work.rows.held_out["new"][schema.target.name].to_numpy()
+    settings, target = work.settings, child.preprocessor.schema.target.name
+    y_new = work.rows.held_out["new"][target].to_numpy()
+    promotion = {
+        "champion": work.champion,
+        "wanted": found.verdict.promoted,
+        "parent_run": None if settings.promote == "always" else work.parent.run_id,
+    }
     with tracking.resumable():
         artifact.save_folder(trained, settings.models_dir / MODEL_NAME)
         metrics = evidence.log_evidence(child.curves, y_new, child.predictions["new"], found)
-        uri = artifact.log_model(trained, MODEL_NAME)
-        with cli.uninterrupted():  # registered, promoted and told, or nothing of it
-            verdict, version = registry.register_and_promote(
-                work.client,
-                settings.model_name,
-                uri,
-                found.verdict.reason,
-                report.about(trained.card, schema),
-                report.short_result(found),
-                champion=work.champion,
-                wanted=found.verdict.promoted,
-                parent_run=None if settings.promote == "always" else work.parent.run_id,
-            )
-    return uri, version, verdict, metrics
+        short = report.short_result(found)
+        name = settings.model_name, trained, MODEL_NAME, short
+        return {"metrics": metrics, **registry.publish(work.client, *name, **promotion)}
 
 
-def say(
-    settings: Settings,
-    terminal: cli.Terminal,
-    run: Any,
-    uri: str,
-    version: str,
-    verdict: str,
-    metrics: dict[str, float],
-    found: Any,
-) -> None:
+def say(settings: Settings, terminal: cli.Terminal, run: Any, found: Any, facts: Any) -> None:
     """Print the verdict and the next commands, or all of it as one object."""
-    promoted = verdict.startswith("promoted")
     back = cli.command("python", "mlflow_retrain.py", "--rollback", *cli.same_place(settings))
-    facts = {
-        "verdict": verdict,
-        "version": version,
-        "model_uri": uri,
-        "verdict_kind": found.verdict.kind,
-        "promoted": promoted,
-        "intervals": {part: asdict(held.change) for part, held in found.held_out.items()},
-        "metrics": metrics,
-    }
-    steps = [back] if promoted else []
-    cli.conclude(terminal, settings, run, steps, **facts)
+    facts["verdict_kind"] = found.verdict.kind
+    facts["intervals"] = {part: asdict(held.change) for part, held in found.held_out.items()}
+    cli.conclude(terminal, settings, run, [back] if facts["promoted"] else [], **facts)
 
 
 @dataclass

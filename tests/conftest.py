@@ -38,6 +38,7 @@ for name in STORE_VARIABLES:
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+import keras
 import pytest  # noqa: E402
 
 MODEL = "loan-amount"
@@ -232,8 +233,8 @@ def no_figures(monkeypatch):
 def not_trained(model, X, y, callbacks=(), **_):
     """Stand in for `train_model`: leave the model as it is, which saves its compilation."""
     for callback in callbacks:
-        callback.set_model(model)
-        callback.on_train_end()
+        if isinstance(callback, keras.callbacks.LambdaCallback):  # validates the candidates
+            callback.on_epoch_end(0, {})
     return model, SimpleNamespace(history={"loss": [1.0]})
 
 

@@ -23,7 +23,7 @@ from toolkit import artifact, checkpoint, cli, roles, tracking
 from toolkit.encoding import Preprocessor
 
 ROOT = Path(__file__).resolve().parents[1]
-CURVES = ("epoch/loss", "epoch/val_mae", "epoch/final_loss")
+CURVES = {"epoch/loss": 10, "epoch/val_mae": 10, "epoch/final_loss": 20}  # of 20 epochs
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -71,7 +71,7 @@ def test_run_is_finished_with_the_scores_of_the_model_on_its_held_out_rows(train
 @pytest.mark.parametrize("key", CURVES)
 def test_curve_has_one_finite_point_per_epoch_and_falls(trained, key):
     steps, values = zip(*points(trained, trained.run, key), strict=True)
-    assert steps == tuple(range(1, 21))
+    assert steps == tuple(range(1, CURVES[key] + 1))
     assert np.isfinite(values).all()
     assert values[-1] < values[0]
 
@@ -257,7 +257,7 @@ def test_interrupted_training_goes_on_in_its_run_to_the_same_bits(
 
     def interrupt(self, epoch, logs=None):
         watched(self, epoch, logs)
-        if (self.name, epoch) == (training, 11):
+        if (self.name, epoch) in (("search", 5), ("training", 11)) and self.name == training:
             signal.raise_signal(signal.SIGINT)
 
     with monkeypatch.context() as patch:
@@ -275,8 +275,8 @@ def test_interrupted_training_goes_on_in_its_run_to_the_same_bits(
 
     monkeypatch.setattr(checkpoint._Watch, "on_epoch_end", count)
     assert fresh_place.train(*flags, "--resume") == 0, fresh_place.err
-    assert epochs[:20] == [("search", epoch) for epoch in range(20)]  # short, so not saved
-    assert epochs[20:] == [("training", e) for e in range(0 if training == "search" else 12, 20)]
+    assert epochs[:10] == [("search", epoch) for epoch in range(10)]  # short, so not saved
+    assert epochs[10:] == [("training", e) for e in range(0 if training == "search" else 12, 20)]
     run = fresh_place.run
     assert (run.info.run_id, run.info.status) == (first, "FINISHED")
     assert len(fresh_place.runs()) == 1

@@ -8,12 +8,14 @@ import contextlib
 import io
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import mlflow
 from mlflow import MlflowClient
 from mlflow.entities import RunTag
 from mlflow.exceptions import MlflowException
 
+from . import artifact, cli, report
 from .errors import UserError
 from .language import translate
 from .words import escape_markdown
@@ -41,6 +43,26 @@ def register(client: MlflowClient, name: str, uri: str, description: str) -> str
     return str(made.version)
 
 
+def publish(
+    client: MlflowClient,
+    name: str,
+    trained: artifact.TrainedModel,
+    artifact_name: str,
+    short: str,
+    **promotion: Any,
+) -> dict[str, Any]:
+    """Log a model to the active run; then register and promote it, or nothing of it.
+
+    promotion: of `register_and_promote`. Returns verdict (in words), promoted, version, model_uri.
+    """
+    uri = artifact.log_model(trained, artifact_name)
+    told = trained.card["result"], report.about(trained.card, trained.preprocessor.schema), short
+    with cli.uninterrupted():
+        verdict, version = register_and_promote(client, name, uri, *told, **promotion)
+    promoted = verdict.startswith("promoted")
+    return {"verdict": verdict, "promoted": promoted, "version": version, "model_uri": uri}
+
+
 def register_and_promote(
     client: MlflowClient,
     name: str,
@@ -65,7 +87,7 @@ def register_and_promote(
     if wanted and champion and parent_run not in (None, champion_run):
         forbidden = f"the parent is not the champion, version {champion}; "
     elif wanted and not (promoted := promote(client, name, version, champion)):
-        forbidden = "another version became champion meanwhile; "
+        forbidden = "another version is champion; "
     word = "promoted" if promoted else "kept champion"
     told = escape_markdown(translate(f"{word}, {forbidden}{reason}"))
     client.update_model_version(name, version, f"{told}.\n\n{about}")
