@@ -44,7 +44,7 @@ def source(monkeypatch):
     """Give the function that makes reading find these blocks of rows."""
 
     def use(*blocks):
-        table = tables.Table("rows.csv", [lambda: iter(blocks)], first_line=2)
+        table = tables.Table("rows.csv", [[lambda: iter(blocks)]], first_line=2)
         monkeypatch.setattr(reading.tables, "open_table", lambda *_: table)
         return settings_for("rows.csv")
 

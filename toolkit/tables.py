@@ -8,6 +8,7 @@ stays as it is written; what a typed format calls text becomes a pandas category
 import codecs
 import csv
 import glob
+import io
 import os
 import re
 import shutil
@@ -18,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -35,9 +37,8 @@ PIECE_BYTES = 2**24  # files, and row groups of Parquet, below this are read tog
 HEAD_BYTES = 2**20  # of a text file: its separator and header are found in these
 DETECT_BYTES = 2**26  # and its encoding in these
 MAGIC = {b"PAR1": "Parquet", b"ARRO": "Feather"}  # the first bytes of a file
-TYPED = {".parquet": "Parquet", ".pq": "Parquet", ".feather": "Feather", ".arrow": "Feather"}
-TYPED |= {".xlsx": "Excel"}
-SUFFIXES = (*TYPED, ".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".gz", ".bz2", ".zip")
+SUFFIXES = (".parquet", ".pq", ".feather", ".arrow", ".xlsx", ".zip", ".gz", ".bz2")
+SUFFIXES += (".csv", ".tsv", ".jsonl", ".ndjson", ".json")
 ADVICE = {
     "CSV": "give every line as many fields as the header",
     "JSON lines": 'expected one object per line, such as {"age": 41, "zone": "nord"}',
@@ -57,20 +58,20 @@ Blocks = Iterator[pd.DataFrame]
 class Table:
     """Hold a table that is read in blocks, as often as needed.
 
-    Attributes: source, as the user named it, without passwords; first_line, the line of the file
-    that the first row stands in (2 in a plain CSV file, 1 where there is no header line), known
-    with the first block; notes, one line for everything that was recognised or left out, complete
-    once the rows were read; columns, in the order of the first file; share (number, count), which
-    of `count` shares of the pieces these readers are.
+    Attributes: source, as the user named it, without passwords; pieces, each a list of readers;
+    notes, one line for everything that was recognised or left out, complete once the rows were
+    read; first_line, the line of the file that the first row stands in (2 in a plain CSV file, 1
+    where there is no header line), known with the first block; columns, in the order of the first
+    file; share (number, count), which of `count` shares of the pieces these are.
     """
 
     source: str
-    readers: list[Callable[[], Blocks]] = field(repr=False)
+    pieces: list[list[Callable[[], Blocks]]]
     notes: list[str] = field(default_factory=list)
     first_line: int = 1
     columns: list[str] = field(default_factory=list)
     share: tuple[int, int] = (0, 1)
-    keep: Any = field(default=None, repr=False)  # a temporary folder that must outlive the readers
+    keep: Any = None  # a temporary folder that must outlive the readers
 
     def blocks(self) -> Blocks:
         """Read the rows in order: DataFrames of about 500,000 rows, each with a RangeIndex.
@@ -79,23 +80,19 @@ class Table:
         Raises UserError for files that cannot be read, differ in their columns, or have no rows.
         """
         waiting: list[pd.DataFrame] = []
-        for reader in self.readers:
-            is_new = True
-            for part in map(self._named, reader()):
-                self._check_columns(part)
-                if waiting and (is_new or sum(map(len, waiting)) >= BLOCK_ROWS):
+        for piece in self.pieces:
+            parts = map(self._checked, chain.from_iterable(read() for read in piece))
+            for number, part in enumerate(parts):
+                if waiting and (number == 0 or sum(map(len, waiting)) >= BLOCK_ROWS):
                     yield _together(waiting)
                     waiting = []
-                waiting += [part[self.columns]] if len(part) else []
-                is_new = False
-        last = _together(waiting) if waiting else pd.DataFrame()
+                waiting += [part] if len(part) else []
         number, count = self.share
-        if len(last) and number + 1 == count:
-            last = self._without_total(last)
-        if last.empty and count == 1:
+        if waiting:
+            last = _together(waiting)
+            yield self._without_total(last) if number + 1 == count else last
+        elif count == 1:
             raise UserError(f"{self.source} holds no rows; expected a header and rows below it")
-        if len(last):
-            yield last
 
     def take_share(self, number: int, count: int, columns: list[str]) -> "Table":
         """Keep one of `count` shares of the pieces, in order; `columns` are of the whole table.
@@ -103,27 +100,27 @@ class Table:
         Lines in messages count from the start of the share, whose name says which it is.
         """
         self.source = f"part {number + 1} of {count} of {self.source}" if number else self.source
-        first, end = (len(self.readers) * n // count for n in (number, number + 1))
-        self.readers, self.share, self.columns = self.readers[first:end], (number, count), columns
+        first, end = (len(self.pieces) * n // count for n in (number, number + 1))
+        self.pieces, self.share, self.columns = self.pieces[first:end], (number, count), columns
         return self
 
-    def _check_columns(self, rows: pd.DataFrame) -> None:
+    def note(self, text: str) -> None:
+        """Add a note, unless it is there already."""
+        self.notes += [] if text in self.notes else [text]
+
+    def _checked(self, rows: pd.DataFrame) -> pd.DataFrame:
+        """Leave out columns without a name; UserError where columns differ from those before."""
+        unnamed = rows.columns.astype(str).str.strip().str.fullmatch(UNNAMED)
+        if unnamed.any():
+            self.note("a column without a name (an index of rows) is left out")
+        rows = named(rows.loc[:, ~unnamed], self.source).rename(columns=str.strip)
         self.columns = self.columns or list(rows)
         if sorted(rows) != sorted(self.columns):
             raise UserError(
                 f"a file of {self.source} has the columns {list(rows)}, but those before it "
                 f"have {self.columns}; give files with the same columns"
             )
-
-    def note(self, text: str) -> None:
-        """Add a note, unless it is there already."""
-        self.notes += [] if text in self.notes else [text]
-
-    def _named(self, rows: pd.DataFrame) -> pd.DataFrame:
-        unnamed = rows.columns.astype(str).str.strip().str.fullmatch(UNNAMED)
-        if unnamed.any():
-            self.note("a column without a name (an index of rows) is left out")
-        return named(rows.loc[:, ~unnamed], self.source).rename(columns=str.strip)
+        return rows[self.columns]
 
     def _without_total(self, rows: pd.DataFrame) -> pd.DataFrame:
         """Leave out empty rows at the end, and a last row that is a total of those above it."""
@@ -131,15 +128,16 @@ class Table:
         if n_filled < len(rows):
             self.note(f"{len(rows) - n_filled} empty rows at the end are left out")
         rows = rows[:n_filled]
-        last, above = rows.iloc[-1], rows[-10_000:-1]
-        for name, cell in last.items() if len(above) > 1 else ():
-            if not (isinstance(cell, str) and TOTAL.fullmatch(cell.strip().casefold())):
+        tail = rows[-10_000:]
+        for name, cell in tail.iloc[-1].items():
+            is_total = isinstance(cell, str) and TOTAL.fullmatch(cell.strip().casefold())
+            if not is_total or (tail[name][:-1] == cell).any():
                 continue
-            others = rows[-10_000:].drop(columns=name)
+            others = tail.drop(columns=name)
             numbers = others.apply(lambda cells: read_cells(cells, Column("", "numeric"))[0])
-            larger = numbers.iloc[-1] > numbers.iloc[:-1].max()
+            larger = numbers.iloc[-1] > numbers[:-1].max()
             emptied = others.iloc[-1].isna() & (others.notna().mean() > 0.5)
-            if (above[name] != cell).all() and (larger | emptied).any():
+            if (larger | emptied).any():
                 self.note(f"the last row is a total ({cell.strip()!r}) and is left out")
                 return rows[:-1]
         return rows
@@ -184,7 +182,7 @@ def open_table(source: str | Path, query: str | None = None) -> Table:
     shown = re.sub(r"//[^@/]*@", "//", source).split("?")[0] if scheme else source
     table = Table(shown, [])
     if query is not None or DATABASES.match(scheme):
-        table.readers.append(partial(_sql_blocks, source, query, shown))
+        table.pieces.append([partial(_sql_blocks, source, query, shown)])
         return table
     if scheme == "file":
         source = urllib.request.url2pathname(urlsplit(source).path)
@@ -192,9 +190,9 @@ def open_table(source: str | Path, query: str | None = None) -> Table:
         table.keep = tempfile.TemporaryDirectory(prefix="table-")
         source = _download(source, shown, Path(table.keep.name))
     if os.path.isdir(os.path.join(source, "_delta_log")):
-        table.readers.append(partial(_delta_blocks, source, table))
+        table.pieces.append([partial(_delta_blocks, source, table)])
     else:
-        table.readers += _pieces(_files(source, shown), Path(source), table)
+        table.pieces += _pieces(_files(source, shown), Path(source), table)
     return table
 
 
@@ -217,25 +215,19 @@ def _files(source: str, shown: str) -> list[Path]:
     return found
 
 
-def _pieces(files: list[Path], top: Path, table: Table) -> list[Callable[[], Blocks]]:
+def _pieces(files: list[Path], top: Path, table: Table) -> list[list[Callable[[], Blocks]]]:
     """Cut files into pieces: some small ones together, or some row groups of a large Parquet file.
 
     They depend on the files alone, and so do the blocks of rows, however many processes read them.
     """
-    pieces: list[list[Callable[[], Blocks]]] = []
-    size = PIECE_BYTES
+    pieces: dict[int, list[Callable[[], Blocks]]] = {}
+    n_before = 0
     for file in files:
         for n_bytes, groups in _row_groups(file):
-            if size >= PIECE_BYTES:
-                pieces, size = [*pieces, []], 0
-            pieces[-1].append(partial(_file_blocks, file, top, table, groups))
-            size += n_bytes
-    return [partial(_chained, piece) for piece in pieces]
-
-
-def _chained(readers: list[Callable[[], Blocks]]) -> Blocks:
-    for reader in readers:
-        yield from reader()
+            piece = pieces.setdefault(n_before // PIECE_BYTES, [])
+            piece.append(partial(_file_blocks, file, top, table, groups))
+            n_before += n_bytes
+    return list(pieces.values())
 
 
 def _row_groups(file: Path) -> list[tuple[int, list[int] | None]]:
@@ -303,8 +295,8 @@ def _delta_blocks(folder: str, table: Table) -> Blocks:
         yield from _typed_blocks(delta.to_pyarrow_dataset().to_batches())
 
 
-def _file_blocks(file: Path, top: Path, table: Table, groups: list[int] | None = None) -> Blocks:
-    """Read a file as its name or first bytes ask; keys of folders `key=value` become columns.
+def _file_blocks(file: Path, top: Path, table: Table, groups: list[int] | None) -> Blocks:
+    """Read a file as its first bytes ask; keys of folders `key=value` become columns.
 
     groups: of a Parquet file the row groups to read; None for all.
     """
@@ -314,17 +306,17 @@ def _file_blocks(file: Path, top: Path, table: Table, groups: list[int] | None =
         kind = _kind(file)
     with _reading(f"{file} cannot be read as {kind}", ADVICE.get(kind, "write or copy it again")):
         if kind == "CSV":
-            blocks = _csv_blocks(file, table)
-        elif kind.startswith("JSON"):
-            blocks = _json_blocks(file, kind == "JSON lines")
+            blocks = _csv_blocks(partial(_stream, file), file, table)
         elif kind == "Excel":
-            blocks = _excel_blocks(file, table)
+            blocks = _csv_blocks(partial(io.BytesIO, _excel_as_csv(file, table)), file, table)
         elif kind == "Parquet":  # a dataset would hold several times as much in memory
             parquet = pq.ParquetFile(file, pre_buffer=False)
             blocks = _typed_blocks(parquet.iter_batches(BLOCK_ROWS // 4, groups))
-        else:
+        elif kind == "Feather":
             feather = pa.ipc.open_file(pa.memory_map(str(file)))
             blocks = _typed_blocks(map(feather.get_batch, range(feather.num_record_batches)))
+        else:
+            blocks = _json_blocks(file, kind == "JSON lines")
         for block in blocks:
             for key, value in keys:
                 level = None if value == "__HIVE_DEFAULT_PARTITION__" else unquote(value)
@@ -334,9 +326,9 @@ def _file_blocks(file: Path, top: Path, table: Table, groups: list[int] | None =
 
 def _kind(file: Path) -> str:
     with file.open("rb") as start:
-        known = MAGIC.get(start.read(4), TYPED.get(file.suffix.lower(), ""))
-    if known:
-        return known
+        kind = MAGIC.get(start.read(4))
+    if kind or file.suffix.lower() == ".xlsx":
+        return kind or "Excel"
     with _stream(file) as stream:
         head = stream.read(HEAD_BYTES).removeprefix(codecs.BOM_UTF8).lstrip()
     if not head:
@@ -356,6 +348,16 @@ def _stream(file: Path) -> Any:
     return archive.open(names[0])
 
 
+def _excel_as_csv(file: Path, table: Table) -> bytes:
+    import openpyxl  # noqa: F401 - pandas would not name the package that is missing
+
+    sheets = pd.read_excel(file, sheet_name=None, header=None)
+    name, rows = next((each for each in sheets.items() if len(each[1])), ("", pd.DataFrame()))
+    if len(sheets) > 1:
+        table.note(f"{file.name} has {len(sheets)} sheets; only {name!r} was read")
+    return rows.to_csv(index=False, header=False).encode()
+
+
 def _typed_blocks(batches: Iterable[pa.RecordBatch]) -> Blocks:
     """Read typed rows; text as categories, decimals as floats; the index pandas kept is plain."""
     options = {"ignore_metadata": True, "date_as_object": False, "strings_to_categorical": True}
@@ -372,25 +374,13 @@ def _json_blocks(file: Path, lines: bool) -> Blocks:
         yield from found if lines else [found]
 
 
-def _excel_blocks(file: Path, table: Table) -> Blocks:
-    import openpyxl  # noqa: F401 - pandas would not name the package that is missing
-
-    sheets = pd.read_excel(file, sheet_name=None, header=None)
-    name, rows = next((each for each in sheets.items() if len(each[1])), ("", pd.DataFrame()))
-    if len(sheets) > 1:
-        table.note(f"{file.name} has {len(sheets)} sheets; only {name!r} was read")
-    texts = rows.astype(object).fillna("").astype(str)
-    header = _header_line(texts.head(100).to_numpy().tolist(), file, table)
-    table.first_line = header + 2
-    yield rows.iloc[header + 1 :].infer_objects().set_axis(texts.iloc[header], axis=1)
-
-
 # --- CSV ----------------------------------------------------------------------------------------
 
 
-def _csv_blocks(file: Path, table: Table) -> Blocks:
+def _csv_blocks(unpack: Callable[[], Any], file: Path, table: Table) -> Blocks:
     """Read a text file; text stays as it is written, an empty cell is missing."""
-    encoding, separator, names = _csv_start(file, table)
+    with unpack() as stream:
+        encoding, separator, names = _csv_start(stream.read(DETECT_BYTES), file, table)
     if not names:
         return
     # Small blocks, as many are read ahead; without threads, or an error would not tell its line.
@@ -404,7 +394,7 @@ def _csv_blocks(file: Path, table: Table) -> Blocks:
     texts = dict.fromkeys(names, pa.string())
     convert = pc.ConvertOptions(column_types=texts, null_values=[""], strings_can_be_null=True)
     parse = pc.ParseOptions(delimiter=separator, newlines_in_values=True)
-    with _stream(file) as stream:
+    with unpack() as stream:
         for batch in pc.open_csv(stream, options, parse, convert):
             block = batch.to_pandas()
             block.attrs = {"separator": separator}
@@ -413,10 +403,8 @@ def _csv_blocks(file: Path, table: Table) -> Blocks:
             yield block
 
 
-def _csv_start(file: Path, table: Table) -> tuple[str, str, list[str]]:
+def _csv_start(sample: bytes, file: Path, table: Table) -> tuple[str, str, list[str]]:
     """Recognise (encoding, separator, names of columns, none where no rows are below them)."""
-    with _stream(file) as stream:
-        sample = stream.read(DETECT_BYTES)
     encoding = _encoding(file, sample, table)
     text = sample[:HEAD_BYTES].decode(encoding, errors="ignore").removeprefix("\ufeff")
     lines = re.split(r"\r\n|\n|\r", text)
