@@ -33,7 +33,7 @@ def rows_of(n=N, seed=0):
 
 
 def settings_for(data, **options):
-    said = dict.fromkeys(reading.KINDS, ())
+    said = dict.fromkeys(reading.FLAGS, ())
     defaults = {"target": "y", "query": None, "group": None, "time": None}
     defaults |= {"test_size": 0.2, "seed": 42, "workers": 1}
     return SimpleNamespace(**{"data": str(data), **said, **defaults, **options})

@@ -1,8 +1,7 @@
 """Any file, folder, glob, URL or query, as blocks of rows.
 
-Belongs here: how tables are stored. What the values mean is in `columns.py`. Text of a CSV file
-stays as it is written; what a typed format calls text becomes a pandas category, so that
-`kinds.py` can tell a text that is meant from one that nobody gave a type.
+Text of a CSV file stays as it is written; what a typed format calls text becomes a pandas category,
+so that `kinds.py` can tell a text that is meant from one that nobody gave a type.
 """
 
 import codecs
@@ -37,36 +36,37 @@ PIECE_BYTES = 2**24  # files, and row groups of Parquet, below this are read tog
 HEAD_BYTES = 2**20  # of a text file: its separator and header are found in these
 DETECT_BYTES = 2**26  # and its encoding in these
 MAGIC = {b"PAR1": "Parquet", b"ARRO": "Feather"}  # the first bytes of a file
-SUFFIXES = (".parquet", ".pq", ".feather", ".arrow", ".xlsx", ".zip", ".gz", ".bz2")
-SUFFIXES += (".csv", ".tsv", ".jsonl", ".ndjson", ".json")
+ENDING = re.compile(
+    r"\.(csv|tsv|jsonl|ndjson|json|parquet|pq|feather|arrow|xlsx|zip|gz|bz2)$", re.I
+)
 ADVICE = {
     "CSV": "give every line as many fields as the header",
     "JSON lines": 'expected one object per line, such as {"age": 41, "zone": "nord"}',
 }
 EXPECTED = "expected CSV, Parquet, JSON lines, Feather or Excel"
 DATABASES = re.compile(r"(postgres|mysql|mariadb|sqlite|oracle|mssql|duckdb|snowflake|bigquery)")
-DRIVERS = {"psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}
 UNNAMED = r"|Unnamed: \d+|__index_level_\d+__"
 TOTAL = re.compile(r"(grand |sous-)?(totale?|totaux|sum|somme|summe|gesamt)( g[ée]n[ée]rale?)?\W*")
 # Of the encodings without a mark of their own, those that spreadsheets and old programs write.
 ENCODINGS = ["cp1252", "cp1250", "cp1251", "mac_roman", "shift_jis", "gb18030"]
 WIDTHS = r"line \1 has \3 fields, not \2"
 Blocks = Iterator[pd.DataFrame]
+Piece = list[Callable[[], Blocks]]
 
 
 @dataclass
 class Table:
     """Hold a table that is read in blocks, as often as needed.
 
-    Attributes: source, as the user named it, without passwords; pieces, each a list of readers;
-    notes, one line for everything that was recognised or left out, complete once the rows were
-    read; first_line, the line of the file that the first row stands in (2 in a plain CSV file, 1
-    where there is no header line), known with the first block; columns, in the order of the first
-    file; share (number, count), which of `count` shares of the pieces these are.
+    source is as the user named it, without passwords; a piece is a list of readers; share (number,
+    count) tells which of `count` shares of the pieces these are. Known with the first block:
+    columns, and first_line, the line of the file that the first row stands in (2 in a plain CSV
+    file, 1 without a header line). Complete after the last: notes, a line for all that was
+    recognised or left out.
     """
 
     source: str
-    pieces: list[list[Callable[[], Blocks]]]
+    pieces: list[Piece] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     first_line: int = 1
     columns: list[str] = field(default_factory=list)
@@ -95,10 +95,7 @@ class Table:
             raise UserError(f"{self.source} holds no rows; expected a header and rows below it")
 
     def take_share(self, number: int, count: int, columns: list[str]) -> "Table":
-        """Keep one of `count` shares of the pieces, in order; `columns` are of the whole table.
-
-        Lines in messages count from the start of the share, whose name says which it is.
-        """
+        """Keep one of `count` shares of the pieces; lines in messages count from its start."""
         self.source = f"part {number + 1} of {count} of {self.source}" if number else self.source
         first, end = (len(self.pieces) * n // count for n in (number, number + 1))
         self.pieces, self.share, self.columns = self.pieces[first:end], (number, count), columns
@@ -159,15 +156,11 @@ def _reading(failed: str, advice: str) -> Iterator[None]:
     except UserError:
         raise
     except ImportError as error:
-        package = DRIVERS.get(error.name or "", error.name or "pyarrow")
-        raise UserError(f"{failed}: it needs a package: pip install {package}") from error
+        raise UserError(f"{failed}: it needs a package: pip install {error.name}") from error
     except Exception as error:  # each library has classes of its own
         reason = re.sub(r" \[SQL:.*|//[^@/\s]*@", "", one_line(error))
         reason = re.sub(r".*Row #(\d+): Expected (\d+) columns, got (\d+):.*", WIDTHS, reason)[:150]
         raise UserError(f"{failed} ({reason}); {advice}") from error
-
-
-# --- where tables are ---------------------------------------------------------------------------
 
 
 def open_table(source: str | Path, query: str | None = None) -> Table:
@@ -180,9 +173,9 @@ def open_table(source: str | Path, query: str | None = None) -> Table:
     source = str(source)
     scheme = source.split("://")[0] if "://" in source else ""
     shown = re.sub(r"//[^@/]*@", "//", source).split("?")[0] if scheme else source
-    table = Table(shown, [])
+    table = Table(shown)
     if query is not None or DATABASES.match(scheme):
-        table.pieces.append([partial(_sql_blocks, source, query, shown)])
+        table.pieces = [[partial(_sql_blocks, source, query, shown)]]
         return table
     if scheme == "file":
         source = urllib.request.url2pathname(urlsplit(source).path)
@@ -190,20 +183,21 @@ def open_table(source: str | Path, query: str | None = None) -> Table:
         table.keep = tempfile.TemporaryDirectory(prefix="table-")
         source = _download(source, shown, Path(table.keep.name))
     if os.path.isdir(os.path.join(source, "_delta_log")):
-        table.pieces.append([partial(_delta_blocks, source, table)])
+        table.pieces = [[partial(_delta_blocks, source, table)]]
     else:
-        table.pieces += _pieces(_files(source, shown), Path(source), table)
+        table.pieces = _pieces(_files(source, shown), Path(source), table)
     return table
 
 
 def _files(source: str, shown: str) -> list[Path]:
-    what = "there is no such file"
-    names = [source] if os.path.isfile(source) else sorted(glob.glob(source))
-    if os.path.isdir(source):
-        what = "the folder holds no table"
-        below = [f.relative_to(source) for f in sorted(Path(source).rglob("[!._]*"))]
-        below = [f for f in below if all("=" in folder for folder in f.parts[:-1])]
-        names = [os.path.join(source, f) for f in below if f.suffix.lower() in SUFFIXES]
+    what, names = "there is no such file", sorted(glob.glob(source))
+    if os.path.isfile(source):
+        names = [source]
+    elif os.path.isdir(source):
+        what, below = "the folder holds no table", Path(source).rglob("[!._]*")
+        inside = [f.relative_to(source) for f in sorted(below) if ENDING.search(f.name)]
+        inside = [f for f in inside if all("=" in folder for folder in f.parts[:-1])]
+        names = [os.path.join(source, f) for f in inside]
     found = [Path(name) for name in names if os.path.isfile(name)]
     if not found:
         raise UserError(f"cannot read {shown}: {what}; {EXPECTED}: check the path")
@@ -215,29 +209,24 @@ def _files(source: str, shown: str) -> list[Path]:
     return found
 
 
-def _pieces(files: list[Path], top: Path, table: Table) -> list[list[Callable[[], Blocks]]]:
+def _pieces(files: list[Path], top: Path, table: Table) -> list[Piece]:
     """Cut files into pieces: some small ones together, or some row groups of a large Parquet file.
 
     They depend on the files alone, and so do the blocks of rows, however many processes read them.
     """
-    pieces: dict[int, list[Callable[[], Blocks]]] = {}
-    n_before = 0
+    pieces, n_before = dict[int, Piece](), 0
     for file in files:
-        for n_bytes, groups in _row_groups(file):
+        sizes: list[tuple[int, list[int] | None]] = [(file.stat().st_size, None)]
+        with _reading(f"cannot read {file}", "copy it again"):
+            if sizes[0][0] >= PIECE_BYTES and _kind(file) == "Parquet":
+                about = pq.read_metadata(file)
+                groups = range(about.num_row_groups)
+                sizes = [(about.row_group(n).total_byte_size, [n]) for n in groups]
+        for n_bytes, part in sizes:
             piece = pieces.setdefault(n_before // PIECE_BYTES, [])
-            piece.append(partial(_file_blocks, file, top, table, groups))
+            piece.append(partial(_file_blocks, file, top, table, part))
             n_before += n_bytes
     return list(pieces.values())
-
-
-def _row_groups(file: Path) -> list[tuple[int, list[int] | None]]:
-    """List (bytes, numbers of row groups) of a large Parquet file; any other is one, with None."""
-    size = file.stat().st_size
-    with _reading(f"cannot read {file}", "copy it again"):
-        if size < PIECE_BYTES or _kind(file) != "Parquet":
-            return [(size, None)]
-        about = pq.read_metadata(file)
-        return [(about.row_group(n).total_byte_size, [n]) for n in range(about.num_row_groups)]
 
 
 def _download(url: str, shown: str, folder: Path) -> str:
@@ -248,8 +237,6 @@ def _download(url: str, shown: str, folder: Path) -> str:
             with urllib.request.urlopen(url, timeout=60) as answer, target.open("wb") as copy:
                 shutil.copyfileobj(answer, copy)
         else:
-            if url.startswith("gs://") and "?" not in url:
-                url += "?retry_limit_seconds=20"  # it would try for a quarter of an hour
             _copy(url, target)
     return str(target)
 
@@ -258,6 +245,8 @@ def _copy(url: str, target: Path) -> None:
     """Copy a file of an object store, or all files below a folder."""
     from pyarrow import fs
 
+    if url.startswith("gs://") and "?" not in url:
+        url += "?retry_limit_seconds=20"  # it would try for a quarter of an hour
     files, path = fs.FileSystem.from_uri(url)
     found = [files.get_file_info(path)]
     if found[0].type == fs.FileType.Directory:
@@ -266,9 +255,6 @@ def _copy(url: str, target: Path) -> None:
         place = target / os.path.relpath(file.path, path)  # "." for the file itself
         place.parent.mkdir(parents=True, exist_ok=True)
         fs.copy_files(file.path, str(place), source_filesystem=files)
-
-
-# --- how tables are written: generators of their rows ---------------------------------------------
 
 
 def _sql_blocks(url: str, query: str | None, shown: str) -> Blocks:
@@ -280,8 +266,8 @@ def _sql_blocks(url: str, query: str | None, shown: str) -> Blocks:
     with _reading(f"the query on {shown} failed", "check it"):
         import sqlalchemy
 
-        engine = sqlalchemy.create_engine(url)
-        with engine.connect().execution_options(stream_results=True) as connection:
+        options = {"stream_results": True}
+        with sqlalchemy.create_engine(url, execution_options=options).connect() as connection:
             for block in pd.read_sql_query(query, connection, chunksize=BLOCK_ROWS):
                 yield block.astype(dict.fromkeys(block.select_dtypes("str"), "category"))
 
@@ -296,10 +282,7 @@ def _delta_blocks(folder: str, table: Table) -> Blocks:
 
 
 def _file_blocks(file: Path, top: Path, table: Table, groups: list[int] | None) -> Blocks:
-    """Read a file as its first bytes ask; keys of folders `key=value` become columns.
-
-    groups: of a Parquet file the row groups to read; None for all.
-    """
+    """Read a file as its first bytes ask, or row groups; folders `key=value` become columns."""
     inside = file.relative_to(top) if top in file.parents else file
     keys = [part.split("=", 1) for part in inside.parts[:-1] if "=" in part]
     with _reading(f"cannot read {file}", "copy it again"):
@@ -316,7 +299,9 @@ def _file_blocks(file: Path, top: Path, table: Table, groups: list[int] | None) 
             feather = pa.ipc.open_file(pa.memory_map(str(file)))
             blocks = _typed_blocks(map(feather.get_batch, range(feather.num_record_batches)))
         else:
-            blocks = _json_blocks(file, kind == "JSON lines")
+            lines = {"lines": True, "chunksize": BLOCK_ROWS} if kind == "JSON lines" else {}
+            found = pd.read_json(_stream(file), dtype=False, **lines)
+            blocks = iter(found if lines else [found])
         for block in blocks:
             for key, value in keys:
                 level = None if value == "__HIVE_DEFAULT_PARTITION__" else unquote(value)
@@ -367,16 +352,6 @@ def _typed_blocks(batches: Iterable[pa.RecordBatch]) -> Blocks:
         yield rows.astype(dict.fromkeys(decimals, "float64"))
 
 
-def _json_blocks(file: Path, lines: bool) -> Blocks:
-    """Read one object per line, or one array of objects; text is left as it is written."""
-    with _stream(file) as stream:
-        found = pd.read_json(stream, dtype=False, lines=lines, chunksize=BLOCK_ROWS * lines or None)
-        yield from found if lines else [found]
-
-
-# --- CSV ----------------------------------------------------------------------------------------
-
-
 def _csv_blocks(unpack: Callable[[], Any], file: Path, table: Table) -> Blocks:
     """Read a text file; text stays as it is written, an empty cell is missing."""
     with unpack() as stream:
@@ -384,18 +359,13 @@ def _csv_blocks(unpack: Callable[[], Any], file: Path, table: Table) -> Blocks:
     if not names:
         return
     # Small blocks, as many are read ahead; without threads, or an error would not tell its line.
-    options = pc.ReadOptions(
-        skip_rows=table.first_line - 1,
-        column_names=names,
-        encoding=encoding,
-        block_size=2**20,
-        use_threads=False,
-    )
+    options: Any = {"block_size": 2**20, "use_threads": False, "encoding": encoding}
+    read = pc.ReadOptions(skip_rows=table.first_line - 1, column_names=names, **options)
     texts = dict.fromkeys(names, pa.string())
     convert = pc.ConvertOptions(column_types=texts, null_values=[""], strings_can_be_null=True)
     parse = pc.ParseOptions(delimiter=separator, newlines_in_values=True)
     with unpack() as stream:
-        for batch in pc.open_csv(stream, options, parse, convert):
+        for batch in pc.open_csv(stream, read, parse, convert):
             block = batch.to_pandas()
             block.attrs = {"separator": separator}
             if len(block) and str(block.iloc[-1, -1]).endswith("\n"):
@@ -433,20 +403,13 @@ def _evenness(lines: list[list[str]]) -> tuple[int, int, int]:
 
 
 def _header_line(lines: list[list[str]], file: Path, table: Table) -> int:
-    """Return the place of the header, below titles, comments and empty lines.
-
-    Raises UserError where there is none, ValueError where it is not as wide as the rows below it.
-    """
+    """Return the place of the header: the first line that is as wide as most, and mostly filled."""
     widths = [len(line) for line in lines if line]
     usual = max(widths, key=widths.count, default=0)
     for number, line in enumerate(lines):
         filled = [cell for cell in line if cell.strip()]
-        is_full = len(line) == usual
-        most = (usual - 1) / 2 if is_full else max(1, usual / 2)
-        if len(filled) <= most or (not is_full and line[0].startswith("#")):
+        if len(line) < usual or len(filled) <= (usual - 1) / 2:
             continue
-        if not is_full:
-            raise ValueError(f"line {number + 1} has {len(line)} fields, most lines have {usual}")
         if number and any(re.fullmatch(r"[-+]?[\d.,]+", cell) for cell in filled):
             break
         if any(map(any, lines[:number])):
