@@ -28,10 +28,9 @@ def repeat(*values, n=N):
     return (list(values) * n)[:n]
 
 
-def learn(values, name="c", *, others=None, separator=",", **options):
+def learn(values, name="c", **options):
     """Infer a schema from one more column: (its column or None, its values, notes)."""
-    rows = table(**{name: values}, **(others or {}))
-    rows.attrs = {"separator": separator}
+    rows = table(**{name: values})
     schema, notes = infer_schema(rows, "y", source="t.csv", **options)
     conformed, more = conform(rows, schema, source="t.csv")
     column = next((c for c in schema.columns if c.name == name), None)
@@ -90,7 +89,7 @@ def test_negative_amounts_in_brackets_and_with_signs_are_negative():
 def test_point_of_thousands_is_recognised_by_the_column_or_the_file():
     whole = [int(v) for v in RNG.uniform(100, 9999, N)]
     german = [f"{v:,}".replace(",", ".") for v in whole]
-    _, values, notes = learn(german, separator=";")
+    _, values, notes = learn(german)
     assert values.tolist() == whole
     assert "read as" in notes
     thousands = repeat("1.234", "7.719")
@@ -228,8 +227,7 @@ def test_day_and_month_that_cannot_be_told_apart_are_asked_about():
     message = refused(learn, values)
     assert "--date 'c=%d/%m/%Y'" in message
     assert learn(values, date=["c=%m/%d/%Y"])[1][0] == 19723 + 1
-    assert learn(values, separator=";", others={"x": repeat("1", "2"), "y": repeat("3", "4")})[1][0]
-    assert learn(repeat("01.02.2024"), others={})[1][0] == 19723 + 31
+    assert learn(repeat("01.02.2024"))[1][0] == 19723 + 31
 
 
 def test_seconds_are_dates_when_asked_or_called_so():

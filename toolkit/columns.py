@@ -122,8 +122,6 @@ def is_like(text: pd.Series, pattern: str) -> np.ndarray:
 
 def core_of(text: pd.Series, unit: str) -> pd.Series:
     """Take the unit, brackets of a negative amount and spaces between thousands off."""
-    if is_like(text, PLAIN).all():
-        return text
     if unit:
         mark = rf"^([+-]?\(?){re.escape(unit)}\s*|{SPACE}*{re.escape(unit)}(\)?)$"
         text = text.str.replace(mark, r"\1\2", regex=True)
@@ -139,9 +137,9 @@ def number_pattern(decimal: str, thousands: str) -> str:
 
 
 def marks_of(core: pd.Series, context: str = "") -> tuple[str, str, bool]:
-    """Tell the decimal mark from that of thousands: (decimal, thousands, whether it is sure).
+    """Tell (decimal mark, that of thousands, whether it is sure); "" for a mark not seen.
 
-    `context` is the decimal mark of other columns of the file. "" stands for a mark not seen.
+    `context` is the decimal mark of other columns of the file.
     """
     fits = {mark: is_like(core, number_pattern(mark, OTHER_MARK[mark])) for mark in ".,"}
     core = core[fits["."] | fits[","]]

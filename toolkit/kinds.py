@@ -61,16 +61,12 @@ _Found = tuple[Column, list[str]]
 
 @dataclass
 class _Cells:
-    """A column whose kind is being found out; `said` is the kind that the user asked for.
-
-    The other columns tell the mark before decimals, and whether days come before months.
-    """
+    """A column whose kind is being found out; `said` is the kind that the user asked for."""
 
     values: pd.Series
     said: str
     markers: tuple[str, ...]
-    decimal: str = ""
-    european: bool = False
+    decimal: str = ""  # the mark before decimals in the other columns
 
     def __post_init__(self) -> None:
         self.name = str(self.values.name)
@@ -82,7 +78,6 @@ class _Cells:
         self.column = Column(self.name, "categorical", markers=self.markers)
 
     def called(self, pattern: str) -> bool:
-        """Tell whether the words of the column's name hold a pattern."""
         return re.search(pattern, self.words) is not None
 
     @cached_property
@@ -149,7 +144,7 @@ def _date_format(cells: _Cells) -> str:
     shares = {form: np.isfinite(c.parse_dates(texts, form)).mean() for form in guesses if form}
     best = max([0.9, *shares.values()])
     form, *others = [form for form, share in shares.items() if share == best] or [""]
-    if others and not cells.european and "." not in form:
+    if others and "." not in form:
         raise UserError(
             f"column {name!r} holds dates such as {texts.iloc[0]!r}, day or month first; say which "
             f"with --date '{name}={form}' or --date '{name}={others[0]}'"
@@ -275,7 +270,7 @@ def infer_schema(
     names = [target, *(name for name in rows if name != target and said.get(name) != "drop")]
     markers = tuple(map(str, flags.get("na", ())))
     cells = [_Cells(rows[n], said.get(n, "").removeprefix("keep"), markers) for n in names]
-    _share_marks(cells, rows.attrs.get("separator", ","))
+    _share_marks(cells)
     found, notes = [], []
     for each in cells:
         column, remarks = _column(each, is_wanted=each.name in said)
@@ -323,15 +318,14 @@ def _column(cells: _Cells, *, is_wanted: bool) -> tuple[Column | None, list[str]
     return None, [f"column {cells.name!r} is left out: {reason} ({way})"]
 
 
-def _share_marks(columns: list[_Cells], separator: str) -> None:
+def _share_marks(columns: list[_Cells]) -> None:
     """Learn from all columns together which mark is before decimals, and tell each of them."""
     texts = [cells for cells in columns if types.is_string_dtype(cells.values)]
     marks = [c.marks_of(c.core_of(cells.sample, cells.unit[0])) for cells in texts]
     sure = [decimal for decimal, _, is_sure in marks if is_sure]
     points, commas = sure.count("."), sure.count(",")
-    for cells in columns:
-        cells.decimal = "" if points == commas else "." if points > commas else ","
-        cells.european = commas > points or (separator == ";" and points <= commas)
+    for cells in columns if points != commas else ():
+        cells.decimal = "." if points > commas else ","
 
 
 def leaks(table: pd.DataFrame, schema: Schema) -> list[str]:

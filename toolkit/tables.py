@@ -113,10 +113,8 @@ class Table:
         rows = named(rows.loc[:, ~unnamed], self.source).rename(columns=str.strip)
         self.columns = self.columns or list(rows)
         if sorted(rows) != sorted(self.columns):
-            raise UserError(
-                f"a file of {self.source} has the columns {list(rows)}, but those before it "
-                f"have {self.columns}; give files with the same columns"
-            )
+            what = f"a file of {self.source} has the columns {list(rows)}, but those before it have"
+            raise UserError(f"{what} {self.columns}; give files with the same columns")
         return rows[self.columns]
 
     def _without_total(self, rows: pd.DataFrame) -> pd.DataFrame:
@@ -202,10 +200,8 @@ def _files(source: str, shown: str) -> list[Path]:
     if not found:
         raise UserError(f"cannot read {shown}: {what}; {EXPECTED}: check the path")
     if any((file.parent / "_delta_log").is_dir() for file in found):
-        raise UserError(
-            f"{shown} is a part of a Delta table, where some files are no longer valid; give the "
-            "folder instead"
-        )
+        what = "is a part of a Delta table, where some files are no longer valid"
+        raise UserError(f"{shown} {what}; give the folder instead")
     return found
 
 
@@ -259,10 +255,8 @@ def _copy(url: str, target: Path) -> None:
 
 def _sql_blocks(url: str, query: str | None, shown: str) -> Blocks:
     if query is None or "://" not in url:
-        raise UserError(
-            f"{shown} and a query belong together; expected a database such as "
-            "postgresql://host/name with --query 'SELECT …'"
-        )
+        example = "a database such as postgresql://host/name with --query 'SELECT …'"
+        raise UserError(f"{shown} and a query belong together; expected {example}")
     with _reading(f"the query on {shown} failed", "check it"):
         import sqlalchemy
 
@@ -367,7 +361,6 @@ def _csv_blocks(unpack: Callable[[], Any], file: Path, table: Table) -> Blocks:
     with unpack() as stream:
         for batch in pc.open_csv(stream, read, parse, convert):
             block = batch.to_pandas()
-            block.attrs = {"separator": separator}
             if len(block) and str(block.iloc[-1, -1]).endswith("\n"):
                 raise ValueError("a field opens with a quote that is never closed")
             yield block
@@ -378,7 +371,6 @@ def _csv_start(sample: bytes, file: Path, table: Table) -> tuple[str, str, list[
     encoding = _encoding(file, sample, table)
     text = sample[:HEAD_BYTES].decode(encoding, errors="ignore").removeprefix("\ufeff")
     lines = re.split(r"\r\n|\n|\r", text)
-    lines = lines[:-1] if len(sample) > HEAD_BYTES and len(lines) > 2 else lines
     marked = re.fullmatch(r'"?sep=(.)"?[,;\t]*', lines[0])
     lines[0] = "" if marked else lines[0]
     cells = {
