@@ -204,6 +204,13 @@ def test_target_of_a_row_never_enters_its_own_training_input():
     assert np.corrcoef(inputs, noise)[0, 1] < 0.05
 
 
+def test_categories_that_never_repeat_have_no_mean_target():
+    table = table_of(c=[f"level {n}" for n in range(100)])
+    preprocessor = fit(table)
+    assert not only(preprocessor, "mean")
+    np.testing.assert_array_equal(preprocessor.transform(table), np.ones((100, 1)))
+
+
 def test_few_categories_need_no_mean_target():
     assert not only(fit(table_of(c=["a", "b", "d"] * 40)), "mean")
 

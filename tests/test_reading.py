@@ -68,6 +68,15 @@ def test_file_becomes_a_conformed_table_with_the_hashes_of_its_rows(tmp_path):
     assert (roles.row_hashes(table) == table[roles.HASH]).all()
 
 
+def test_columns_may_be_called_as_ours_might_be(source):
+    names = ["__role", "__hash", "hash", "role", "index", "generation"]
+    rows = rows_of().assign(**dict.fromkeys(names, ["1", "2", "3"] * 40))
+    read, schema, _ = reading.read_first(source(rows))
+    table = roles.Roles.choose(read.table, 0.2, 42).assign(read.table, 0)
+    assert {*names} <= {*schema.features}
+    assert list(roles.own_columns(table)) == [*schema.features, "y"]
+
+
 def read_again(settings, schema, card=None):
     """Read new rows for a model of ours, or with an empty card for one of another program."""
     preprocessor = SimpleNamespace(schema=schema)

@@ -96,8 +96,12 @@ def named(rows: pd.DataFrame, source: str) -> pd.DataFrame:
 
 def as_text(values: pd.Series, markers: Iterable[str] = ()) -> pd.Series:
     """Return a column as text without outer spaces, 3 for 3.0; missing, or a marker, is NaN."""
-    if not isinstance(values.dtype, pd.StringDtype):
+    if values.dtype == object:  # of JSON, where a cell may be a list
         values = values.map(_written, na_action="ignore").astype("str")
+    elif not isinstance(values.dtype, pd.StringDtype):  # a level once, however often it stands
+        codes, levels = pd.factorize(values)
+        texts = as_text(pd.Series([_written(level) for level in levels], dtype="str"), markers)
+        return pd.Series(texts.array.take(codes, allow_fill=True), name=values.name)
     text = values.str.strip()
     return text.mask(text.isin({*NO_VALUE, *markers}))
 
@@ -205,7 +209,8 @@ def read_cells(values: pd.Series, column: Column) -> tuple[Any, np.ndarray]:
         text = as_text(values, column.markers)
         if column.kind == "categorical":
             levels = {each: to_level(each, column.width) for each in text.dropna().unique()}
-            return text.map(levels).astype("str"), bad
+            is_same = all(each == level for each, level in levels.items())
+            return (text if is_same else text.map(levels).astype("str")), bad
         if column.kind == "numeric":
             cells = parse_numbers(text, column)
         else:

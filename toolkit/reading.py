@@ -43,26 +43,21 @@ class Rows:
         self, source: tables.Table, blocks: Iterable[pd.DataFrame], folder: Path | None = None
     ) -> tuple["Rows", list[str]]:
         """Read blocks, keep all in `folder` if given; return (self, to be finished, notes)."""
-        notes, line, data, group, self.folder = (
-            [],
-            source.first_line,
-            source.source,
-            self.group,
-            folder,
-        )
+        self.folder, group, target = folder, self.group, self.schema.target.name
+        notes: list[str] = []
+        place: Any = {"source": source.source, "first_line": source.first_line}
         for block in blocks:
             if group and group not in block:
                 raise UserError(
-                    f"{data} has no column {group!r} of groups to hold out as a whole; its columns "
-                    f"are {', '.join(map(str, block))}"
+                    f"{source.source} has no column {group!r} of groups to hold out as a whole; "
+                    f"its columns are {', '.join(map(str, block))}"
                 )
-            options = {"source": data, "first_line": line, **self.options}
-            table, found = columns.conform(block, self.schema, **options)
-            if self.schema.target.name not in table:
-                table[self.schema.target.name] = np.nan
+            table, found = columns.conform(block, self.schema, **place, **self.options)
+            if target not in table:  # a look goes without
+                table[target] = np.nan
             self.add(roles.hashed(table, block[group].loc[table.index] if group else None))
             notes += found
-            line += len(block)
+            place["first_line"] += len(block)
         return self, notes
 
     def add(self, block: pd.DataFrame) -> None:
@@ -185,7 +180,6 @@ def _read(
     blocks = source.blocks()
     first = next(blocks)
     schema, notes = find_schema(first)
-    # A look at new rows goes without their target.
     need_target = schema.target.name in first or not getattr(settings, "dry_run", False)
     rows = Rows(schema, group, time, strict=strict, need_target=need_target)
     if settings.workers > 1:

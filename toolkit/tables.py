@@ -154,7 +154,8 @@ def _reading(failed: str, advice: str) -> Iterator[None]:
     except UserError:
         raise
     except ImportError as error:
-        raise UserError(f"{failed}: it needs a package: pip install {error.name}") from error
+        package = error.name or "pyarrow"
+        raise UserError(f"{failed}: it needs a package: pip install {package}") from error
     except Exception as error:  # each library has classes of its own
         reason = re.sub(r" \[SQL:.*|//[^@/\s]*@", "", one_line(error))
         reason = re.sub(r".*Row #(\d+): Expected (\d+) columns, got (\d+):.*", WIDTHS, reason)[:150]
