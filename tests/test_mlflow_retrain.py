@@ -30,7 +30,7 @@ def loans(name, start, stop):
 
 def keys_of(rows):
     """Write each row as one text, without any code of the project, to recognise it again."""
-    columns = sorted(set(rows.columns) - {"nom", "prenom"} - {c for c in rows if c[:2] == "__"})
+    columns = sorted(set(rows.columns) - {"nom", "prenom", *roles.OWN})
     text = rows[columns].astype({c: float for c in columns if rows[c].dtype.kind in "if"})
     return ["|".join(map(str, values)) for values in text.to_numpy(object)]
 

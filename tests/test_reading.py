@@ -269,6 +269,21 @@ def test_blocks_are_encoded_as_one_table_would_be_without_the_rows_held_out(many
     assert np.concatenate(y).tolist() == table["y"].tolist()
 
 
+def test_shares_of_workers_are_joined_to_the_table_of_one_process(many, source):
+    whole, schema, _ = many(rows_of(MANY), time="day")
+    empty = reading.Rows(schema, time="day", strict=False, need_target=True)
+    shares = []
+    for part in blocks_of(rows_of(MANY), 150, 420):
+        source(*blocks_of(part, 70))
+        table = reading.tables.open_table()
+        twice = [empty.read(table, table.blocks())[0] for _ in range(2)]  # as after a fault
+        assert twice[0].n_rows == twice[1].n_rows == len(part)
+        shares.append(twice[1])
+    empty.join(shares)
+    pd.testing.assert_frame_equal(empty.finish(), whole.table)
+    assert empty.n_rows == whole.n_rows
+
+
 def test_workers_without_ray_are_refused_in_one_line(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     rows_of().to_csv(tmp_path / "rows.csv", index=False)

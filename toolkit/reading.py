@@ -42,8 +42,9 @@ class Rows:
     def read(
         self, source: tables.Table, blocks: Iterable[pd.DataFrame], folder: Path | None = None
     ) -> tuple["Rows", list[str]]:
-        """Read blocks, keep all in `folder` if given; return (self, to be finished, notes)."""
-        self.folder, group, target = folder, self.group, self.schema.target.name
+        """Read blocks into a copy, which keeps all in `folder` if given; return (it, notes)."""
+        rows, group, target = copy.deepcopy(self), self.group, self.schema.target.name
+        rows.folder = folder
         notes: list[str] = []
         place: Any = {"source": source.source, "first_line": source.first_line}
         for block in blocks:
@@ -55,10 +56,10 @@ class Rows:
             table, found = columns.conform(block, self.schema, **place, **self.options)
             if target not in table:  # a look goes without
                 table[target] = np.nan
-            self.add(roles.hashed(table, block[group].loc[table.index] if group else None))
+            rows.add(roles.hashed(table, block[group].loc[table.index] if group else None))
             notes += found
             place["first_line"] += len(block)
-        return self, notes
+        return rows, notes
 
     def add(self, block: pd.DataFrame) -> None:
         """Add conformed and hashed rows."""
@@ -181,17 +182,17 @@ def _read(
     first = next(blocks)
     schema, notes = find_schema(first)
     need_target = schema.target.name in first or not getattr(settings, "dry_run", False)
-    rows = Rows(schema, group, time, strict=strict, need_target=need_target)
+    empty = Rows(schema, group, time, strict=strict, need_target=need_target)
     if settings.workers > 1:
         from . import engine
 
-        keep = tempfile.TemporaryDirectory(prefix="rows-")
-        rows.shares, parts = engine.read(rows.read, source, settings, keep.name)
-        rows.keep = keep  # a folder that is gone with these rows alone
+        rows = copy.deepcopy(empty)
+        rows.keep = tempfile.TemporaryDirectory(prefix="rows-")
+        rows.shares, parts = engine.read(empty.read, source, settings, rows.keep.name)
         rows.join([part for part, _ in parts])
         found = list(dict.fromkeys(note for _, notes in parts for note in notes))
     else:
-        _, found = rows.read(source, chain([first], blocks))
+        rows, found = empty.read(source, chain([first], blocks))
     table = rows.finish()
     if rows.n_rows > len(table):
         notes.append(
