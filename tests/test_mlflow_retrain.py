@@ -30,7 +30,7 @@ def loans(name, start, stop):
 
 def keys_of(rows):
     """Write each row as one text, without any code of the project, to recognise it again."""
-    columns = sorted(set(rows.columns) - {"nom", "prenom"} - {c for c in rows if c[:2] == "__"})
+    columns = sorted(set(rows.columns) - {"nom", "prenom", *roles.OWN})
     text = rows[columns].astype({c: float for c in columns if rows[c].dtype.kind in "if"})
     return ["|".join(map(str, values)) for values in text.to_numpy(object)]
 
@@ -608,16 +608,16 @@ def test_group_is_held_out_as_a_whole_in_every_generation(fresh_place):
     assert fresh_place.retrain("--data", "two.csv", *QUICK, "--json") == 0, fresh_place.err
     buffer = fresh_place.load("models:/loan-amount/2").buffer
     assert len(buffer) == 480
-    of_role = buffer.groupby(buffer["size"].astype(int))["__role"].nunique()
+    of_role = buffer.groupby(buffer["size"].astype(int))[roles.ROLE].nunique()
     assert len(of_role) == 60
     assert (of_role == 1).all()
-    share = (buffer["__role"] == "held_out").mean()
+    share = (buffer[roles.ROLE] == "held_out").mean()
     assert 0.1 < share < 0.35
     # Intervals know that rows of one customer vary together.
     new = told(fresh_place)["intervals"]["new"]
     child, metrics = fresh_place.load("models:/loan-amount/2"), fresh_place.run.data.metrics
     held_out = part_of(child, "held_out")
-    held_out = held_out[held_out["__generation"] == 1].reset_index(drop=True)
+    held_out = held_out[held_out[roles.GENERATION] == 1].reset_index(drop=True)
     errors = []
     for number in (1, 2):
         model = fresh_place.load(f"models:/loan-amount/{number}")
@@ -649,7 +649,7 @@ def test_latest_days_of_each_file_are_held_out(fresh_place):
     buffer = fresh_place.load("models:/loan-amount/2").buffer
     first = pd.Timestamp("2021-01-01").toordinal() - pd.Timestamp("1970-01-01").toordinal()
     day = buffer["day"].astype(int) - first
-    held_out = set(day[buffer["__role"] == "held_out"])
+    held_out = set(day[buffer[roles.ROLE] == "held_out"])
     assert held_out == {*range(160, 200), *range(360, 400)}
 
 

@@ -33,7 +33,7 @@ def rows_of(n=N, seed=0):
 
 
 def settings_for(data, **options):
-    said = dict.fromkeys(reading.KINDS, ())
+    said = dict.fromkeys(reading.FLAGS, ())
     defaults = {"target": "y", "query": None, "group": None, "time": None}
     defaults |= {"test_size": 0.2, "seed": 42, "workers": 1}
     return SimpleNamespace(**{"data": str(data), **said, **defaults, **options})
@@ -44,7 +44,7 @@ def source(monkeypatch):
     """Give the function that makes reading find these blocks of rows."""
 
     def use(*blocks):
-        table = tables.Table("rows.csv", [lambda: iter(blocks)], first_line=2)
+        table = tables.Table("rows.csv", [[lambda: iter(blocks)]], first_line=2)
         monkeypatch.setattr(reading.tables, "open_table", lambda *_: table)
         return settings_for("rows.csv")
 
@@ -66,6 +66,15 @@ def test_file_becomes_a_conformed_table_with_the_hashes_of_its_rows(tmp_path):
     assert schema.kinds["day"] == "date"
     assert table["day"].iloc[0] == 18_262  # days from 1970 to 2020
     assert (roles.row_hashes(table) == table[roles.HASH]).all()
+
+
+def test_columns_may_be_called_as_ours_might_be(source):
+    names = ["__role", "__hash", "hash", "role", "index", "generation"]
+    rows = rows_of().assign(**dict.fromkeys(names, ["1", "2", "3"] * 40))
+    read, schema, _ = reading.read_first(source(rows))
+    table = roles.Roles.choose(read.table, 0.2, 42).assign(read.table, 0)
+    assert {*names} <= {*schema.features}
+    assert list(roles.own_columns(table)) == [*schema.features, "y"]
 
 
 def read_again(settings, schema, card=None):
@@ -258,6 +267,21 @@ def test_blocks_are_encoded_as_one_table_would_be_without_the_rows_held_out(many
     expected = preprocessor.transform(table, roles.folds(table))
     assert np.concatenate(X).tobytes() == expected.tobytes()
     assert np.concatenate(y).tolist() == table["y"].tolist()
+
+
+def test_shares_of_workers_are_joined_to_the_table_of_one_process(many, source):
+    whole, schema, _ = many(rows_of(MANY), time="day")
+    empty = reading.Rows(schema, time="day", strict=False, need_target=True)
+    shares = []
+    for part in blocks_of(rows_of(MANY), 150, 420):
+        source(*blocks_of(part, 70))
+        table = reading.tables.open_table()
+        twice = [empty.read(table, table.blocks())[0] for _ in range(2)]  # as after a fault
+        assert twice[0].n_rows == twice[1].n_rows == len(part)
+        shares.append(twice[1])
+    empty.join(shares)
+    pd.testing.assert_frame_equal(empty.finish(), whole.table)
+    assert empty.n_rows == whole.n_rows
 
 
 def test_workers_without_ray_are_refused_in_one_line(tmp_path, monkeypatch):

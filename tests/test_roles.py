@@ -188,13 +188,13 @@ def test_buffer_does_not_depend_on_order_files_or_how_they_were_put_together():
 
 
 def test_buffer_is_a_fair_sample_of_all_rows_of_a_line():
-    # 300 files of 20 early and 40 late rows: a third of what is kept must be early.
+    # 60 files of 100 early and 200 late rows: a third of what is kept must be early.
     early = total = 0
-    for seed in range(300):
+    for seed in range(60):
         role = Roles(seed=3, threshold=2**63)
-        first = assigned(20, 2 * seed, 0, role)
-        kept = roles.remember(first.head(0), first, 6)
-        kept = roles.remember(kept, assigned(40, 2 * seed + 1, 1, role), 6)
+        first = assigned(100, 2 * seed, 0, role)
+        kept = roles.remember(first.head(0), first, 30)
+        kept = roles.remember(kept, assigned(200, 2 * seed + 1, 1, role), 30)
         early += (kept[GENERATION] == 0).sum()
         total += len(kept)
     assert early / total == pytest.approx(1 / 3, abs=0.03)

@@ -221,7 +221,6 @@ def test_excel_is_read_or_its_package_is_named(tmp_path, monkeypatch):
     table = open_table(str(path))
     assert_same_rows(table)
     assert table.first_line == 3
-    assert read(table)["prix"].dtype == np.float64
 
 
 def test_excel_without_its_package_names_it(tmp_path, monkeypatch):
@@ -275,7 +274,7 @@ def test_web_address_is_read(tmp_path):
         ("a,a\n1,2\n", "two columns named 'a'"),
         ("a,b,c\n1,2,3\n4,5,6\n1,2\n", "line 4 has 2 fields, not 3"),
         ("a,b,c\n1,2,3\n4,5,6\n1,2,3,4\n", "line 4 has 4 fields, not 3"),
-        ("a,b\n1,2,3\n4,5,6\n7,8,9\n", "line 1 has 2 fields, most lines have 3"),
+        ("a,b\n1,2,3\n4,5,6\n7,8,9\n", "has no header"),
         ('a,b\n1,"2\n3,4\n', "cannot be read as CSV"),
         (b"PAR1 and no more", "Parquet"),
         (gzip.compress(CSV.encode(), mtime=0)[:-12], "cannot read"),

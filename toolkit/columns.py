@@ -1,12 +1,11 @@
 """What a model knows about columns, and every file's rows brought to one form.
 
-Belongs here: how numbers, dates and categories are read from cells. A copy of this file travels
-inside every model. Not here: how columns are recognised (`kinds.py`), and the network's input.
+A copy of this file travels inside every model. How columns are recognised is in `kinds.py`.
 """
 
 import re
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ import pyarrow.compute as pc
 from .errors import UserError
 
 MIN_ROWS = 20
+EXPECTED = {"numeric": "number such as 1234.5", "date": "date such as 2024-10-13"}
 MAX_NUMBER = 1e100  # beyond it, float64 cannot hold the squares that statistics need
 # pandas' own list, and what else stands for a missing number or date (compared without case).
 NO_VALUE = ("", "NA", "N/A", "n/a", "#N/A", "<NA>", "NULL", "null", "NaN", "nan", "None", "NaT")
@@ -68,16 +68,12 @@ class Schema:
     def kinds(self) -> dict[str, str]:
         return {column.name: column.kind for column in self.columns}
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the schema as plain lists and texts, for JSON."""
-        return asdict(self)
-
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> "Schema":
-        """Build a schema from what `to_dict` returned, also after a way through JSON."""
+        """Build a schema from its `dataclasses.asdict`, also after a way through JSON."""
         target, *columns = (
-            Column(**{**column, "markers": tuple(column["markers"])})
-            for column in (content["target"], *content["columns"])
+            Column(**{**each, "markers": tuple(each["markers"])})
+            for each in (content["target"], *content["columns"])
         )
         return cls(target, tuple(columns), tuple(content["dropped"]))
 
@@ -87,9 +83,6 @@ def lines(places: np.ndarray, first_line: int) -> str:
     numbers = ", ".join(str(first_line + place) for place in places[:5])
     more = f" and {len(places) - 5:,} more" if len(places) > 5 else ""
     return f"line{'s' if len(places) > 1 else ''} {numbers}{more}"
-
-
-# --- cells --------------------------------------------------------------------------------------
 
 
 def named(rows: pd.DataFrame, source: str) -> pd.DataFrame:
@@ -102,29 +95,22 @@ def named(rows: pd.DataFrame, source: str) -> pd.DataFrame:
 
 
 def as_text(values: pd.Series, markers: Iterable[str] = ()) -> pd.Series:
-    """Return a column as text (dtype str) without outer spaces; missing, or a marker, is NaN.
-
-    Numbers are written as people do: 3 for 3.0.
-    """
-    missing = {*NO_VALUE, *markers}
-    if isinstance(values.dtype, pd.StringDtype):
-        text = values.str.strip()
-        return text.mask(text.isin(missing))
-    try:
+    """Return a column as text without outer spaces, 3 for 3.0; missing, or a marker, is NaN."""
+    if values.dtype == object:  # of JSON, where a cell may be a list
+        values = values.map(_written, na_action="ignore").astype("str")
+    elif not isinstance(values.dtype, pd.StringDtype):  # a level once, however often it stands
         codes, levels = pd.factorize(values)
-    except TypeError:  # lists and dictionaries
-        codes, levels = pd.factorize(values.astype(str))
-    written = [_written(level) for level in levels]
-    texts = pd.array([None if text in missing else text for text in written], dtype="str")
-    return pd.Series(texts.take(codes, allow_fill=True), name=values.name)
+        texts = as_text(pd.Series([_written(level) for level in levels], dtype="str"), markers)
+        return pd.Series(texts.array.take(codes, allow_fill=True), name=values.name)
+    text = values.str.strip()
+    return text.mask(text.isin({*NO_VALUE, *markers}))
 
 
 def _written(value: Any) -> str:
-    if isinstance(value, str):  # half of a surrogate pair cannot be written as UTF-8
-        return value.strip().encode("utf-8", "backslashreplace").decode()
     if isinstance(value, float | np.floating) and float(value).is_integer():
-        return str(int(value))
-    return value.isoformat() if hasattr(value, "isoformat") else str(value)
+        value = int(value)
+    text = value.isoformat() if hasattr(value, "isoformat") else str(value)
+    return text.encode("utf-8", "backslashreplace").decode()  # half of a surrogate pair is no UTF-8
 
 
 def without_markers(text: pd.Series) -> pd.Series:
@@ -140,8 +126,6 @@ def is_like(text: pd.Series, pattern: str) -> np.ndarray:
 
 def core_of(text: pd.Series, unit: str) -> pd.Series:
     """Take the unit, brackets of a negative amount and spaces between thousands off."""
-    if is_like(text, PLAIN).all():
-        return text
     if unit:
         mark = rf"^([+-]?\(?){re.escape(unit)}\s*|{SPACE}*{re.escape(unit)}(\)?)$"
         text = text.str.replace(mark, r"\1\2", regex=True)
@@ -157,27 +141,26 @@ def number_pattern(decimal: str, thousands: str) -> str:
 
 
 def marks_of(core: pd.Series, context: str = "") -> tuple[str, str, bool]:
-    """Tell the decimal mark from that of thousands: (decimal, thousands, whether it is sure).
+    """Tell (decimal mark, that of thousands, whether it is sure); "" for a mark not seen.
 
-    `context` is the decimal mark of other columns of the file. "" stands for a mark not seen.
+    `context` is the decimal mark of other columns of the file.
     """
     fits = {mark: is_like(core, number_pattern(mark, OTHER_MARK[mark])) for mark in ".,"}
     core = core[fits["."] | fits[","]]
-    seen = {mark: core.str.contains(mark, regex=False).any() for mark in ".,"}
-    if not any(seen.values()):
+    seen = {mark: core.str.contains(mark, regex=False) for mark in ".,"}
+    points, commas = fits["."].sum(), fits[","].sum()
+    if not (seen["."] | seen[","]).any():
         return "", "", True
-    decimal = "." if fits["."].sum() >= fits[","].sum() else ","
-    sure = fits["."].sum() != fits[","].sum()
-    if not sure and seen["."] != seen[","]:  # all have three digits behind the only mark
-        decimal = "." if seen["."] else ","
-        many = core.str.contains(decimal, regex=False).sum() >= 50
+    decimal, sure = "." if points >= commas else ",", points != commas
+    if not sure and seen["."].any() != seen[","].any():  # three digits behind the only mark
+        decimal = "." if seen["."].any() else ","
         short, long = is_like(core, r"[+-]?\d{1,3}").any(), is_like(core, r"[+-]?\d{4,}").any()
         # Many numbers with three decimals each, but whole ones below 1,000 beside them: thousands.
-        thousands = context == OTHER_MARK[decimal] or (many and short and not long)
-        sure = thousands or context == decimal
-        decimal = OTHER_MARK[decimal] if thousands else decimal
+        many = seen[decimal].sum() >= 50 and short and not long
+        sure = many or context != ""
+        decimal = OTHER_MARK[decimal] if many or context == OTHER_MARK[decimal] else decimal
     other = OTHER_MARK[decimal]
-    return decimal, other if seen[other] else "", sure
+    return decimal, other if seen[other].any() else "", bool(sure)
 
 
 def parse_numbers(text: pd.Series, column: Column) -> np.ndarray:
@@ -220,10 +203,7 @@ def read_cells(values: pd.Series, column: Column) -> tuple[Any, np.ndarray]:
     bad = np.zeros(len(values), bool)
     if column.kind == "date" and pd.api.types.is_datetime64_any_dtype(values.dtype):
         return parse_dates(values, ISO), bad
-    if column.kind == "numeric" and pd.api.types.is_timedelta64_dtype(values):
-        values = values / pd.Timedelta("1s")
-    is_number = pd.api.types.is_numeric_dtype(values) and values.dtype.kind != "c"
-    if column.kind == "numeric" and is_number:
+    if column.kind == "numeric" and pd.api.types.is_numeric_dtype(values):
         cells = values.to_numpy(np.float64, na_value=np.nan, copy=True)
     else:
         text = as_text(values, column.markers)
@@ -244,12 +224,6 @@ def read_cells(values: pd.Series, column: Column) -> tuple[Any, np.ndarray]:
     return cells, bad | (np.abs(cells) > MAX_NUMBER)
 
 
-EXPECTED = {"numeric": "number such as 1234.5", "date": "date such as 2024-10-13"}
-
-
-# --- conforming ---------------------------------------------------------------------------------
-
-
 def conform(
     rows: pd.DataFrame,
     schema: Schema,
@@ -261,13 +235,10 @@ def conform(
 ) -> tuple[pd.DataFrame, list[str]]:
     """Bring rows to the schema: its features in their order, and the target after them if needed.
 
-    Numbers are float64, dates float64 days since 1970-01-01 (UTC), categories text; missing
-    values stay missing. The index tells the places of the rows: with the target, rows in which it
-    is absurd, such as 1e9 among thousands, are left out.
-
-    Returns the table and one line for everything absurd.
-    Raises UserError for a missing column, one that is unknown when `strict` is set, a text where
-    a number or a date belongs, and a row without a target.
+    Numbers are float64, dates float64 days since 1970-01-01 (UTC), categories text. Rows in which
+    the target is absurd, such as 1e9 among thousands, are left out; the index tells the places of
+    the others. Returns the table and one line for everything absurd. Raises UserError for a missing
+    column, one that is unknown when `strict`, a text that is no number or date, a missing target.
     """
     rows, target = named(rows, source), schema.target.name
     columns = [*schema.columns, schema.target] if need_target else schema.columns
@@ -282,14 +253,12 @@ def conform(
             f"{source} has the column {min(extra)!r}, which the model was not trained on; remove "
             "it, or train a new model with mlflow_monitoring.py"
         )
-    cells = {column.name: _cells(rows, column, source, first_line) for column in columns}
+    cells = {each.name: _cells(rows[each.name], each, source, first_line) for each in columns}
     table = pd.DataFrame(cells, index=rows.index)
     return _without_absurd(table, schema, source, first_line) if need_target else (table, [])
 
 
-def _cells(rows: pd.DataFrame, column: Column, source: str, first_line: int) -> Any:
-    """Read the cells of one column; UserError that names the wrong ones and their lines."""
-    values = rows[column.name]
+def _cells(values: pd.Series, column: Column, source: str, first_line: int) -> Any:
     cells, bad = read_cells(values, column)
     if bad.any():
         places = np.flatnonzero(bad)
@@ -313,30 +282,19 @@ def _without_absurd(
             f"({lines(missing, first_line)}); expected a number in every row: fill or remove them"
         )
     for column in (*schema.columns, schema.target):
-        numbers = table[column.name].to_numpy()
+        name, numbers = column.name, table[column.name].to_numpy()
         absurd = np.flatnonzero(_absurd(numbers) if column.kind == "numeric" else ())
         if not len(absurd):
             continue
-        where = f"{numbers[absurd[0]]:.10g} in {lines(table.index[absurd], first_line)}"
-        if column is schema.target:
+        where = f"{numbers[absurd[0]]:.10g} in {lines(absurd, first_line)}"
+        if name == target:
             notes.append(
                 f"{len(absurd)} rows of {source} are left out: their {target!r} is absurd ({where})"
             )
-            table = table.drop(index=table.index[absurd])
+            table = table.drop(index=absurd)
         else:
-            notes.append(f"column {column.name!r} holds {where}, absurd beside its other values")
+            notes.append(f"column {name!r} holds {where}, absurd beside its other values")
     return table, notes
-
-
-def check_target(y: np.ndarray, target: str, source: str = "the data") -> None:
-    """Raise UserError for fewer than `MIN_ROWS` rows, or a target that is the same in all."""
-    if len(y) < MIN_ROWS:
-        raise UserError(f"{source} has {len(y)} rows; expected at least {MIN_ROWS}: add rows")
-    if np.min(y) == np.max(y):
-        raise UserError(
-            f"the target {target!r} is {np.min(y):g} in every row of {source}; expected a column "
-            "that varies: choose another one with --target"
-        )
 
 
 def _absurd(numbers: np.ndarray) -> np.ndarray:
@@ -348,12 +306,11 @@ def _absurd(numbers: np.ndarray) -> np.ndarray:
     size = np.abs(np.nan_to_num(numbers))
     known = size[size > 0]
     if len(known) < MIN_ROWS:
-        return np.zeros(len(numbers), bool)
+        return size < 0
     start = int(0.9 * len(known)) - 1
     top = np.sort(np.partition(known, start)[start:])
     gaps = top[1:] / top[:-1]
-    place = int(np.argmax(gaps))
-    limit, gap = top[place + 1], gaps[place]
-    nines = limit == top[-1] and re.fullmatch("9{5,}", f"{limit:.0f}") is not None
+    gap, limit = gaps.max(), top[gaps.argmax() + 1]
+    nines = limit == top[-1] and re.fullmatch("9{5,}", f"{limit:.0f}")
     found = (gap >= 1e3 and limit >= 1e5) or (gap >= 10 and nines)
-    return (size >= limit) if found else np.zeros(len(numbers), bool)
+    return (size >= limit) if found else (size < 0)

@@ -1,12 +1,11 @@
 """From conformed rows to the network's input, and from its output to predictions.
 
-Belongs here: the fitted preprocessor, and how it grows for a retraining. A copy of this file
-travels inside every model. Not here: how columns are recognised (`kinds.py`), and training.
+A copy of this file travels inside every model.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import groupby
 from typing import Any
 
@@ -43,12 +42,12 @@ BLOCK, LANE = 6_144, 192
 class Input:
     """One input of the network: what it holds of a column.
 
-    part is "value" or one of PARTS: (number - center) / scale, bent smoothly beyond low and high;
-    edges, in standardised units, are the bins that the network lays over it (Gorishniy et al.
-    2022). Or it is a mark, 1 or 0: "missing"; "level", the row is of this level; "other", of none
-    that has an input. Or "mean", the mean standardised target of the row's level, one of levels:
-    sums and counts, of shape (n_levels, FOLDS), are kept by fold, so that a training row is given
-    the mean of the other folds (Micci-Barreca 2001, out of fold as in scikit-learn).
+    part is "value" or one of PARTS: (number - center) / scale, bent smoothly beyond the first and
+    last of the edges, in standardised units; more than two are of bins that the network lays over
+    it (Gorishniy et al. 2022). Or it is a mark, 1 or 0: "missing"; "level", the row is of this
+    level; "other", of none that has an input. Or "mean", the mean standardised target of the row's
+    level, one of levels: sums and counts, of shape (n_levels, FOLDS), are kept by fold, so that a
+    training row is given that of the other folds (Micci-Barreca 2001, out of fold).
     """
 
     column: str
@@ -56,8 +55,6 @@ class Input:
     level: str = ""
     center: float = 0.0
     scale: float = 1.0
-    low: float = -np.inf
-    high: float = np.inf
     edges: tuple[float, ...] = ()
     levels: tuple[str, ...] = ()
     sums: tuple[list[float], ...] = ()
@@ -66,10 +63,7 @@ class Input:
 
 @dataclass(frozen=True)
 class Preprocessor:
-    """Turn conformed rows into float32 inputs; made by `fit`, renewed by `widen`.
-
-    first_input: number of the first input that was measured at the latest training.
-    """
+    """Turn conformed rows into float32 inputs, from `first_input` on of the latest training."""
 
     schema: Schema
     inputs: tuple[Input, ...] = ()
@@ -83,7 +77,7 @@ class Preprocessor:
     @property
     def bins(self) -> list[tuple[int, tuple[float, ...]]]:
         """List (number of the input, edges of its bins) of the binned inputs."""
-        return [(number, each.edges) for number, each in enumerate(self.inputs) if each.edges]
+        return [(number, each.edges) for number, each in enumerate(self.inputs) if each.edges[2:]]
 
     @property
     def bins_before_latest(self) -> int:
@@ -94,10 +88,7 @@ class Preprocessor:
     def fit(
         cls, rows: pd.DataFrame, schema: Schema, y: np.ndarray, folds: np.ndarray
     ) -> "Preprocessor":
-        """Measure conformed training rows; y of shape (n_rows,), folds whole numbers below FOLDS.
-
-        A column that never varies gets no input, so that it has no say in any prediction.
-        """
+        """Measure training rows; y, folds of shape (n_rows,). What never varies gets no input."""
         inputs: list[Input] = []
         z = (y - y.mean()) / (y.std() or 1.0)
         for name, kind in schema.kinds.items():
@@ -107,15 +98,12 @@ class Preprocessor:
                 inputs += [*_fit_numbers(values, kind), *missing]
             elif len(counts) + len(missing) > 1:
                 inputs += [*_fit_levels(counts, len(values)), *missing]
-                if len(counts) > MANY_LEVELS:
-                    inputs.append(_fit_mean(values, counts, z, folds))
+            if kind == "categorical" and len(counts) > MANY_LEVELS and counts.iloc[0] > 1:
+                inputs.append(_fit_mean(values, counts, z, folds))
         return cls(schema, tuple(inputs))
 
     def transform(self, rows: pd.DataFrame, folds: np.ndarray | None = None) -> np.ndarray:
-        """Turn conformed rows into float32 of shape (n_rows, width).
-
-        folds: of training rows, as they were given to `fit`; None for rows to be predicted.
-        """
+        """Turn conformed rows into float32 (n_rows, width); training rows need their folds."""
         X = np.empty((len(rows), self.width), dtype=np.float32)
         runs = groupby(enumerate(self.inputs), lambda i: (i[0] < self.first_input, i[1].column))
         for (_, name), run in runs:
@@ -126,32 +114,31 @@ class Preprocessor:
             for place, (number, each) in enumerate(inputs.items()):
                 if each.part == "level":  # those of a column come first
                     X[:, number] = codes == place
+                elif each.part == "missing":
+                    X[:, number] = rows[name].isna()
                 elif each.part == "other":
                     X[:, number] = (codes < 0) & rows[name].notna()
                 elif each.part == "mean":
                     X[:, number] = _mean_target(rows[name], each, folds)
                 else:
-                    X[:, number] = _standardised(_part(rows[name], each.part), each)
+                    X[:, number] = _standardised(rows[name], each)
         return X
 
     def encode(self, raw: pd.DataFrame, source: str = "the table") -> np.ndarray:
         """Turn raw rows from outside into inputs; UserError for rows that cannot be used."""
-        table, _ = conform(raw, self.schema, source=source, need_target=False)
-        return self.transform(table)
+        return self.transform(conform(raw, self.schema, source=source, need_target=False)[0])
 
     def widen(
         self, rows: pd.DataFrame, y: np.ndarray, folds: np.ndarray
     ) -> tuple["Preprocessor", dict[str, list[str]]]:
         """Keep the inputs measured at the latest training, and measure all columns anew beside.
 
-        A network with zero weights for the new inputs predicts as before; new categories, ranges
-        and columns that did not vary before are among them. Arguments as of `fit`, old and new
-        training rows together. Returns (preprocessor, {column: [new categories]}).
+        A network with zero weights for the new inputs predicts as before. Arguments as of `fit`,
+        old and new rows together. Returns (preprocessor, {column: [new categories]}).
         """
         kept = self.inputs[self.first_input :]
         fresh = Preprocessor.fit(rows, self.schema, y, folds).inputs
-        known = {(each.column, each.level) for each in kept}
-        new: dict[str, list[str]] = {}
+        known, new = {(each.column, each.level) for each in kept}, dict[str, list[str]]()
         for each in fresh:
             if each.part == "level" and (each.column, each.level) not in known:
                 new.setdefault(each.column, []).append(each.level)
@@ -159,11 +146,8 @@ class Preprocessor:
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain numbers, texts and lists, for JSON."""
-        inputs = [
-            {name: value for name, value in vars(each).items() if value != getattr(Input, name, "")}
-            for each in self.inputs
-        ]
-        return {"schema": self.schema.to_dict(), "inputs": inputs, "first_input": self.first_input}
+        inputs = [vars(each) for each in self.inputs]
+        return {"schema": asdict(self.schema), "inputs": inputs, "first_input": self.first_input}
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> "Preprocessor":
@@ -175,18 +159,13 @@ class Preprocessor:
         return cls(Schema.from_dict(content["schema"]), tuple(inputs), content["first_input"])
 
 
-# --- numbers -------------------------------------------------------------------------------------
-
-
 def _dates(days: np.ndarray) -> pd.DatetimeIndex:
     days = np.floor(days).clip(-1e8, 1e8)  # pandas counts no more years than these
     return pd.DatetimeIndex(days.astype("datetime64[D]").astype("datetime64[s]"))
 
 
 def _part(values: pd.Series, part: str) -> np.ndarray:
-    """Take what an input holds of numbers or dates; missing stays NaN, but for "missing"."""
-    if part == "missing":
-        return values.isna().to_numpy(np.float64)
+    """Take what an input holds of numbers or dates; missing stays NaN."""
     numbers = values.to_numpy(np.float64)
     return numbers if part == "value" else np.asarray(PARTS[part](numbers), np.float64)
 
@@ -194,9 +173,8 @@ def _part(values: pd.Series, part: str) -> np.ndarray:
 def _fit_numbers(values: pd.Series, kind: str) -> list[Input]:
     """Measure the parts of a column that vary.
 
-    Center and scale are of values cut off one range beyond their 0.5 % quantiles, so that one
-    absurd cell does not squeeze all others together. Bins hold equally many rows, or lie at each
-    value where there are few.
+    Values are cut off one range beyond their 0.5 % quantiles, so that one absurd cell does not
+    squeeze all others. Bins hold equally many rows, or lie at each value where there are few.
     """
     found = []
     for part in ("value",) if kind == "numeric" else PARTS:
@@ -205,28 +183,22 @@ def _fit_numbers(values: pd.Series, kind: str) -> list[Input]:
         if not len(known) or known.min() == known.max():
             continue
         low, high = np.quantile(known, [0.005, 0.995])
-        reach = high - low or known.max() - known.min()
+        reach = high - low or np.ptp(known)
         cut = np.clip(known, low - reach, high + reach)
         center, scale = float(cut.mean()), float(cut.std()) or 1.0
         z = (cut - center) / scale
-        bins = FEW_ROWS_BINS if len(known) < MANY_ROWS else BINS
-        edges = np.unique(z)
-        if len(edges) > bins + 1:
-            edges = np.unique(np.quantile(z, np.linspace(0, 1, bins + 1)))
-        low, high = float(edges[0]), float(edges[-1])
-        binned = tuple(edges.tolist()) if len(edges) > 2 else ()
-        found.append(Input(str(values.name), part, "", center, scale, low, high, binned))
+        n_bins, edges = FEW_ROWS_BINS if len(known) < MANY_ROWS else BINS, np.unique(z)
+        if len(edges) > n_bins + 1:
+            edges = np.unique(np.quantile(z, np.linspace(0, 1, n_bins + 1)))
+        found.append(Input(str(values.name), part, "", center, scale, tuple(edges.tolist())))
     return found
 
 
-def _standardised(numbers: np.ndarray, fitted: Input) -> np.ndarray:
+def _standardised(values: pd.Series, fitted: Input) -> np.ndarray:
     """Standardise numbers; missing becomes 0, the mean; beyond the known range they saturate."""
-    z = (numbers - fitted.center) / fitted.scale
-    inside = np.clip(z, fitted.low, fitted.high)
+    z = (_part(values, fitted.part) - fitted.center) / fitted.scale
+    inside = np.clip(z, fitted.edges[0], fitted.edges[-1])
     return np.nan_to_num(inside + np.tanh(z - inside))
-
-
-# --- categories ----------------------------------------------------------------------------------
 
 
 def _fit_levels(counts: pd.Series, n_rows: int) -> list[Input]:
@@ -241,8 +213,8 @@ def _fit_levels(counts: pd.Series, n_rows: int) -> list[Input]:
 def _fit_mean(values: pd.Series, counts: pd.Series, z: np.ndarray, folds: np.ndarray) -> Input:
     levels = tuple(counts[counts > 1].index)
     codes = _codes(values, levels)
-    known = codes >= 0
-    cells, shape = codes[known] * FOLDS + folds[known], (len(levels), FOLDS)
+    known, shape = codes >= 0, (len(levels), FOLDS)
+    cells = codes[known] * FOLDS + folds[known]
     sums: Any = np.bincount(cells, z[known], math.prod(shape)).reshape(shape).tolist()
     n_rows = np.bincount(cells, None, math.prod(shape)).reshape(shape).tolist()
     name = str(values.name)
@@ -266,9 +238,6 @@ def _codes(values: pd.Series, levels: Sequence[str]) -> np.ndarray:
     text = pa.array(values, type=pa.string(), from_pandas=True)
     found = pc.index_in(text, pa.array(levels, type=pa.string()))
     return pc.fill_null(found, -1).to_numpy(zero_copy_only=False)
-
-
-# --- prediction ----------------------------------------------------------------------------------
 
 
 def predict(network: Any, X: np.ndarray) -> np.ndarray:

@@ -1,7 +1,6 @@
 """What the columns of a table are, found out from their names and cells at a first training.
 
-Belongs here: kinds, dates, units, and what names persons or rows. How cells are read once that is
-known stands in `columns.py`.
+How cells are read once that is known stands in `columns.py`.
 """
 
 import re
@@ -9,16 +8,11 @@ import unicodedata
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 import pandas as pd
-from pandas.api.types import (
-    is_bool_dtype,
-    is_datetime64_any_dtype,
-    is_numeric_dtype,
-    is_string_dtype,
-)
+from pandas.api import types
 from pandas.tseries.api import guess_datetime_format
 
 from . import columns as c
@@ -62,34 +56,28 @@ PERSONAL = (  # e-mail addresses, telephone numbers, social security numbers, ba
     r"|^[12]\d{2}(0[1-9]|1[0-2])\d{8}(\d{2})?$|^\d{3}-\d{2}-\d{4}$"
     r"|^[A-Z]{2}\d{2}( ?[A-Z0-9]{4}){3,7}( ?[A-Z0-9]{1,3})?$"
 )
+_Found = tuple[Column, list[str]]
 
 
 @dataclass
 class _Cells:
-    """A column whose kind is being found out; `said` is what the user said about it.
-
-    decimal and european say what the other columns of the file tell: the mark before decimals
-    where it is sure, and whether days come before months.
-    """
+    """A column whose kind is being found out; `said` is the kind that the user asked for."""
 
     values: pd.Series
     said: str
     markers: tuple[str, ...]
-    decimal: str = ""
-    european: bool = False
+    decimal: str = ""  # the mark before decimals in the other columns
 
     def __post_init__(self) -> None:
         self.name = str(self.values.name)
         plain = unicodedata.normalize("NFKD", self.name).encode("ascii", "ignore").decode()
         plain = re.sub(r"([a-z0-9])([A-Z])", r"\1 \2", plain)  # customerID: "customer id"
         self.words = " ".join(re.findall(r"[a-z]+|\d+", plain.lower()))
-        self.is_number = not is_bool_dtype(self.values) and (
-            is_numeric_dtype(self.values) or self.values.dtype.kind == "m"
-        )
+        self.is_bool = types.is_bool_dtype(self.values)
+        self.is_number = types.is_numeric_dtype(self.values) and not self.is_bool
         self.column = Column(self.name, "categorical", markers=self.markers)
 
     def called(self, pattern: str) -> bool:
-        """Tell whether the words of the column's name hold a pattern."""
         return re.search(pattern, self.words) is not None
 
     @cached_property
@@ -106,41 +94,36 @@ class _Cells:
         return known.iloc[:: len(known) // SAMPLE + 1]
 
     @cached_property
+    def is_plain(self) -> bool:
+        return self.is_number or bool(is_like(self.sample, PLAIN).all())
+
+    @cached_property
     def unit(self) -> tuple[str, float]:
         """The unit that numbers carry, and the share of the texts that are numbers with it."""
-        if is_like(self.sample, PLAIN).all():
+        if self.is_plain:
             return "", 1.0
         units = self.sample.str.extract(f"^{AMOUNT}$").fillna("")
         found = (units[0] + units[1]).str.strip()[is_like(self.sample, AMOUNT)]
         unit = next(iter(found[found != ""].value_counts().index), "")
         return unit, found.isin(["", unit]).sum() / len(self.sample)
 
-    def notes(self, text: pd.Series, *notes: str) -> list[str]:
-        """Return notes, and one for the cells that a text lacks though something stands there."""
+    def missing(self, text: pd.Series) -> list[str]:
+        """Note the cells that a text lacks though something stands there."""
         found = self.values[self.values.notna().to_numpy() & text.isna().to_numpy()]
         texts = found.astype(str).str.strip().unique()[:5]
         listed = ", ".join(repr(each) if each else "blank" for each in texts)
-        missing = f"column {self.name!r}: {len(found):,} cells ({listed}) are read as missing"
-        return [*notes, missing] if len(found) else [*notes]
+        note = f"column {self.name!r}: {len(found):,} cells ({listed}) are read as missing"
+        return [note] if len(found) else []
 
 
-_Found = tuple[Column, list[str]] | None
-
-
-# --- the kinds: each finder says what a column is, or None --------------------------------------
-
-
-def _date(cells: _Cells) -> _Found:
-    asked = cells.said.startswith("date")
-    if is_datetime64_any_dtype(cells.values):
+def _date(cells: _Cells) -> _Found | None:
+    if types.is_datetime64_any_dtype(cells.values):
         return replace(cells.column, kind="date", date_format=ISO), []
-    if cells.is_number and not (asked or cells.called(DATED)):
-        return None
     form = cells.said[5:] or _date_format(cells)
     if form:
-        notes = cells.notes(cells.filled, f"column {cells.name!r} holds dates ({form})")
+        notes = [f"column {cells.name!r} holds dates ({form})", *cells.missing(cells.filled)]
         return replace(cells.column, kind="date", date_format=form), notes
-    if asked:
+    if cells.said:
         raise UserError(
             f"--date {cells.name!r} holds no dates that are recognised; give their format, as in "
             f"--date '{cells.name}=%d/%m/%Y'"
@@ -150,42 +133,36 @@ def _date(cells: _Cells) -> _Found:
 
 def _date_format(cells: _Cells) -> str:
     """Find how dates are written, or "": UserError where day and month cannot be told apart."""
+    if cells.is_plain and not (cells.said or cells.called(DATED)):
+        return ""
     texts, name = cells.sample.drop_duplicates(), cells.name
-    if is_like(texts, PLAIN).all():
-        if not (cells.said or cells.called(DATED)):
-            return ""
-        for form in c.EPOCHS:
-            days = c.parse_dates(texts, form)
-            if np.all((days >= 1_000) & (days <= 49_000)):  # 1972 to 2104
-                return form
-        return "%Y%m%d" if np.isfinite(c.parse_dates(texts, "%Y%m%d")).mean() > 0.9 else ""
-    guesses = dict.fromkeys(
-        _guess(text, first) for text in texts.head(20) for first in (True, False)
-    )
+    for form in c.EPOCHS if cells.is_plain else ():
+        days = c.parse_dates(texts, form)
+        if np.all((days >= 1_000) & (days <= 49_000)):  # 1972 to 2104
+            return form
+    guesses = dict.fromkeys(_guess(text, first) for text in texts[:20] for first in (True, False))
     shares = {form: np.isfinite(c.parse_dates(texts, form)).mean() for form in guesses if form}
-    best = max(shares.values(), default=0)
+    best = max([0.9, *shares.values()])
     form, *others = [form for form, share in shares.items() if share == best] or [""]
-    if best >= 0.9 and others and not cells.european and "." not in form:
+    if others and "." not in form:
         raise UserError(
             f"column {name!r} holds dates such as {texts.iloc[0]!r}, day or month first; say which "
             f"with --date '{name}={form}' or --date '{name}={others[0]}'"
         )
-    return form if best >= 0.9 else ""
+    return form
 
 
 def _guess(text: str, day_first: bool) -> str:
     """Guess the format of one date, also with a year of two digits; "" if it is none."""
-    day_first = day_first and not text[:4].isdigit()
+    guess = partial(guess_datetime_format, dayfirst=day_first and not text[:4].isdigit())
     wide = re.sub(r"(\D)(\d\d)$", r"\g<1>20\2", text)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # where day_first cannot be obeyed
-        form = guess_datetime_format(text, dayfirst=day_first) or ""
-        short = guess_datetime_format(wide, dayfirst=day_first) or ""
-    form = form or short.replace("%Y", "%y")
+        form = guess(text) or (guess(wide) or "").replace("%Y", "%y")
     return ISO if form.startswith(("%Y-%m-%d", "%Y%m%dT")) else form
 
 
-def _number(cells: _Cells) -> _Found:
+def _number(cells: _Cells) -> _Found | None:
     if cells.is_number:
         return replace(cells.column, kind="numeric"), []
     name, said, (unit, share) = cells.name, cells.said, cells.unit
@@ -214,11 +191,11 @@ def _number(cells: _Cells) -> _Found:
         f"column {name!r} holds numbers such as {text!r}, read as {numbers[place]}"
         for place, text in known[human][:1].items()
     ]
-    return column, cells.notes(cells.filled, *notes)
+    return column, [*notes, *cells.missing(cells.filled)]
 
 
-def _category(cells: _Cells) -> tuple[Column, list[str]]:
-    notes = cells.notes(cells.text)
+def _category(cells: _Cells) -> _Found:
+    notes = cells.missing(cells.text)
     if not cells.said and cells.unit[1] > 0.5:
         notes.append(f"column {cells.name!r} holds codes or numbers as text, taken as a category")
     digits = cells.text[is_like(cells.text, r"\d+")]
@@ -227,7 +204,7 @@ def _category(cells: _Cells) -> tuple[Column, list[str]]:
     return replace(cells.column, width=int(widths[0]) if coded else 0), notes
 
 
-def _kind(cells: _Cells) -> tuple[Column, list[str]]:
+def _kind(cells: _Cells) -> _Found:
     """Tell whether a column is a date, a number or a category, and how it is written."""
     said = cells.said.split(" ")[0]
     empty = cells.values.isna().all() or (not cells.is_number and cells.filled.isna().all())
@@ -236,17 +213,13 @@ def _kind(cells: _Cells) -> tuple[Column, list[str]]:
             f"column {cells.name!r} is empty in every training row; expected values: fill it or "
             f"leave it out with --drop {cells.name!r}"
         )
-    if not said and (cells.called(ZIP) or is_bool_dtype(cells.values)):
-        said = "categorical"
+    is_code = not said and (cells.called(ZIP) or cells.is_bool)
     # Text is meant where a typed format says so.
-    is_open = not said and not isinstance(cells.values.dtype, pd.CategoricalDtype)
-    found = _date(cells) if said in ("", "date") else None
-    if not found and (said in ("numeric", "target") or is_open):
+    is_text = not said and isinstance(cells.values.dtype, pd.CategoricalDtype)
+    found = _date(cells) if said in ("", "date") and not is_code else None
+    if not found and (said in ("numeric", "target") or not (said or is_code or is_text)):
         found = _number(cells)
     return found or _category(cells)
-
-
-# --- persons and ids ----------------------------------------------------------------------------
 
 
 def _identifies(cells: _Cells) -> str:
@@ -277,48 +250,30 @@ def _counts_rows(cells: _Cells, column: Column) -> str:
     numbers, _ = c.read_cells(cells.values, column)
     if not np.isfinite(numbers).all() or (numbers % 1).any():
         return ""
-    steps, in_order = np.diff(np.sort(numbers)), np.abs(np.diff(numbers))
-    if (steps == 0).any():
-        return ""
-    regular = np.mean(in_order == np.median(in_order)) > 0.9
-    return "it is a running number" if regular or np.mean(steps == np.median(steps)) > 0.95 else ""
-
-
-# --- the schema ---------------------------------------------------------------------------------
+    steps = np.diff(np.sort(numbers))
+    is_regular = steps.all() and np.mean(steps == np.median(steps)) > 0.9
+    return "it is a running number" if is_regular else ""
 
 
 def infer_schema(
-    rows: pd.DataFrame,
-    target: str,
-    *,
-    drop: Iterable[str] = (),
-    keep: Iterable[str] = (),
-    numeric: Iterable[str] = (),
-    categorical: Iterable[str] = (),
-    date: Iterable[str] = (),
-    na: Iterable[str] = (),
-    source: str = "the data",
+    rows: pd.DataFrame, target: str, *, source: str = "the data", **flags: Iterable[str]
 ) -> tuple[Schema, list[str]]:
     """Tell what each column is, and leave out what names persons or rows.
 
-    `numeric`, `categorical`, `date` say what columns are (a date with its format: "day=%d/%m/%Y"),
-    `keep` that they are features; `na` means missing. Returns the schema and one line for all that
+    flags: what the user says. `numeric`, `categorical`, `date` name columns that are so (a date
+    with its format: "day=%d/%m/%Y"), `keep` features whatever they look like, `drop` those to
+    ignore; `na` are texts that mean a missing value. Returns the schema and one line for all that
     was recognised or left out. Raises UserError for what is ambiguous, missing or not learnable.
     """
     rows = c.named(rows, source)
-    said = dict.fromkeys(numeric, "numeric") | dict.fromkeys(categorical, "categorical")
-    for entry in date:  # a name, or name=format
-        name, _, form = ("", "", "") if entry in rows else entry.rpartition("=")
-        said[name or entry] = f"date {form}" if name else "date"
-    drop, keep = dict.fromkeys(drop, "drop"), dict.fromkeys(keep, "keep")
-    _check_names(rows, target, source, said | keep | drop)
-    said[target] = "target"
-    names = [target, *rows.columns.drop([target, *drop])]
-    cells = [_Cells(rows[name], said.get(name, ""), tuple(map(str, na))) for name in names]
-    _share_marks(cells, rows.attrs.get("separator", ","))
+    said = _said(rows, target, source, flags)
+    names = [target, *(name for name in rows if name != target and said.get(name) != "drop")]
+    markers = tuple(map(str, flags.get("na", ())))
+    cells = [_Cells(rows[n], said.get(n, "").removeprefix("keep"), markers) for n in names]
+    _share_marks(cells)
     found, notes = [], []
     for each in cells:
-        column, remarks = _column(each, is_wanted=each.name in {*said, *keep})
+        column, remarks = _column(each, is_wanted=each.name in said)
         found += [column] if column else []
         notes += remarks
     goal, *features = found
@@ -329,65 +284,62 @@ def infer_schema(
     return Schema(goal, tuple(features), tuple(dropped)), notes
 
 
+def _said(rows: pd.DataFrame, target: str, source: str, flags: dict) -> dict[str, str]:
+    """Map columns to what the user says of them; UserError for one that is not there."""
+    said, names = {target: "target"}, ", ".join(rows)
+    if target not in rows:
+        raise UserError(
+            f"{source} has no column {target!r} to learn; its columns are {names}: "
+            "name the right one with --target"
+        )
+    for flag in ("keep", "numeric", "categorical", "date", "drop"):
+        for entry in flags.get(flag, ()):
+            is_plain = entry in rows or flag != "date"
+            name, _, form = (entry, "", "") if is_plain else entry.partition("=")
+            if name not in rows or name == target:
+                raise UserError(f"--{flag} {name!r} is no feature column; the columns are {names}")
+            said[name] = f"{flag} {form}".strip()
+    return said
+
+
 def _column(cells: _Cells, *, is_wanted: bool) -> tuple[Column | None, list[str]]:
     """Tell what a column is: (column, notes), or (None, why it is left out)."""
     reason = "" if is_wanted else _identifies(cells)
     column, notes = (cells.column, []) if reason else _kind(cells)
     reason = reason or ("" if is_wanted else _counts_rows(cells, column))
-    way = f"--keep {cells.name!r} takes it"
-    if (
-        "an id" in reason
-        and 2 <= cells.text.count() / max(1, cells.text.nunique()) < len(cells.text) / 10
-    ):
+    if not reason:
+        return column, notes
+    way, n_each = (
+        f"--keep {cells.name!r} takes it",
+        cells.text.count() / max(1, cells.text.nunique()),
+    )
+    if "an id" in reason and 2 <= n_each < len(cells.text) / 10:
         way += f"; its values repeat: --group {cells.name!r} holds out all rows of one, or none"
-    out = f"column {cells.name!r} is left out: {reason} ({way})"
-    return (None, [out]) if reason else (column, notes)
+    return None, [f"column {cells.name!r} is left out: {reason} ({way})"]
 
 
-def _check_names(rows: pd.DataFrame, target: str, source: str, asked: dict[str, str]) -> None:
-    names = ", ".join(rows.columns)
-    if target not in rows.columns:
-        raise UserError(
-            f"{source} has no column {target!r} to learn; its columns are {names}: "
-            "name the right one with --target"
-        )
-    for name, option in asked.items():
-        if name not in rows.columns or name == target:
-            raise UserError(
-                f"--{option.split()[0]} {name!r} is no feature column; the columns are {names}"
-            )
-
-
-def _share_marks(columns: list[_Cells], separator: str) -> None:
+def _share_marks(columns: list[_Cells]) -> None:
     """Learn from all columns together which mark is before decimals, and tell each of them."""
-    texts = [cells for cells in columns if is_string_dtype(cells.values)]
+    texts = [cells for cells in columns if types.is_string_dtype(cells.values)]
     marks = [c.marks_of(c.core_of(cells.sample, cells.unit[0])) for cells in texts]
     sure = [decimal for decimal, _, is_sure in marks if is_sure]
     points, commas = sure.count("."), sure.count(",")
-    for cells in columns:
-        cells.decimal = "" if points == commas else "." if points > commas else ","
-        cells.european = commas > points or (separator == ";" and points <= commas)
+    for cells in columns if points != commas else ():
+        cells.decimal = "." if points > commas else ","
 
 
 def leaks(table: pd.DataFrame, schema: Schema) -> list[str]:
-    """Name columns of a conformed table that alone predict the target almost exactly."""
-    part, target = table.iloc[:: len(table) // SAMPLE + 1], schema.target.name
-    return [
-        f"column {name!r} alone predicts {target!r} almost exactly: a possible leak; "
-        f"leave it out with --drop {name!r} if it is not known beforehand"
-        for name in schema.features
-        if _predicts(part[name], part[target])
-    ]
-
-
-def _predicts(x: pd.Series, y: pd.Series) -> bool:
-    """Tell whether a feature alone explains more than 0.999 of the target's variance, or ranks."""
-    n_rows, known = len(y), x.notna()
-    x, y = x[known], y[known]
-    if len(y) < max(c.MIN_ROWS, n_rows / 2) or min(x.nunique(), y.nunique()) < 2:
-        return False
-    if not is_numeric_dtype(x):
-        if x.nunique() > len(x) / 5:
-            return False
-        x = y.groupby(x).transform("mean")
-    return bool(max(x.corr(y) ** 2, x.rank().corr(y.rank()) ** 2) > 0.999)
+    """Name columns that explain more than 0.999 of the target's variance, or of its ranks'."""
+    part, target, notes = table.iloc[:: len(table) // SAMPLE + 1], schema.target.name, []
+    for name, kind in schema.kinds.items():
+        known = part[part[name].notna()]
+        x, y = known[name], known[target]
+        if kind == "categorical":
+            x = y.groupby(x).transform("mean") if x.nunique() <= len(x) / 5 else 0 * y
+        enough = len(x) >= max(c.MIN_ROWS, len(part) / 2) and x.nunique() > 1 < y.nunique()
+        if enough and max(x.corr(y) ** 2, x.rank().corr(y.rank()) ** 2) > 0.999:
+            notes.append(
+                f"column {name!r} alone predicts {target!r} almost exactly: a possible leak; "
+                f"leave it out with --drop {name!r} if it is not known beforehand"
+            )
+    return notes

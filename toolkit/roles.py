@@ -1,11 +1,8 @@
 """Which rows train and which are held out, and the sample of both that travels with a model.
 
-Belongs here: the role of a row, which follows from its content alone, and the replay buffer. Not
-here: files, MLflow, networks.
-
-A *table* is what `columns.conform` returns, features and target, with the columns added here:
-HASH of the row, ROLE ("train" or "held_out"), GENERATION of the training that first saw it and,
-with groups, GROUP, the hash of its group.
+The role of a row follows from its content alone. A *table* is what `columns.conform` returns,
+features and target, with the columns added here: HASH of the row, ROLE ("train" or "held_out"),
+GENERATION of the training that first saw it and, with groups, GROUP, the hash of its group.
 """
 
 import math
@@ -15,23 +12,19 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from .columns import as_text
 from .encoding import FOLDS
 from .errors import UserError
 
 TRAIN, HELD_OUT = "train", "held_out"
-# The prefix keeps clear of users' column names.
-HASH, ROLE, GENERATION, GROUP = OWN = ["__hash", "__role", "__generation", "__group"]
+OWN = ["toolkit:hash", "toolkit:role", "toolkit:generation", "toolkit:group"]
+HASH, ROLE, GENERATION, GROUP = OWN
 MIN_TRAIN, MIN_HELD_OUT = 10, 2
 
 
 def row_hashes(table: pd.DataFrame) -> np.ndarray:
-    """Hash the features and target of conformed rows, uint64 of shape (n_rows,).
-
-    Equal rows hash alike in every file, order and block, 0.0 like -0.0
-    (`pandas.util.hash_pandas_object`).
-    """
-    own = table[[name for name in table.columns if name not in OWN]]
-    return pd.util.hash_pandas_object(own, index=False).to_numpy(np.uint64)
+    """Hash features and target of conformed rows, uint64 (n_rows,), alike wherever rows stand."""
+    return pd.util.hash_pandas_object(own_columns(table), index=False).to_numpy(np.uint64)
 
 
 def scrambled(hashes: np.ndarray, salt: int) -> np.ndarray:
@@ -45,7 +38,7 @@ def scrambled(hashes: np.ndarray, salt: int) -> np.ndarray:
 
 def folds(table: pd.DataFrame) -> np.ndarray:
     """Give each row the fold that `Preprocessor.fit` and `transform` know it by."""
-    return (scrambled(table[HASH].to_numpy(), 2) % np.uint64(FOLDS)).astype(np.int64)
+    return (scrambled(table[HASH], 2) % np.uint64(FOLDS)).astype(np.int64)
 
 
 @dataclass(frozen=True)
@@ -67,30 +60,26 @@ class Roles:
         cls, table: pd.DataFrame, test_size: float, seed: int, group: str = "", time: str = ""
     ) -> "Roles":
         """Choose the threshold so that the share `test_size` of distinct rows is held out."""
-        keys = np.unique(scrambled(_keys(table, group), seed))
-        n_held_out = math.ceil(test_size * len(keys))
-        threshold = int(keys[min(n_held_out, len(keys) - 1)])
-        roles = cls(seed, threshold, group, time)
+        keys = np.unique(scrambled(table[GROUP if group else HASH], seed))
+        n_held_out = min(math.ceil(test_size * len(keys)), len(keys) - 1)
+        roles = cls(seed, int(keys[n_held_out]), group, time)
         return roles.with_latest(table, test_size) if time else roles
 
     def with_latest(self, table: pd.DataFrame, test_size: float) -> "Roles":
         """Hold out the latest share of a file, too; never times that may have trained before."""
-        times = table[self.time].to_numpy()
-        end = float(np.nanmax(times))
-        start = float(np.nanquantile(times, 1 - test_size))
+        start, end = map(float, np.nanquantile(table[self.time], [1 - test_size, 1]))
         start = max([start, *(high for _, high in self.intervals)])
-        if start >= end:
-            return self
-        return replace(self, intervals=(*self.intervals, (start, end)))
+        return replace(self, intervals=(*self.intervals, (start, end))) if start < end else self
 
     def held_out(self, table: pd.DataFrame) -> np.ndarray:
         """Tell which rows of a table with HASH are held out, bool of shape (n_rows,)."""
-        if self.time:
-            times = table[self.time].to_numpy()
-            within = [(times > low) & (times <= high) for low, high in self.intervals]
-            return np.any(within, axis=0) if within else np.zeros(len(table), bool)
-        keys = scrambled(_keys(table, self.group), self.seed)
-        return keys < np.uint64(self.threshold)
+        if not self.time:
+            keys = scrambled(table[GROUP if self.group else HASH], self.seed)
+            return keys < np.uint64(self.threshold)
+        times, found = table[self.time].to_numpy(), np.zeros(len(table), bool)
+        for low, high in self.intervals:
+            found |= (times > low) & (times <= high)
+        return found
 
     def assign(self, table: pd.DataFrame, generation: int) -> pd.DataFrame:
         """Add ROLE and GENERATION to a table with HASH."""
@@ -104,24 +93,13 @@ class Roles:
         return cls(**{**content, "intervals": intervals})
 
 
-def _keys(table: pd.DataFrame, group: str) -> np.ndarray:
-    return table[GROUP if group else HASH].to_numpy(np.uint64)
-
-
 def hashed(table: pd.DataFrame, groups: pd.Series | None = None) -> pd.DataFrame:
     """Add HASH and, with the raw values of the group's column, GROUP to a conformed table."""
     table = table.assign(**{HASH: row_hashes(table)})
     if groups is None:
         return table
-    texts = groups.astype(object).where(groups.notna(), "").map(_written).to_numpy(object)
+    texts = as_text(groups).fillna("").to_numpy(object)
     return table.assign(**{GROUP: pd.util.hash_array(texts)})
-
-
-def _written(value: Any) -> str:
-    """Write a group as a CSV file does, whose integers may be floats in another file."""
-    if isinstance(value, (float, np.floating)) and float(value).is_integer():
-        value = int(value)
-    return str(value).strip()
 
 
 def together(*tables: pd.DataFrame) -> pd.DataFrame:
@@ -133,11 +111,10 @@ def together(*tables: pd.DataFrame) -> pd.DataFrame:
 def smallest(table: pd.DataFrame, limit: int) -> pd.DataFrame:
     """Keep the `limit` rows of each role whose scrambled hashes are the smallest.
 
-    Which rows these are does not depend on files, blocks or their order: a uniform sample of all
-    rows ever seen (bottom-k sampling, Cohen & Kaplan 2007).
+    They are a uniform sample, whatever the order (bottom-k sampling, Cohen & Kaplan 2007).
     """
-    order = scrambled(table[HASH].to_numpy(), 1)
-    rank = pd.Series(order).groupby(table[ROLE].to_numpy()).rank(method="first")
+    order = pd.Series(scrambled(table[HASH], 1))
+    rank = order.groupby(table[ROLE].to_numpy()).rank(method="first")
     return table[(rank <= limit).to_numpy()].reset_index(drop=True)
 
 
@@ -169,12 +146,11 @@ def counts(table: pd.DataFrame) -> dict[str, int]:
 
 def check_enough(table: pd.DataFrame, source: str) -> None:
     """Raise UserError where a table with roles leaves too few rows to train or to score."""
-    found = counts(table)
-    if found["trained_on"] < MIN_TRAIN or found["held_out"] < MIN_HELD_OUT:
+    _, n_train, n_held_out = counts(table).values()
+    if n_train < MIN_TRAIN or n_held_out < MIN_HELD_OUT:
         raise UserError(
-            f"{source} leaves {found['trained_on']} rows to train on and {found['held_out']} to "
-            f"score; expected at least {MIN_TRAIN} and {MIN_HELD_OUT}: add rows or change "
-            "--test-size"
+            f"{source} leaves {n_train} rows to train on and {n_held_out} to score; expected at "
+            f"least {MIN_TRAIN} and {MIN_HELD_OUT}: add rows or change --test-size"
         )
 
 
@@ -182,10 +158,9 @@ def check_enough(table: pd.DataFrame, source: str) -> None:
 class RetrainingRows:
     """Hold the rows of a retraining, each once.
 
-    file: the rows of the file that no version of the line has seen. train: remembered training rows
-    of the parent, then the new ones, those of versions that were refused included. held_out: "new"
-    and, where the parent remembers any, "old". remembered: all training rows of the parent that its
-    line remembers, replayed or not.
+    file: the rows of the file that no version of the line has seen. train: the new ones, those of
+    versions that were refused included, then replayed ones of the parent. held_out: "new" and,
+    where there are any, "old". remembered: all training rows of the parent, replayed or not.
     """
 
     file: pd.DataFrame
@@ -208,24 +183,22 @@ class RetrainingRows:
     @property
     def counts(self) -> dict[str, int]:
         """Count the rows by role and age, for the report."""
+        both = self.train[HASH].isin(together(*self.held_out.values())[HASH])
         return {
             "new rows to train on": int(self.new.sum()),
             "remembered rows to train on": int((~self.new).sum()),
             **{f"{name} rows held out": len(table) for name, table in self.held_out.items()},
             "rows of the file seen before": self.seen_before,
-            "rows both trained on and held out": int(
-                self.train[HASH].isin(together(*self.held_out.values())[HASH]).sum()
-            ),
+            "rows both trained on and held out": int(both.sum()),
         }
 
 
 def gather(
     table: pd.DataFrame, buffer: pd.DataFrame, parent_generation: int, replay: int | None = None
 ) -> RetrainingRows:
-    """Put the rows of a file and of the line's replay buffer together.
+    """Put the rows of a file, with roles, and of the replay buffer of its line together.
 
-    table: the file's, with roles and generation. buffer: of the newest version of the line, whose
-    generations above the parent's are of versions that were refused. replay bounds the remembered
+    Generations above the parent's are of versions that were refused. replay bounds the remembered
     training rows (None: all of them).
     """
     buffer = table.head(0) if buffer.empty else buffer
@@ -236,22 +209,8 @@ def gather(
     held_out = {"new": part(new, HELD_OUT), "old": part(old, HELD_OUT)}
     if held_out["old"].empty:
         del held_out["old"]
-    train = together(part(new, TRAIN), replayed)
-    seen_before = len(table) - len(fresh)
+    train, seen_before = together(part(new, TRAIN), replayed), len(table) - len(fresh)
     return RetrainingRows(fresh, train, held_out, parent_generation, seen_before, remembered)
-
-
-def blocks_of_rows(table: pd.DataFrame, role: Roles, blocks: int = 30) -> np.ndarray | None:
-    """Label rows that belong together, for intervals; None where every row stands for itself.
-
-    Groups, blocks of time, or else equal rows, which count as one.
-    """
-    if role.group:
-        return table[GROUP].to_numpy()
-    if role.time:
-        order = table[role.time].rank(method="dense", na_option="bottom").to_numpy()
-        return np.floor(order / (order.max() + 1) * blocks)
-    return table[HASH].to_numpy() if table[HASH].duplicated().any() else None
 
 
 def check_enough_new(rows: RetrainingRows, source: str) -> None:
@@ -263,3 +222,13 @@ def check_enough_new(rows: RetrainingRows, source: str) -> None:
             f"expected at least {MIN_HELD_OUT} to judge by: wait for more rows, and pass all of "
             "them in one file or folder"
         )
+
+
+def blocks_of_rows(table: pd.DataFrame, role: Roles, blocks: int = 30) -> np.ndarray | None:
+    """Label groups, blocks of time, or else equal rows; None where every row is for itself."""
+    if role.group:
+        return table[GROUP].to_numpy()
+    if role.time:
+        order = table[role.time].rank(method="dense", na_option="bottom").to_numpy()
+        return np.floor(order / (order.max() + 1) * blocks)
+    return table[HASH].to_numpy() if table[HASH].duplicated().any() else None

@@ -28,7 +28,11 @@ class ServedModel(PythonModel):
         import keras
 
         files = context.artifacts
-        package = _import_package(Path(files["code"]))
+        code = Path(files["code"])
+        # Its name follows from its content: two models with different code each run their own.
+        content = b"".join(file.read_bytes() for file in sorted(code.glob("*.py")))
+        package = f"toolkit_{hashlib.sha256(content).hexdigest()[:16]}"
+        sys.modules.setdefault(package, ModuleType(package)).__path__ = [str(code)]
         self.encoding = importlib.import_module(f"{package}.encoding")
         self.ranges = importlib.import_module(f"{package}.ranges")
         self.user_error = importlib.import_module(f"{package}.errors").UserError
@@ -78,19 +82,6 @@ def _as_frame(model_input: Any) -> pd.DataFrame:
             "expected commas between columns: send such a CSV, or JSON (dataframe_records)"
         )
     return split.set_axis(names, axis=1).replace("", None)
-
-
-def _import_package(folder: Path) -> str:
-    """Make the package in `folder` importable by a name that follows from its content.
-
-    So two models with different code, loaded in one process, each run their own.
-    """
-    content = b"".join(file.read_bytes() for file in sorted(folder.glob("*.py")))
-    name = f"toolkit_{hashlib.sha256(content).hexdigest()[:16]}"
-    if name not in sys.modules:
-        package = sys.modules[name] = ModuleType(name)
-        package.__path__ = [str(folder)]
-    return name
 
 
 mlflow.models.set_model(ServedModel())

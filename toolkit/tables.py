@@ -1,13 +1,13 @@
 """Any file, folder, glob, URL or query, as blocks of rows.
 
-Belongs here: how tables are stored. What the values mean is in `columns.py`. Text of a CSV file
-stays as it is written; what a typed format calls text becomes a pandas category, so that
-`kinds.py` can tell a text that is meant from one that nobody gave a type.
+Text of a CSV file stays as it is written; what a typed format calls text becomes a pandas category,
+so that `kinds.py` can tell a text that is meant from one that nobody gave a type.
 """
 
 import codecs
 import csv
 import glob
+import io
 import os
 import re
 import shutil
@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -35,42 +36,42 @@ PIECE_BYTES = 2**24  # files, and row groups of Parquet, below this are read tog
 HEAD_BYTES = 2**20  # of a text file: its separator and header are found in these
 DETECT_BYTES = 2**26  # and its encoding in these
 MAGIC = {b"PAR1": "Parquet", b"ARRO": "Feather"}  # the first bytes of a file
-TYPED = {".parquet": "Parquet", ".pq": "Parquet", ".feather": "Feather", ".arrow": "Feather"}
-TYPED |= {".xlsx": "Excel"}
-SUFFIXES = (*TYPED, ".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".gz", ".bz2", ".zip")
+ENDING = re.compile(
+    r"\.(csv|tsv|jsonl|ndjson|json|parquet|pq|feather|arrow|xlsx|zip|gz|bz2)$", re.I
+)
 ADVICE = {
     "CSV": "give every line as many fields as the header",
     "JSON lines": 'expected one object per line, such as {"age": 41, "zone": "nord"}',
 }
 EXPECTED = "expected CSV, Parquet, JSON lines, Feather or Excel"
 DATABASES = re.compile(r"(postgres|mysql|mariadb|sqlite|oracle|mssql|duckdb|snowflake|bigquery)")
-DRIVERS = {"psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}
 UNNAMED = r"|Unnamed: \d+|__index_level_\d+__"
 TOTAL = re.compile(r"(grand |sous-)?(totale?|totaux|sum|somme|summe|gesamt)( g[ée]n[ée]rale?)?\W*")
 # Of the encodings without a mark of their own, those that spreadsheets and old programs write.
 ENCODINGS = ["cp1252", "cp1250", "cp1251", "mac_roman", "shift_jis", "gb18030"]
 WIDTHS = r"line \1 has \3 fields, not \2"
 Blocks = Iterator[pd.DataFrame]
+Piece = list[Callable[[], Blocks]]
 
 
 @dataclass
 class Table:
     """Hold a table that is read in blocks, as often as needed.
 
-    Attributes: source, as the user named it, without passwords; first_line, the line of the file
-    that the first row stands in (2 in a plain CSV file, 1 where there is no header line), known
-    with the first block; notes, one line for everything that was recognised or left out, complete
-    once the rows were read; columns, in the order of the first file; share (number, count), which
-    of `count` shares of the pieces these readers are.
+    source is as the user named it, without passwords; a piece is a list of readers; share (number,
+    count) tells which of `count` shares of the pieces these are. Known with the first block:
+    columns, and first_line, the line of the file that the first row stands in (2 in a plain CSV
+    file, 1 without a header line). Complete after the last: notes, a line for all that was
+    recognised or left out.
     """
 
     source: str
-    readers: list[Callable[[], Blocks]] = field(repr=False)
+    pieces: list[Piece] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     first_line: int = 1
     columns: list[str] = field(default_factory=list)
     share: tuple[int, int] = (0, 1)
-    keep: Any = field(default=None, repr=False)  # a temporary folder that must outlive the readers
+    keep: Any = None  # a temporary folder that must outlive the readers
 
     def blocks(self) -> Blocks:
         """Read the rows in order: DataFrames of about 500,000 rows, each with a RangeIndex.
@@ -79,51 +80,42 @@ class Table:
         Raises UserError for files that cannot be read, differ in their columns, or have no rows.
         """
         waiting: list[pd.DataFrame] = []
-        for reader in self.readers:
-            is_new = True
-            for part in map(self._named, reader()):
-                self._check_columns(part)
-                if waiting and (is_new or sum(map(len, waiting)) >= BLOCK_ROWS):
+        for piece in self.pieces:
+            parts = map(self._checked, chain.from_iterable(read() for read in piece))
+            for number, part in enumerate(parts):
+                if waiting and (number == 0 or sum(map(len, waiting)) >= BLOCK_ROWS):
                     yield _together(waiting)
                     waiting = []
-                waiting += [part[self.columns]] if len(part) else []
-                is_new = False
-        last = _together(waiting) if waiting else pd.DataFrame()
+                waiting += [part] if len(part) else []
         number, count = self.share
-        if len(last) and number + 1 == count:
-            last = self._without_total(last)
-        if last.empty and count == 1:
+        if waiting:
+            last = _together(waiting)
+            yield self._without_total(last) if number + 1 == count else last
+        elif count == 1:
             raise UserError(f"{self.source} holds no rows; expected a header and rows below it")
-        if len(last):
-            yield last
 
     def take_share(self, number: int, count: int, columns: list[str]) -> "Table":
-        """Keep one of `count` shares of the pieces, in order; `columns` are of the whole table.
-
-        Lines in messages count from the start of the share, whose name says which it is.
-        """
+        """Keep one of `count` shares of the pieces; lines in messages count from its start."""
         self.source = f"part {number + 1} of {count} of {self.source}" if number else self.source
-        first, end = (len(self.readers) * n // count for n in (number, number + 1))
-        self.readers, self.share, self.columns = self.readers[first:end], (number, count), columns
+        first, end = (len(self.pieces) * n // count for n in (number, number + 1))
+        self.pieces, self.share, self.columns = self.pieces[first:end], (number, count), columns
         return self
-
-    def _check_columns(self, rows: pd.DataFrame) -> None:
-        self.columns = self.columns or list(rows)
-        if sorted(rows) != sorted(self.columns):
-            raise UserError(
-                f"a file of {self.source} has the columns {list(rows)}, but those before it "
-                f"have {self.columns}; give files with the same columns"
-            )
 
     def note(self, text: str) -> None:
         """Add a note, unless it is there already."""
         self.notes += [] if text in self.notes else [text]
 
-    def _named(self, rows: pd.DataFrame) -> pd.DataFrame:
+    def _checked(self, rows: pd.DataFrame) -> pd.DataFrame:
+        """Leave out columns without a name; UserError where columns differ from those before."""
         unnamed = rows.columns.astype(str).str.strip().str.fullmatch(UNNAMED)
         if unnamed.any():
             self.note("a column without a name (an index of rows) is left out")
-        return named(rows.loc[:, ~unnamed], self.source).rename(columns=str.strip)
+        rows = named(rows.loc[:, ~unnamed], self.source).rename(columns=str.strip)
+        self.columns = self.columns or list(rows)
+        if sorted(rows) != sorted(self.columns):
+            what = f"a file of {self.source} has the columns {list(rows)}, but those before it have"
+            raise UserError(f"{what} {self.columns}; give files with the same columns")
+        return rows[self.columns]
 
     def _without_total(self, rows: pd.DataFrame) -> pd.DataFrame:
         """Leave out empty rows at the end, and a last row that is a total of those above it."""
@@ -131,15 +123,16 @@ class Table:
         if n_filled < len(rows):
             self.note(f"{len(rows) - n_filled} empty rows at the end are left out")
         rows = rows[:n_filled]
-        last, above = rows.iloc[-1], rows[-10_000:-1]
-        for name, cell in last.items() if len(above) > 1 else ():
-            if not (isinstance(cell, str) and TOTAL.fullmatch(cell.strip().casefold())):
+        tail = rows[-10_000:]
+        for name, cell in tail.iloc[-1].items():
+            is_total = isinstance(cell, str) and TOTAL.fullmatch(cell.strip().casefold())
+            if not is_total or (tail[name][:-1] == cell).any():
                 continue
-            others = rows[-10_000:].drop(columns=name)
+            others = tail.drop(columns=name)
             numbers = others.apply(lambda cells: read_cells(cells, Column("", "numeric"))[0])
-            larger = numbers.iloc[-1] > numbers.iloc[:-1].max()
+            larger = numbers.iloc[-1] > numbers[:-1].max()
             emptied = others.iloc[-1].isna() & (others.notna().mean() > 0.5)
-            if (above[name] != cell).all() and (larger | emptied).any():
+            if (larger | emptied).any():
                 self.note(f"the last row is a total ({cell.strip()!r}) and is left out")
                 return rows[:-1]
         return rows
@@ -161,15 +154,12 @@ def _reading(failed: str, advice: str) -> Iterator[None]:
     except UserError:
         raise
     except ImportError as error:
-        package = DRIVERS.get(error.name or "", error.name or "pyarrow")
+        package = error.name or "pyarrow"
         raise UserError(f"{failed}: it needs a package: pip install {package}") from error
     except Exception as error:  # each library has classes of its own
         reason = re.sub(r" \[SQL:.*|//[^@/\s]*@", "", one_line(error))
         reason = re.sub(r".*Row #(\d+): Expected (\d+) columns, got (\d+):.*", WIDTHS, reason)[:150]
         raise UserError(f"{failed} ({reason}); {advice}") from error
-
-
-# --- where tables are ---------------------------------------------------------------------------
 
 
 def open_table(source: str | Path, query: str | None = None) -> Table:
@@ -182,9 +172,9 @@ def open_table(source: str | Path, query: str | None = None) -> Table:
     source = str(source)
     scheme = source.split("://")[0] if "://" in source else ""
     shown = re.sub(r"//[^@/]*@", "//", source).split("?")[0] if scheme else source
-    table = Table(shown, [])
+    table = Table(shown)
     if query is not None or DATABASES.match(scheme):
-        table.readers.append(partial(_sql_blocks, source, query, shown))
+        table.pieces = [[partial(_sql_blocks, source, query, shown)]]
         return table
     if scheme == "file":
         source = urllib.request.url2pathname(urlsplit(source).path)
@@ -192,60 +182,48 @@ def open_table(source: str | Path, query: str | None = None) -> Table:
         table.keep = tempfile.TemporaryDirectory(prefix="table-")
         source = _download(source, shown, Path(table.keep.name))
     if os.path.isdir(os.path.join(source, "_delta_log")):
-        table.readers.append(partial(_delta_blocks, source, table))
+        table.pieces = [[partial(_delta_blocks, source, table)]]
     else:
-        table.readers += _pieces(_files(source, shown), Path(source), table)
+        table.pieces = _pieces(_files(source, shown), Path(source), table)
     return table
 
 
 def _files(source: str, shown: str) -> list[Path]:
-    what = "there is no such file"
-    names = [source] if os.path.isfile(source) else sorted(glob.glob(source))
-    if os.path.isdir(source):
-        what = "the folder holds no table"
-        below = [f.relative_to(source) for f in sorted(Path(source).rglob("[!._]*"))]
-        below = [f for f in below if all("=" in folder for folder in f.parts[:-1])]
-        names = [os.path.join(source, f) for f in below if f.suffix.lower() in SUFFIXES]
+    what, names = "there is no such file", sorted(glob.glob(source))
+    if os.path.isfile(source):
+        names = [source]
+    elif os.path.isdir(source):
+        what, below = "the folder holds no table", Path(source).rglob("[!._]*")
+        inside = [f.relative_to(source) for f in sorted(below) if ENDING.search(f.name)]
+        inside = [f for f in inside if all("=" in folder for folder in f.parts[:-1])]
+        names = [os.path.join(source, f) for f in inside]
     found = [Path(name) for name in names if os.path.isfile(name)]
     if not found:
         raise UserError(f"cannot read {shown}: {what}; {EXPECTED}: check the path")
     if any((file.parent / "_delta_log").is_dir() for file in found):
-        raise UserError(
-            f"{shown} is a part of a Delta table, where some files are no longer valid; give the "
-            "folder instead"
-        )
+        what = "is a part of a Delta table, where some files are no longer valid"
+        raise UserError(f"{shown} {what}; give the folder instead")
     return found
 
 
-def _pieces(files: list[Path], top: Path, table: Table) -> list[Callable[[], Blocks]]:
+def _pieces(files: list[Path], top: Path, table: Table) -> list[Piece]:
     """Cut files into pieces: some small ones together, or some row groups of a large Parquet file.
 
     They depend on the files alone, and so do the blocks of rows, however many processes read them.
     """
-    pieces: list[list[Callable[[], Blocks]]] = []
-    size = PIECE_BYTES
+    pieces, n_before = dict[int, Piece](), 0
     for file in files:
-        for n_bytes, groups in _row_groups(file):
-            if size >= PIECE_BYTES:
-                pieces, size = [*pieces, []], 0
-            pieces[-1].append(partial(_file_blocks, file, top, table, groups))
-            size += n_bytes
-    return [partial(_chained, piece) for piece in pieces]
-
-
-def _chained(readers: list[Callable[[], Blocks]]) -> Blocks:
-    for reader in readers:
-        yield from reader()
-
-
-def _row_groups(file: Path) -> list[tuple[int, list[int] | None]]:
-    """List (bytes, numbers of row groups) of a large Parquet file; any other is one, with None."""
-    size = file.stat().st_size
-    with _reading(f"cannot read {file}", "copy it again"):
-        if size < PIECE_BYTES or _kind(file) != "Parquet":
-            return [(size, None)]
-        about = pq.read_metadata(file)
-        return [(about.row_group(n).total_byte_size, [n]) for n in range(about.num_row_groups)]
+        sizes: list[tuple[int, list[int] | None]] = [(file.stat().st_size, None)]
+        with _reading(f"cannot read {file}", "copy it again"):
+            if sizes[0][0] >= PIECE_BYTES and _kind(file) == "Parquet":
+                about = pq.read_metadata(file)
+                groups = range(about.num_row_groups)
+                sizes = [(about.row_group(n).total_byte_size, [n]) for n in groups]
+        for n_bytes, part in sizes:
+            piece = pieces.setdefault(n_before // PIECE_BYTES, [])
+            piece.append(partial(_file_blocks, file, top, table, part))
+            n_before += n_bytes
+    return list(pieces.values())
 
 
 def _download(url: str, shown: str, folder: Path) -> str:
@@ -256,8 +234,6 @@ def _download(url: str, shown: str, folder: Path) -> str:
             with urllib.request.urlopen(url, timeout=60) as answer, target.open("wb") as copy:
                 shutil.copyfileobj(answer, copy)
         else:
-            if url.startswith("gs://") and "?" not in url:
-                url += "?retry_limit_seconds=20"  # it would try for a quarter of an hour
             _copy(url, target)
     return str(target)
 
@@ -266,6 +242,8 @@ def _copy(url: str, target: Path) -> None:
     """Copy a file of an object store, or all files below a folder."""
     from pyarrow import fs
 
+    if url.startswith("gs://") and "?" not in url:
+        url += "?retry_limit_seconds=20"  # it would try for a quarter of an hour
     files, path = fs.FileSystem.from_uri(url)
     found = [files.get_file_info(path)]
     if found[0].type == fs.FileType.Directory:
@@ -276,20 +254,15 @@ def _copy(url: str, target: Path) -> None:
         fs.copy_files(file.path, str(place), source_filesystem=files)
 
 
-# --- how tables are written: generators of their rows ---------------------------------------------
-
-
 def _sql_blocks(url: str, query: str | None, shown: str) -> Blocks:
     if query is None or "://" not in url:
-        raise UserError(
-            f"{shown} and a query belong together; expected a database such as "
-            "postgresql://host/name with --query 'SELECT …'"
-        )
+        example = "a database such as postgresql://host/name with --query 'SELECT …'"
+        raise UserError(f"{shown} and a query belong together; expected {example}")
     with _reading(f"the query on {shown} failed", "check it"):
         import sqlalchemy
 
-        engine = sqlalchemy.create_engine(url)
-        with engine.connect().execution_options(stream_results=True) as connection:
+        options = {"stream_results": True}
+        with sqlalchemy.create_engine(url, execution_options=options).connect() as connection:
             for block in pd.read_sql_query(query, connection, chunksize=BLOCK_ROWS):
                 yield block.astype(dict.fromkeys(block.select_dtypes("str"), "category"))
 
@@ -303,28 +276,27 @@ def _delta_blocks(folder: str, table: Table) -> Blocks:
         yield from _typed_blocks(delta.to_pyarrow_dataset().to_batches())
 
 
-def _file_blocks(file: Path, top: Path, table: Table, groups: list[int] | None = None) -> Blocks:
-    """Read a file as its name or first bytes ask; keys of folders `key=value` become columns.
-
-    groups: of a Parquet file the row groups to read; None for all.
-    """
+def _file_blocks(file: Path, top: Path, table: Table, groups: list[int] | None) -> Blocks:
+    """Read a file as its first bytes ask, or row groups; folders `key=value` become columns."""
     inside = file.relative_to(top) if top in file.parents else file
     keys = [part.split("=", 1) for part in inside.parts[:-1] if "=" in part]
     with _reading(f"cannot read {file}", "copy it again"):
         kind = _kind(file)
     with _reading(f"{file} cannot be read as {kind}", ADVICE.get(kind, "write or copy it again")):
         if kind == "CSV":
-            blocks = _csv_blocks(file, table)
-        elif kind.startswith("JSON"):
-            blocks = _json_blocks(file, kind == "JSON lines")
+            blocks = _csv_blocks(partial(_stream, file), file, table)
         elif kind == "Excel":
-            blocks = _excel_blocks(file, table)
+            blocks = _csv_blocks(partial(io.BytesIO, _excel_as_csv(file, table)), file, table)
         elif kind == "Parquet":  # a dataset would hold several times as much in memory
             parquet = pq.ParquetFile(file, pre_buffer=False)
             blocks = _typed_blocks(parquet.iter_batches(BLOCK_ROWS // 4, groups))
-        else:
+        elif kind == "Feather":
             feather = pa.ipc.open_file(pa.memory_map(str(file)))
             blocks = _typed_blocks(map(feather.get_batch, range(feather.num_record_batches)))
+        else:
+            lines = {"lines": True, "chunksize": BLOCK_ROWS} if kind == "JSON lines" else {}
+            found = pd.read_json(_stream(file), dtype=False, **lines)
+            blocks = iter(found if lines else [found])
         for block in blocks:
             for key, value in keys:
                 level = None if value == "__HIVE_DEFAULT_PARTITION__" else unquote(value)
@@ -334,9 +306,9 @@ def _file_blocks(file: Path, top: Path, table: Table, groups: list[int] | None =
 
 def _kind(file: Path) -> str:
     with file.open("rb") as start:
-        known = MAGIC.get(start.read(4), TYPED.get(file.suffix.lower(), ""))
-    if known:
-        return known
+        kind = MAGIC.get(start.read(4))
+    if kind or file.suffix.lower() == ".xlsx":
+        return kind or "Excel"
     with _stream(file) as stream:
         head = stream.read(HEAD_BYTES).removeprefix(codecs.BOM_UTF8).lstrip()
     if not head:
@@ -356,6 +328,16 @@ def _stream(file: Path) -> Any:
     return archive.open(names[0])
 
 
+def _excel_as_csv(file: Path, table: Table) -> bytes:
+    import openpyxl  # noqa: F401 - pandas would not name the package that is missing
+
+    sheets = pd.read_excel(file, sheet_name=None, header=None)
+    name, rows = next((each for each in sheets.items() if len(each[1])), ("", pd.DataFrame()))
+    if len(sheets) > 1:
+        table.note(f"{file.name} has {len(sheets)} sheets; only {name!r} was read")
+    return rows.to_csv(index=False, header=False).encode()
+
+
 def _typed_blocks(batches: Iterable[pa.RecordBatch]) -> Blocks:
     """Read typed rows; text as categories, decimals as floats; the index pandas kept is plain."""
     options = {"ignore_metadata": True, "date_as_object": False, "strings_to_categorical": True}
@@ -365,62 +347,31 @@ def _typed_blocks(batches: Iterable[pa.RecordBatch]) -> Blocks:
         yield rows.astype(dict.fromkeys(decimals, "float64"))
 
 
-def _json_blocks(file: Path, lines: bool) -> Blocks:
-    """Read one object per line, or one array of objects; text is left as it is written."""
-    with _stream(file) as stream:
-        found = pd.read_json(stream, dtype=False, lines=lines, chunksize=BLOCK_ROWS * lines or None)
-        yield from found if lines else [found]
-
-
-def _excel_blocks(file: Path, table: Table) -> Blocks:
-    import openpyxl  # noqa: F401 - pandas would not name the package that is missing
-
-    sheets = pd.read_excel(file, sheet_name=None, header=None)
-    name, rows = next((each for each in sheets.items() if len(each[1])), ("", pd.DataFrame()))
-    if len(sheets) > 1:
-        table.note(f"{file.name} has {len(sheets)} sheets; only {name!r} was read")
-    texts = rows.astype(object).fillna("").astype(str)
-    header = _header_line(texts.head(100).to_numpy().tolist(), file, table)
-    table.first_line = header + 2
-    yield rows.iloc[header + 1 :].infer_objects().set_axis(texts.iloc[header], axis=1)
-
-
-# --- CSV ----------------------------------------------------------------------------------------
-
-
-def _csv_blocks(file: Path, table: Table) -> Blocks:
+def _csv_blocks(unpack: Callable[[], Any], file: Path, table: Table) -> Blocks:
     """Read a text file; text stays as it is written, an empty cell is missing."""
-    encoding, separator, names = _csv_start(file, table)
+    with unpack() as stream:
+        encoding, separator, names = _csv_start(stream.read(DETECT_BYTES), file, table)
     if not names:
         return
     # Small blocks, as many are read ahead; without threads, or an error would not tell its line.
-    options = pc.ReadOptions(
-        skip_rows=table.first_line - 1,
-        column_names=names,
-        encoding=encoding,
-        block_size=2**20,
-        use_threads=False,
-    )
+    options: Any = {"block_size": 2**20, "use_threads": False, "encoding": encoding}
+    read = pc.ReadOptions(skip_rows=table.first_line - 1, column_names=names, **options)
     texts = dict.fromkeys(names, pa.string())
     convert = pc.ConvertOptions(column_types=texts, null_values=[""], strings_can_be_null=True)
     parse = pc.ParseOptions(delimiter=separator, newlines_in_values=True)
-    with _stream(file) as stream:
-        for batch in pc.open_csv(stream, options, parse, convert):
+    with unpack() as stream:
+        for batch in pc.open_csv(stream, read, parse, convert):
             block = batch.to_pandas()
-            block.attrs = {"separator": separator}
             if len(block) and str(block.iloc[-1, -1]).endswith("\n"):
                 raise ValueError("a field opens with a quote that is never closed")
             yield block
 
 
-def _csv_start(file: Path, table: Table) -> tuple[str, str, list[str]]:
+def _csv_start(sample: bytes, file: Path, table: Table) -> tuple[str, str, list[str]]:
     """Recognise (encoding, separator, names of columns, none where no rows are below them)."""
-    with _stream(file) as stream:
-        sample = stream.read(DETECT_BYTES)
     encoding = _encoding(file, sample, table)
     text = sample[:HEAD_BYTES].decode(encoding, errors="ignore").removeprefix("\ufeff")
     lines = re.split(r"\r\n|\n|\r", text)
-    lines = lines[:-1] if len(sample) > HEAD_BYTES and len(lines) > 2 else lines
     marked = re.fullmatch(r'"?sep=(.)"?[,;\t]*', lines[0])
     lines[0] = "" if marked else lines[0]
     cells = {
@@ -445,20 +396,13 @@ def _evenness(lines: list[list[str]]) -> tuple[int, int, int]:
 
 
 def _header_line(lines: list[list[str]], file: Path, table: Table) -> int:
-    """Return the place of the header, below titles, comments and empty lines.
-
-    Raises UserError where there is none, ValueError where it is not as wide as the rows below it.
-    """
+    """Return the place of the header: the first line that is as wide as most, and mostly filled."""
     widths = [len(line) for line in lines if line]
     usual = max(widths, key=widths.count, default=0)
     for number, line in enumerate(lines):
         filled = [cell for cell in line if cell.strip()]
-        is_full = len(line) == usual
-        most = (usual - 1) / 2 if is_full else max(1, usual / 2)
-        if len(filled) <= most or (not is_full and line[0].startswith("#")):
+        if len(line) < usual or len(filled) <= (usual - 1) / 2:
             continue
-        if not is_full:
-            raise ValueError(f"line {number + 1} has {len(line)} fields, most lines have {usual}")
         if number and any(re.fullmatch(r"[-+]?[\d.,]+", cell) for cell in filled):
             break
         if any(map(any, lines[:number])):

@@ -2,12 +2,9 @@
 
 import math
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import Any
 
 import pandas as pd
-
-if TYPE_CHECKING:
-    from toolkit.comparison import Interval
 
 
 def format_amount(value: float, unit: str = "", *, signed: bool = False) -> str:
@@ -24,7 +21,7 @@ def format_amount(value: float, unit: str = "", *, signed: bool = False) -> str:
     return f"{text} {unit}".strip()
 
 
-def format_interval(interval: "Interval", unit: str = "") -> str:
+def format_interval(interval: Any, unit: str = "") -> str:
     """Write an interval with signs: ``-420 € (-540 to -300)``."""
     low, high = (format_amount(bound, signed=True) for bound in (interval.low, interval.high))
     return f"{format_amount(interval.estimate, unit, signed=True)} ({low} to {high})"
@@ -51,11 +48,7 @@ def escape_markdown(text: object) -> str:
 
 
 def safe_cells(table: pd.DataFrame) -> pd.DataFrame:
-    """Copy `table` for CSV with text cells and labels that no spreadsheet takes for a formula.
-
-    Text starting with = + - @, tab or line break gets an apostrophe in front (OWASP, "CSV
-    Injection"); numbers keep their type.
-    """
+    """Put ' before texts that a spreadsheet takes for a formula (OWASP, "CSV Injection")."""
 
     def safe(value: object) -> object:
         dangerous = isinstance(value, str) and value.startswith(tuple("=+-@\t\r\n"))
