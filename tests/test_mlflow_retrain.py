@@ -468,7 +468,7 @@ def test_promote_never_keeps_the_champion_and_a_moved_champion_is_left_alone(
     with monkeypatch.context() as patch:
         patch.setattr(evidence, "weigh", another_wins)
         assert workshop.retrain("--data", "third.csv", *flags) == 0, workshop.err
-    assert "kept champion, another version became champion meanwhile; better: p" in workshop.out
+    assert "kept champion, another version is champion; better: p" in workshop.out
     assert workshop.run.data.tags["verdict"] == "kept champion"
     loans("new", 500, 600).to_csv(workshop.folder / "fourth.csv", index=False)
     assert workshop.retrain("--data", "fourth.csv", *flags) == 0, workshop.err

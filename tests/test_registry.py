@@ -184,9 +184,9 @@ def test_model_that_is_wanted_becomes_champion_and_its_run_tells_so(client, benc
     ("options", "why"),
     [
         ({"champion": "1", "wanted": False}, ""),
-        ({"champion": "2"}, "another version became champion meanwhile; "),
+        ({"champion": "2"}, "another version is champion; "),
         ({"champion": "1", "parent_run": "x"}, "the parent is not the champion, version 1; "),
-        ({}, "another version became champion meanwhile; "),
+        ({}, "another version is champion; "),
     ],
     ids=["not wanted", "champion changed", "other parent", "first training"],
 )

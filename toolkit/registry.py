@@ -65,7 +65,7 @@ def register_and_promote(
     if wanted and champion and parent_run not in (None, champion_run):
         forbidden = f"the parent is not the champion, version {champion}; "
     elif wanted and not (promoted := promote(client, name, version, champion)):
-        forbidden = "another version became champion meanwhile; "
+        forbidden = "another version is champion; "
     word = "promoted" if promoted else "kept champion"
     told = escape_markdown(translate(f"{word}, {forbidden}{reason}"))
     client.update_model_version(name, version, f"{told}.\n\n{about}")
