@@ -260,7 +260,7 @@ URIS = {
     "scheme unknown": ("s4://bucket/model", "no model at s4://bucket/model"),
     "no model": ("models", "it has no MLmodel file; pass its folder"),
     "nowhere": ("nowhere", "no model at nowhere"),
-    "scikit-learn": ("sklearn", "python_function, sklearn; expected one with a Keras network"),
+    "scikit-learn": ("sklearn", "python_function, sklearn, and no Keras network"),
     "other width": ("narrow", "takes 3 inputs, but its preprocessor makes"),
     "truncated": (
         "truncated",
@@ -270,7 +270,7 @@ URIS = {
         "tampered",
         "loaded safely (buffer.parquet is not the file",
     ),
-    "half copied": ("half", "half is damaged or cannot be loaded safely (it lacks"),
+    "half copied": ("half", "half is damaged or cannot be loaded safely (preprocessor.json is not"),
     "MLmodel broken": ("broken", "broken is damaged"),
 }
 

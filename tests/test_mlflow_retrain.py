@@ -481,7 +481,9 @@ def test_file_without_a_new_row_trains_nothing_and_gets_no_verdict(workshop, fil
     flags = ["--data", files / "old.csv", *QUICK]
     assert workshop.retrain(*flags, "--promote", "always") == 0, workshop.err
     assert workshop.out.startswith(f"nothing new in {files / 'old.csv'}: every row was seen before")
-    assert workshop.retrain(*flags, "--json") == 0
+    assert workshop.retrain(*flags, "--json", "--report", "none.md") == 0
+    page = (workshop.folder / "none.md").read_text("utf-8")
+    assert page.startswith("# Retraining: kept champion\n\nKept champion: nothing new in ")
     found = told(workshop)
     assert (found["verdict_kind"], found["promoted"], found["model_uri"]) == (
         "nothing_new",
