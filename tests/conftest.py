@@ -38,7 +38,6 @@ for name in STORE_VARIABLES:
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-import keras
 import pytest  # noqa: E402
 
 MODEL = "loan-amount"
@@ -232,6 +231,8 @@ def no_figures(monkeypatch):
 
 def not_trained(model, X, y, callbacks=(), **_):
     """Stand in for `train_model`: leave the model as it is, which saves its compilation."""
+    import keras
+
     for callback in callbacks:
         if isinstance(callback, keras.callbacks.LambdaCallback):  # validates the candidates
             callback.on_epoch_end(0, {})
