@@ -127,7 +127,6 @@ def track(work: Work, terminal: cli.Terminal, found: Any, whole: Any) -> int:
         )
         facts = keep(work, trained, child, found)
         checkpoint.remove()
-    found.verdict = replace(found.verdict, promoted=facts["promoted"])
     report.write(found, settings.report)
     evidence.print_scores(terminal, found)
     say(settings, terminal, run.info, found, facts)
@@ -172,7 +171,11 @@ def keep(work: Work, trained: Any, child: "Child", found: Any) -> dict[str, Any]
         metrics = evidence.log_evidence(child.curves, y_new, child.predictions["new"], found)
         short = report.short_result(found)
         name = settings.model_name, trained, MODEL_NAME, short
-        return {"metrics": metrics, **registry.publish(work.client, *name, **promotion)}
+        facts = registry.publish(work.client, *name, **promotion)
+        if facts["promoted"] != found.verdict.promoted:  # the registry forbade it
+            found.verdict = replace(found.verdict, promoted=False)
+            evidence.log_report(found)
+    return {"metrics": metrics, **facts}
 
 
 def say(settings: Settings, terminal: cli.Terminal, run: Any, found: Any, facts: Any) -> None:

@@ -469,6 +469,9 @@ def test_promote_never_keeps_the_champion_and_a_moved_champion_is_left_alone(
         patch.setattr(evidence, "weigh", another_wins)
         assert workshop.retrain("--data", "third.csv", *flags) == 0, workshop.err
     assert "kept champion, another version is champion; better: p" in workshop.out
+    logged = mlflow.artifacts.load_text(f"{workshop.run.info.artifact_uri}/report.md")
+    assert "kept champion" in logged
+    assert "promoted" not in logged.partition("\n\n")[0]
     assert workshop.run.data.tags["verdict"] == "kept champion"
     loans("new", 500, 600).to_csv(workshop.folder / "fourth.csv", index=False)
     assert workshop.retrain("--data", "fourth.csv", *flags) == 0, workshop.err

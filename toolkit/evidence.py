@@ -173,9 +173,14 @@ def log_evidence(
     for name in ("groups", "drift", "importance"):
         if (table := getattr(found, name)) is not None:
             mlflow.log_text(safe_cells(table).to_csv(index=False), f"{name}.csv")
+    log_report(found)
+    return metrics
+
+
+def log_report(found: Evidence) -> None:
+    """Log the report as a page and as Markdown."""
     for name in ("report.html", "report.md"):
         mlflow.log_text(report.render(found, name), name)
-    return metrics
 
 
 def print_scores(terminal: cli.Terminal, evidence: Evidence) -> None:
