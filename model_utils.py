@@ -49,9 +49,9 @@ HIDDEN = (64, 32)
 MEMBERS = 4
 LEARNING_RATE = 3e-3
 SEARCH_ROWS = 20_000  # rows enough to tell the candidates apart; more would only cost time
-FEW_ROWS = 3_000  # below it luck with validation rows is large: every candidate is tried on 3 folds
+FEW_ROWS = 3_000  # below it luck with validation rows is large: candidates are tried on 3 folds,
+VERY_FEW_ROWS = 1_000  # and below this on 5, so that every row validates once
 VALIDATION = 0.2  # share of the rows of a search that each candidate does not train on
-FOLDS = 3
 NEARLY = 1.02  # share of the lowest error up to which another candidate is as good
 ENOUGH = 30  # validation rows; with fewer there is nothing to choose by
 PROOF = 0.3  # an error is lower where it is by this share, over the root of the rows: about 1 s.e.
@@ -569,7 +569,7 @@ def choose_recipe(
     """Choose bins, Huber's delta and the weight decay by the error on validation rows.
 
     All candidates train side by side, in one program, on at most SEARCH_ROWS of the rows; few rows
-    are split in three ways. X of shape (n_rows, n_inputs), y of shape (n_rows,); options are
+    are split in several ways. X of shape (n_rows, n_inputs), y of shape (n_rows,); options are
     `seed` and `callbacks` of `train_model`.
 
     Returns (the recipe of each member, the best first, and those that are nearly as good;
@@ -640,7 +640,8 @@ def _search_network(
     **_: Any,
 ) -> keras.Model:
     """Create members for all candidates in all folds, which start alike."""
-    members = n_tried * (FOLDS if len(X) < FEW_ROWS else 1)
+    folds = 5 if len(X) < VERY_FEW_ROWS else 3 if len(X) < FEW_ROWS else 1
+    members = n_tried * folds
     model = create_nn_model(X.shape[1], base, scale, bins, members=members, seed=seed)
     for layer in _trained_layers(model):
         layer.kernel.assign(np.repeat(layer.kernel.numpy()[:1], members, axis=0))

@@ -627,6 +627,18 @@ def test_each_fold_of_a_search_holds_other_rows_back_from_all_its_candidates(sea
     np.testing.assert_allclose(errors[0], by_hand, rtol=1e-4)
 
 
+@pytest.mark.parametrize(("n_rows", "folds"), [(100, 5), (1_000, 3), (3_000, 1)])
+def test_fewer_rows_are_held_back_in_more_folds_each_row_once_at_most(searched, n_rows, folds):
+    inputs = RNG(0).normal(size=(n_rows, 2)).astype(np.float32)
+    base = Recipe(epochs=1, batch_size=500)
+    choose_recipe(inputs, inputs[:, 0].astype(float), base=base)
+    ((_, _, mask),) = searched
+    tried = len(model_utils.candidates(base, n_rows))
+    held_back = (~mask).reshape(n_rows, folds, tried).sum(axis=1)
+    assert held_back.max() == 1
+    assert (held_back.sum(axis=0) == 0.2 * folds * n_rows).all()
+
+
 PARENT = model_utils.Parent(create_nn_model(N_INPUTS, QUICK, SCALE, seed=1), QUICK)
 
 
