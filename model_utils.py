@@ -171,8 +171,8 @@ class Recipe:
         """Return a recipe that compares alike in a quarter of the updates.
 
         Half the epochs and minibatches twice as large; the learning rate grows with their root
-        (Malladi et al. 2022), and rate × decay × updates stays (Wang & Aitchison 2024). On 16
-        tables it chose as well as whole trainings, within 0.5 % of their error.
+        (Malladi et al. 2022), and rate × decay × updates stays (Wang & Aitchison 2024). On 10
+        public tables it chose as well as whole trainings, within 0.5 % of their error.
         """
         return replace(
             self,

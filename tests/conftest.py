@@ -43,6 +43,14 @@ import pytest  # noqa: E402
 MODEL = "loan-amount"
 
 
+LONG = ("test_readme.py", "test_faults.py", "test_automation.py", "test_mlflow_retrain.py")
+
+
+def pytest_collection_modifyitems(items):
+    """Begin with files of few but long tests, so that no process waits for the other at the end."""
+    items.sort(key=lambda item: item.path.name not in LONG)
+
+
 @pytest.fixture(autouse=True)
 def _seeds():
     import numpy as np

@@ -78,7 +78,7 @@ def folder(tmp_path_factory):
 
 
 def settings_for(data, workers, **options):
-    said = dict.fromkeys(reading.KINDS, ())
+    said = dict.fromkeys(reading.FLAGS, ())
     defaults = {"target": "y", "query": None, "group": None, "time": None, "workers": workers}
     return SimpleNamespace(**{"data": str(data), **said, **defaults, **options})
 
