@@ -45,9 +45,9 @@ class Rows:
         """Read blocks into a copy, which keeps all in `folder` if given; return (it, notes)."""
         rows, group, target = copy.deepcopy(self), self.group, self.schema.target.name
         rows.folder = folder
-        notes: list[str] = []
-        place: Any = {"source": source.source, "first_line": source.first_line}
+        notes, n_before = list[str](), 0
         for block in blocks:
+            place: Any = {"source": source.source, "first_line": source.first_line + n_before}
             if group and group not in block:
                 raise UserError(
                     f"{source.source} has no column {group!r} of groups to hold out as a whole; "
@@ -58,7 +58,7 @@ class Rows:
                 table[target] = np.nan
             rows.add(roles.hashed(table, block[group].loc[table.index] if group else None))
             notes += found
-            place["first_line"] += len(block)
+            n_before += len(block)
         return rows, notes
 
     def add(self, block: pd.DataFrame) -> None:
