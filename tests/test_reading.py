@@ -13,6 +13,7 @@ import pytest
 from toolkit import reading, roles, tables
 from toolkit.encoding import Preprocessor
 from toolkit.errors import UserError
+from toolkit.kinds import infer_schema
 
 N = 120
 
@@ -289,3 +290,12 @@ def test_workers_without_ray_are_refused_in_one_line(tmp_path, monkeypatch):
     rows_of().to_csv(tmp_path / "rows.csv", index=False)
     with pytest.raises(UserError, match=r"pip install -r requirements-scale\.txt"):
         reading.read_first(settings_for(tmp_path / "rows.csv", workers=2))
+
+
+def test_line_of_a_wrong_cell_is_that_of_the_file_though_nothing_was_read_before(tmp_path):
+    file = tmp_path / "rows.csv"
+    file.write_text("a,y\n1,2\n2,3\n3,4\n4,5\nx,6\n")
+    schema, _ = infer_schema(pd.DataFrame({"a": [1.0, 2.0, 4.0], "y": [2.0, 3.0, 5.0]}), "y")
+    source = tables.open_table(str(file))
+    with pytest.raises(UserError, match="holds 'x' in line 6;"):
+        reading.Rows(schema).read(source, source.blocks())
