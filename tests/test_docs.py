@@ -8,6 +8,7 @@ from conftest import ROOT
 
 ARCHITECTURE = (ROOT / "docs" / "ARCHITECTURE.md").read_text("utf-8")
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "models" / "README.md"]
+OF_TODAY = [page for page in PAGES if page.name != "CHANGELOG.md"]  # it names flags that are gone
 FILES = {
     file.stem: file
     for file in [*ROOT.glob("*.py"), *ROOT.glob("toolkit/*.py")]
@@ -86,14 +87,12 @@ def test_links_within_the_project_lead_to_files(page):
     assert not [link for link in links if not (page.parent / link).exists()]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+@pytest.mark.parametrize("page", OF_TODAY, ids=lambda page: str(page.relative_to(ROOT)))
 def test_flags_that_a_page_names_exist(page):
     import mlflow_monitoring
     import mlflow_retrain
     import mlflow_score
 
-    if page.name == "CHANGELOG.md":
-        pytest.skip("names flags that are gone")
     scripts = (mlflow_monitoring, mlflow_retrain, mlflow_score)
     known = {field for script in scripts for field in script.Settings.__dataclass_fields__}
     for line in page.read_text("utf-8").splitlines():

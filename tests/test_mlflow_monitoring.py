@@ -247,9 +247,9 @@ def test_another_seed_gives_other_weights_and_roles_and_the_champion_stays(works
 
 
 @pytest.mark.usefixtures("no_figures")
-@pytest.mark.parametrize("training", ["search", "training"])
+@pytest.mark.parametrize(("training", "last"), [("search", 5), ("training", 11)])
 def test_interrupted_training_goes_on_in_its_run_to_the_same_bits(
-    fresh_place, trained, files, monkeypatch, training
+    fresh_place, trained, files, monkeypatch, training, last
 ):
     flags = ["--data", files / "old.csv", "--epochs", 20]
     monkeypatch.setattr(checkpoint, "SECONDS", -1)  # after every epoch
@@ -257,7 +257,7 @@ def test_interrupted_training_goes_on_in_its_run_to_the_same_bits(
 
     def interrupt(self, epoch, logs=None):
         watched(self, epoch, logs)
-        if (self.name, epoch) in (("search", 5), ("training", 11)) and self.name == training:
+        if (self.name, epoch) == (training, last):
             signal.raise_signal(signal.SIGINT)
 
     with monkeypatch.context() as patch:

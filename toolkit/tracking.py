@@ -92,16 +92,18 @@ def _check_sqlite(file: Path) -> None:
 
 
 def _experiment(client: MlflowClient, tracking_uri: str, name: str) -> str:
-    place = None
-    if tracking_uri.startswith(SQLITE):  # artifacts stay beside their database
-        folder = Path(tracking_uri.removeprefix(SQLITE)).absolute().parent / "mlruns"
-        place = (folder / hashlib.sha256(name.encode()).hexdigest()[:12]).as_uri()
-    try:
-        return client.create_experiment(name, artifact_location=place)
-    except MlflowException:  # it exists, or there is a reason
-        found = client.get_experiment_by_name(name)
-        if found is None:
-            raise
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        place = None
+        if tracking_uri.startswith(SQLITE):  # artifacts stay beside their database
+            folder = Path(tracking_uri.removeprefix(SQLITE)).absolute().parent / "mlruns"
+            place = (folder / hashlib.sha256(name.encode()).hexdigest()[:12]).as_uri()
+        try:
+            return client.create_experiment(name, artifact_location=place)
+        except MlflowException:  # another process was faster, or there is a reason
+            found = client.get_experiment_by_name(name)
+            if found is None:
+                raise
     if found.lifecycle_stage == "deleted":
         raise UserError(
             f"the experiment {name!r} was deleted; bring it back with 'mlflow experiments restore "
@@ -173,18 +175,20 @@ def log_inputs(
 def log_numbers(
     metrics: Mapping[str, float],
     curves: Mapping[str, list[float]] | None = None,
-    step: int | None = None,
+    step: int = 0,
 ) -> None:
-    """Log metrics, which a model logged at the same `step` shows, and curves as "epoch/…"."""
-    mlflow.log_metrics(dict(metrics), step=step)
+    """Log to the active run, in one request: metrics, and curves as "epoch/…".
+
+    A model that is logged at the same `step` shows the metrics.
+    """
     now = int(time.time() * 1000)
-    points = [
-        Metric(f"epoch/{key}", float(value), now, epoch)
-        for key, values in (curves or {}).items()
-        for epoch, value in enumerate(values, 1)
-    ]
-    if run := mlflow.active_run():
-        MlflowClient().log_batch(run.info.run_id, metrics=points)
+    points = [Metric(key, float(value), now, step) for key, value in metrics.items()]
+    for key, values in (curves or {}).items():
+        points += [
+            Metric(f"epoch/{key}", float(v), now, epoch) for epoch, v in enumerate(values, 1)
+        ]
+    run_id = mlflow.active_run().info.run_id  # type: ignore[union-attr] # a caller's error if none
+    MlflowClient().log_batch(run_id, metrics=points)
 
 
 def log_rows(table: pd.DataFrame, target: str, name: str, context: str) -> None:
