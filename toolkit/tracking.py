@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import mlflow
 import pandas as pd
@@ -22,7 +22,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from mlflow import MlflowClient
 from mlflow.data.pandas_dataset import from_pandas
-from mlflow.entities import Metric
+from mlflow.entities import Metric, Run
 from mlflow.exceptions import MlflowException
 
 from . import cli, roles
@@ -187,8 +187,8 @@ def log_numbers(
         points += [
             Metric(f"epoch/{key}", float(v), now, epoch) for epoch, v in enumerate(values, 1)
         ]
-    run_id = mlflow.active_run().info.run_id  # type: ignore[union-attr] # a caller's error if none
-    MlflowClient().log_batch(run_id, metrics=points)
+    run = cast(Run, mlflow.active_run())  # none is a mistake of the caller's
+    MlflowClient().log_batch(run.info.run_id, metrics=points)
 
 
 def log_rows(table: pd.DataFrame, target: str, name: str, context: str) -> None:
