@@ -55,6 +55,12 @@ def english_in(text):
     return [found[0] for found in ENGLISH.finditer(text)]
 
 
+def english_numbers_in(text):
+    """List numbers written as 1,234 € or 1.5, but for addresses; R² may be -1,234 in French."""
+    text = re.sub(r"https?:\S+|models:\S+|\S*/\S+", "", text)
+    return re.findall(r"\b[1-9]\d{0,2},\d{3} €|(?<!\.)\b\d+\.\d+\b(?!\.)", text)
+
+
 # --- what the sources can say --------------------------------------------------------------------
 
 
@@ -239,8 +245,8 @@ def test_every_verdict_suspicion_and_attribution_is_french(french):
     for text in told:
         assert not english_in(translate(text)), text
     assert translate(told[0]) == (
-        "promu, mieux : MAE sur les lignes nouvelles -4.00 € (-5.00 à -3.00), gain prouvé ; "
-        "sur les anciennes +0 € (-1.00 à +1.00), dépassement de la limite de 0.450 € non prouvé"
+        "promu, mieux : MAE sur les lignes nouvelles -4,00 € (-5,00 à -3,00), gain prouvé ; "
+        "sur les anciennes +0 € (-1,00 à +1,00), dépassement de la limite de 0,450 € non prouvé"
     )
 
 
@@ -271,6 +277,14 @@ def test_every_verdict_suspicion_and_attribution_is_french(french):
         ),
         ("  .venv/bin/python a.py --data 'the rows'", "  .venv/bin/python a.py --data 'the rows'"),
         ("training: compiling", "entraînement : compilation"),
+        ("3,484 €", "3\u202f484 €"),
+        ("-1,234.5 m2", "-1\u202f234,5 m2"),
+        ("12%", "12 %"),
+        ("1.50e-07", "1,50e-07"),
+        ("-420 € (-540 to +1,300)", "-420 € (-540 à +1\u202f300)"),
+        ("1.2.3", "1.2.3"),
+        ("models:/a/1.5", "models:/a/1.5"),
+        ("20141013", "20141013"),
     ],
 )
 def test_clauses_are_translated_and_what_users_wrote_is_left_alone(text, expected, french):
@@ -304,8 +318,10 @@ def test_report_and_card_are_french_in_all_their_parts(french):
             "(?s)<style>.*?</style>|<svg.*?</svg>", "", report.render(found, "report.html")
         )
         assert 'lang="fr"' in text
-        assert not english_in(html.unescape(re.sub("<[^>]+>", "\n", text)))
-        assert not english_in(report.render(found, "report.md"))
+        page = html.unescape(re.sub("<[^>]+>", "\n", text))
+        for told in (page, report.render(found, "report.md")):
+            assert not english_in(told)
+            assert not english_numbers_in(told)
     kinds = {f"x{number}": "categorical" for number in range(14)}
     for schema in (schema_of(y="numeric", day="date", **kinds), schema_of()):
         assert not english_in(report.model_card({"lineage": [{}]}, schema))
@@ -321,6 +337,7 @@ def test_figures_are_french_and_their_titles_are_not_cut(french):
     )
     for name, figure in drawn.items():
         assert not english_in(words(figure)), name
+        assert not english_numbers_in(words(figure)), name
         titles = [axes.get_title(loc="left") for axes in figure.axes]
         assert name == "dependence" or "…" not in "".join(titles), titles
 
@@ -345,6 +362,7 @@ def test_scripts_speak_french_from_the_first_line_to_the_last(workshop, files, n
     for script, arguments in commands:
         assert script(*arguments) == 0, workshop.err
         assert not english_in(workshop.out), workshop.out
+        assert not english_numbers_in(workshop.out), workshop.out
         printed.append(workshop.out)
     assert "mêmes lignes de test" in printed[3]
     assert "\nEnsuite :\n" in printed[3]

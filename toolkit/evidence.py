@@ -39,6 +39,7 @@ def look(
         f"parent {parent.uri}: its MAE on the {len(y):,} new rows of {data}, before any training "
         f"on them, is {format_amount(error, unit)}"
     ]
+    lines = lines if np.isfinite(error) else []  # a file without the target
     if rows.remembered.empty:
         lines.append("drift: unknown, the parent remembers no training row")
     else:

@@ -26,8 +26,13 @@ MAX_POINTS = 2_000
 MAX_LINES = 80  # categories or columns in one picture
 MAX_DISTANCE = 2.0  # longer bars are cut, or one column would hide all others
 AMOUNTS = FuncFormatter(
-    lambda value, _: f"{value / 1e6:,.4g}M" if abs(value) >= 1e6 else format_amount(value)
+    lambda value, _: (
+        f"{translate(f'{value / 1e6:,.4g}')}M"
+        if abs(value) >= 1e6
+        else translate(format_amount(value))
+    )
 )
+NUMBERS = FuncFormatter(lambda value, _: translate(f"{value:.10g}"))
 
 
 def learning_curve(curves: Mapping[str, Sequence[float]]) -> Figure:
@@ -38,7 +43,8 @@ def learning_curve(curves: Mapping[str, Sequence[float]]) -> Figure:
         if len(values):
             axes.plot(epochs, values, ".-", color=colour, label=label, linewidth=1.3)
     axes.set(xlabel=translate("epoch"), ylabel=translate("loss"))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.yaxis.set_major_formatter(NUMBERS)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     if len(axes.lines) > 1:
         axes.legend(frameon=False)
     return figure
@@ -49,7 +55,7 @@ def over_generations(errors: Mapping[int, float], unit: str = "") -> Figure:
     figure, (axes,) = _canvas(3.0, ["What users lived with: the champion on each new file"])
     axes.plot(list(errors), list(errors.values()), "o-", color=BLUE)
     axes.set(xlabel=translate("generation"), ylabel=_with_unit("MAE", unit), ylim=(0, None))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.yaxis.set_major_formatter(AMOUNTS)
     return figure
 
@@ -86,7 +92,9 @@ def error_per_group(groups_table: pd.DataFrame, unit: str = "") -> Figure:
         if header not in labels:  # the column's name stands above
             labels.append(header)
         places.append(len(labels))
-        labels.append(f"{_label(line.category)} ({line.rows:,}){' *' if bad else ''}")
+        labels.append(
+            f"{_label(line.category)} ({translate(f'{line.rows:,}')}){' *' if bad else ''}"
+        )
     figure, (axes,) = _canvas(0.2 * len(labels) + 1.4, ["Mean absolute error per group"])
     series = {PARENT: "MAE_before", RETRAINED: "MAE_after"}
     _bars(axes, places, {name: table[key] for name, key in series.items() if key in table})
@@ -114,7 +122,10 @@ def before_after(held_out: Mapping[str, HeldOut], unit: str = "") -> Figure:
         axes.annotate(text, (at, line - 0.26), ha="center", va="bottom", fontsize=9)
         axes.plot(parent, line, "o", color=BLUE, markersize=9, label=translate(PARENT))
         axes.plot(child, line, "D", color=ORANGE, markersize=8, label=translate(RETRAINED))
-    labels = [f"{_label(translate(name))} ({held.rows:,})" for name, held in held_out.items()]
+    labels = [
+        f"{_label(translate(name))} ({translate(f'{held.rows:,}')})"
+        for name, held in held_out.items()
+    ]
     _name_lines(axes, labels, _with_unit("MAE", unit))
     handles = dict(zip(*axes.get_legend_handles_labels()[::-1], strict=True))
     figure.legend(handles.values(), handles, loc="outside lower center", ncols=4, frameon=False)
@@ -129,7 +140,8 @@ def drift_figure(drift_table: pd.DataFrame) -> Figure:
     colours = np.where(table["drifted"], ORANGE, LIGHT)
     lengths = table["distance"].fillna(0.0).clip(upper=MAX_DISTANCE)
     bars = axes.barh(range(len(table)), lengths, 0.7, color=colours)
-    axes.bar_label(bars, [format_amount(value) for value in table["distance"]], padding=3, size=9)
+    shown = [translate(format_amount(value)) for value in table["distance"]]
+    axes.bar_label(bars, shown, padding=3, size=9)
     axes.axvline(DRIFT_DISTANCE, color="black", ls="--", lw=1, label=translate("threshold"))
     xlabel = translate("distance in standard deviations; of text from 0 to 1")
     _name_lines(axes, [_label(name) for name in table["column"]], xlabel)
@@ -161,6 +173,8 @@ def dependence(tables: Mapping[str, pd.DataFrame], unit: str = "") -> Figure:
         if not is_number:
             names = [_label(name, 18) for name in table.index]
             axes.set_xticks(places, names, rotation=40, ha="right", fontsize=8)
+        else:
+            axes.xaxis.set_major_formatter(NUMBERS)
         axes.yaxis.set_major_formatter(AMOUNTS)
     panels[0].set_ylabel(_with_unit("mean prediction", unit))
     figure.legend(handles=panels[0].lines, loc="outside lower center", ncols=2, frameon=False)

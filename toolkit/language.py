@@ -14,6 +14,8 @@ from pathlib import Path
 
 LANGUAGES = ("en", "fr")
 CATALOGUE = Path(__file__).with_name("french.toml")
+AMOUNT = re.compile(r"([+-]?\d{1,3}(?:,\d{3})*(?:\.\d+)?(?:e[+-]\d+)?)(%?)((?: \S+)?)")
+FRENCH_DIGITS = str.maketrans(",.", "\u202f,")  # 1,234.5 is 1 234,5
 _current: ContextVar[str] = ContextVar("language", default="en")
 
 
@@ -34,7 +36,7 @@ def spoken(language: str) -> Iterator[None]:
 
 
 def translate(text: str) -> str:
-    """Return a sentence, or several joined by "; ", in the current language, if it is known."""
+    """Return one or several ("; ") sentences, or an amount, in the current language if known."""
     inner = text.strip()
     if _current.get() == "en" or not inner:
         return text
@@ -45,15 +47,25 @@ def translate(text: str) -> str:
     for pattern, french in _catalogue():
         if match := pattern.fullmatch(inner):
             return text.replace(inner, french.format(*map(_Caught, match.groups())))
+    if match := AMOUNT.fullmatch(inner):
+        number, percent, unit = match.groups()
+        return text.replace(inner, number.translate(FRENCH_DIGITS) + " %" * bool(percent) + unit)
     return text
 
 
 class _Caught(str):
-    """Text that a placeholder caught: `:t` translates it, `:q` has French for English quotes."""
+    """Text that a placeholder caught, an amount or as users wrote it.
+
+    `:t` translates it, `:n` also the numbers in it, `:q` has French for English quotes.
+    """
 
     def __format__(self, how: str) -> str:
         bare = self.strip("'\"")
-        return translate(self) if how == "t" else f"« {bare} »" if how == "q" else str(self)
+        if how == "q":
+            return f"« {bare} »"
+        if how == "n":
+            return re.sub(r"(?<= )\d+\.\d+", lambda number: translate(number[0]), translate(self))
+        return translate(self) if how == "t" or AMOUNT.fullmatch(self) else str(self)
 
 
 @functools.cache

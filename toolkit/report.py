@@ -129,9 +129,9 @@ def _fill(template: str, **content: object) -> str:
         if isinstance(value, bool | np.bool_):
             value = translate("yes" if value else "no")
         elif isinstance(value, int | np.integer):
-            value = f"{value:,}"
+            value = translate(f"{value:,}")
         elif isinstance(value, float):
-            value = format_amount(value)
+            value = translate(format_amount(value))
         is_page = template.endswith(".html")
         return printable(value) if is_page else Markup(escape_markdown(value))
 
@@ -143,7 +143,8 @@ def _fill(template: str, **content: object) -> str:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    pages.filters |= {"amount": format_amount, "interval": format_interval, "svg": _svg}
+    amount = lambda *args, **named: translate(format_amount(*args, **named))  # noqa: E731
+    pages.filters |= {"amount": amount, "interval": format_interval, "svg": _svg}
     pages.globals["tr"] = translate
     told = jinja2.pass_context(lambda _, text, *values: translate(text.format(*values)))
     pages.filters["tr"] = told  # of a page's context, or constants would be escaped as HTML
