@@ -1,6 +1,7 @@
 """Claims about mlflow_retrain.py, on real runs: evidence, verdicts, rows that come back, URIs."""
 
 import json
+import re
 import shlex
 from itertools import pairwise
 from pathlib import Path
@@ -789,6 +790,11 @@ def test_json_is_one_object_with_what_the_run_holds(workshop, files):
     assert found["verdict_kind"] == run.data.tags["verdict_kind"]
     assert all(shlex.split(command) for command in found["next"])
     assert f"/experiments/{run.info.experiment_id}/" in found["url"]
+    view = re.search(r"viewStateShareKey=(\w+)", found["url"])[1]
+    shown = workshop.client.get_experiment(run.info.experiment_id).tags
+    shown = json.loads(shown[f"mlflow.sharedViewState.{view}"])["selectedColumns"]
+    for kind, name in re.findall(r"(metrics|params|tags)\.`(.+?)`", " ".join(shown)):
+        assert name in getattr(run.data, kind), "a column of the view that no run fills"
 
 
 # --- wrong things

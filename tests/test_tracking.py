@@ -1,5 +1,6 @@
 """Claims about tracking.py: the store, the end of every run, curves, datasets."""
 
+import json
 import os
 import platform
 import shutil
@@ -145,6 +146,16 @@ def test_deleted_experiment_is_refused_with_the_command_that_brings_it_back(stor
     client.delete_experiment(number)
     with pytest.raises(UserError, match=f"mlflow experiments restore -x {number}"):
         tracking.connect(f"sqlite:///{tmp_path}/mlflow.db", "test")
+
+
+def test_experiment_made_by_others_gets_the_view_that_the_address_names(store, tmp_path):
+    client, _ = store
+    made = client.create_experiment("made by hand")
+    tracking.connect(f"sqlite:///{tmp_path}/mlflow.db", "made by hand")
+    for name in ("test", "made by hand"):
+        tags = client.get_experiment_by_name(name).tags
+        assert json.loads(tags[tracking.VIEW_TAG])["selectedColumns"] == tracking.COLUMNS
+    assert client.get_experiment(made).name == "made by hand"
 
 
 def test_first_runs_at_once_all_work_and_share_one_store(at_once):

@@ -38,6 +38,7 @@ STORE = "sqlite:///mlflow.db"  # where 'mlflow ui' looks without a flag
 USUAL = {"tracking_uri": STORE, "experiment": NAME, "model_name": NAME}
 NO_RESULT = {"quiet", "json", "resume", "exit_code", "lang"}  # settings that change none
 KEPT = 3  # exit code
+VIEW = "verdicts"  # of the columns that MLflow shows of runs
 STYLES = {"better": "bold green", "no_worse": "bold green", "worse": "bold yellow"}
 
 
@@ -328,7 +329,8 @@ def conclude(
     if not base.startswith("http"):
         flags = [] if base == STORE else ["--backend-store-uri", settings.tracking_uri]
         steps, base = [*steps, command("mlflow", "ui", *flags)], "http://127.0.0.1:5000"
-    url = f"{base}/#/experiments/{run.experiment_id}/runs?workflowType=machine_learning"
+    url = f"{base}/#/experiments/{run.experiment_id}/runs?"
+    url += f"viewStateShareKey={VIEW}&workflowType=machine_learning"
     name = settings.model_name
     terminal.say(facts["verdict"], STYLES.get(facts.get("verdict_kind", "better"), "bold red"))
     terminal.say(f"{name} version {facts['version']} is {facts['model_uri']}")

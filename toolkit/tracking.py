@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import json
 import logging
 import os
 import platform
@@ -34,6 +35,11 @@ HOST_TAG, PROCESS_TAG = "host", "process"
 SQLITE = "sqlite:///"
 DATABASES = ("postgresql", "mysql", "mssql", "databricks")
 LONGEST_PARAM = 6000  # characters, MLflow's limit
+# MLflow's page of runs shows these columns where its address names this view.
+VIEW_TAG = f"mlflow.sharedViewState.{cli.VIEW}"
+METRICS = ("MAE", "new/MAE_difference", "new/MAE_parent", "prequential/MAE")
+COLUMNS = ["attributes.`Models`", *(f"metrics.`{name}`" for name in METRICS)]
+COLUMNS += ["params.`data`", "tags.`verdict_kind`"]
 
 
 def connect(tracking_uri: str, experiment: str) -> tuple[MlflowClient, str]:
@@ -92,14 +98,14 @@ def _check_sqlite(file: Path) -> None:
 
 
 def _experiment(client: MlflowClient, tracking_uri: str, name: str) -> str:
-    found = client.get_experiment_by_name(name)
+    found, view = client.get_experiment_by_name(name), json.dumps({"selectedColumns": COLUMNS})
     if found is None:
         place = None
         if tracking_uri.startswith(SQLITE):  # artifacts stay beside their database
             folder = Path(tracking_uri.removeprefix(SQLITE)).absolute().parent / "mlruns"
             place = (folder / hashlib.sha256(name.encode()).hexdigest()[:12]).as_uri()
         try:
-            return client.create_experiment(name, artifact_location=place)
+            return client.create_experiment(name, place, {VIEW_TAG: view})
         except MlflowException:  # another process was faster, or there is a reason
             found = client.get_experiment_by_name(name)
             if found is None:
@@ -109,6 +115,8 @@ def _experiment(client: MlflowClient, tracking_uri: str, name: str) -> str:
             f"the experiment {name!r} was deleted; bring it back with 'mlflow experiments restore "
             f"-x {found.experiment_id}' or choose another name with --experiment"
         )
+    if found.tags.get(VIEW_TAG) != view:
+        client.set_experiment_tag(found.experiment_id, VIEW_TAG, view)
     return found.experiment_id
 
 
