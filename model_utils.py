@@ -548,18 +548,19 @@ def _only_used_weights(model: keras.Model, recipes: Sequence[Recipe]) -> Iterato
 def candidates(base: Recipe, n_rows: int, parent: Recipe | None = None) -> list[Recipe]:
     """List the recipes that a training chooses from, in the sizes of `base`.
 
-    Few rows may want no bins and strong regularisation, many want bins and little of it. A
-    retraining looks around the recipe of its parent.
+    Few rows may want strong regularisation, many want little of it. Like a chessboard, each weight
+    decay is tried with one delta on bins and with the other without: on 28 splits of public tables
+    half of the combinations chose as well as all of them. A retraining looks around the recipe of
+    its parent.
     """
-    few = n_rows < FEW_ROWS
-    decays, deltas = [0.3, 1.0, 3.0] if few else [0.03, 0.1, 0.3, 1.0], [0.1, 0.3]
+    decays, deltas = [0.3, 1.0, 3.0] if n_rows < FEW_ROWS else [0.03, 0.1, 0.3, 1.0], (0.1, 0.3)
     if parent:
         decays = [parent.weight_decay * factor for factor in (1 / 3, 1, 3)]
-        deltas = [parent.delta]
+        deltas = (parent.delta, parent.delta)
     return [
-        replace(base, weight_decay=decay, delta=delta, bins=binned)
-        for decay, delta in itertools.product(decays, deltas)
-        for binned in ((True, False) if few else (True,))
+        replace(base, weight_decay=decay, delta=deltas[(number + (not binned)) % 2], bins=binned)
+        for number, decay in enumerate(decays)
+        for binned in (True, False)
     ]
 
 
