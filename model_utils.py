@@ -429,12 +429,16 @@ def _dataset(blocks: list[tuple]) -> tf.data.Dataset:
         return tuple(tf.convert_to_tensor(np.asarray(v, np.float32)) for v in block)
 
     if len(blocks) == 1:
-        return tf.data.Dataset.from_tensors(tensors(blocks[0])).cache().repeat()
-    shapes = [tf.TensorSpec((None, *values.shape[1:])) for values in blocks[0]]
-    by_number = tf.data.Dataset.from_generator(
-        lambda: (tensors(block) for block in blocks), output_signature=tuple(shapes)
-    )
-    return by_number.repeat().prefetch(1)
+        dataset = tf.data.Dataset.from_tensors(tensors(blocks[0])).cache().repeat()
+    else:
+        shapes = [tf.TensorSpec((None, *values.shape[1:])) for values in blocks[0]]
+        by_number = tf.data.Dataset.from_generator(
+            lambda: (tensors(block) for block in blocks), output_signature=tuple(shapes)
+        )
+        dataset = by_number.repeat().prefetch(1)
+    options = tf.data.Options()
+    options.autotune.enabled = False  # at the end of `fit` its thread sleeps on for many seconds
+    return dataset.with_options(options)
 
 
 class MemberAdamW(keras.optimizers.Adam):
