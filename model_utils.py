@@ -358,7 +358,7 @@ class BlockTrainer(keras.Model):
         whole, rest = divmod(n_rows, self.batch_size)
         return whole, 0 if self.drop_remainder and whole else rest
 
-    @tf.function(jit_compile=True)
+    @tf.function(jit_compile=True, autograph=False)
     def train_block(self, data: tuple) -> dict:
         """Train on all minibatches of a block, in its order."""
         whole, rest = self.minibatches(data[0].shape[0])
@@ -410,6 +410,7 @@ def train_model(
     trainer.batch_size, trainer.seed = batch_size, seed
     trainer.shuffle, trainer.drop_remainder = shuffle, drop_remainder
     trainer.compile(model.optimizer, loss=model.loss, run_eagerly=True)  # each step is a program
+    model.optimizer.build(model.trainable_variables)  # or the program would be traced twice
     history = trainer.fit(
         _dataset(blocks),
         epochs=epochs,

@@ -595,6 +595,21 @@ def test_steps_call_for_bins_and_weak_weight_decay():
     assert recipes[0].weight_decay == 0.3
 
 
+def test_program_of_a_training_is_traced_once_and_nothing_sleeps_on_behind_it():
+    traced = []
+
+    def loss(y_true, y_pred):
+        traced.append(y_pred.shape)
+        return keras.losses.mean_squared_error(y_true, y_pred)
+
+    model = create_nn_model(N_INPUTS)
+    model.compile("adam", loss=loss)
+    train_model(model, X[:64], Y[:64], epochs=3, batch_size=32)
+    assert traced == [(32, 1)]
+    for blocks in ([(X, Y)], [(X, Y)] * 2):  # that of autotuning would
+        assert model_utils._dataset(blocks).options().autotune.enabled is False
+
+
 @pytest.mark.parametrize("n_rows", [200, 3_000])
 def test_candidates_try_each_weight_decay_with_and_without_bins_by_two_deltas(n_rows):
     tried = model_utils.candidates(QUICK, n_rows)
