@@ -54,7 +54,8 @@ def over_generations(errors: Mapping[int, float], unit: str = "") -> Figure:
     """Draw the champion's MAE on each new file, by generation, before it was trained on that."""
     figure, (axes,) = _canvas(3.0, ["What users lived with: the champion on each new file"])
     axes.plot(list(errors), list(errors.values()), "o-", color=BLUE)
-    axes.set(xlabel=translate("generation"), ylabel=_with_unit("MAE", unit), ylim=(0, None))
+    axes.set(xlabel=translate("generation"), ylabel=_with_unit("MAE", unit))
+    axes.set_ylim(0, 1.1 * np.nanmax([*errors.values(), 1e-9]))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.yaxis.set_major_formatter(AMOUNTS)
     return figure

@@ -223,4 +223,5 @@ def log_figures(figures: Mapping[str, Figure]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name, figure in figures.items():
             FigureCanvasAgg(figure).print_png(Path(folder, f"{name}.png"))  # savefig draws twice
+            figure.set_layout_engine("none")  # stays as laid out: the report draws it again
         mlflow.log_artifacts(folder, "figures")
