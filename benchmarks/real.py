@@ -206,6 +206,8 @@ WOOLDRIDGE = (
 
 def from_folder(folder: Path) -> list[Table]:
     """List the tables that tables.csv of a folder names: file, target, columns to leave out."""
+    if not (folder / "tables.csv").is_file():
+        raise SystemExit(f"{folder} has no tables.csv; expected a header of file,target,drop")
     with (folder / "tables.csv").open(encoding="utf-8", newline="") as lines:
         return [
             Table(
