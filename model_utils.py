@@ -399,10 +399,9 @@ def train_model(
     """Train a compiled Keras model with the updates of `model.fit`, many in one program.
 
     X is of shape (n_rows, n_inputs), y and `sample_weight` of shape (n_rows,) or what the loss
-    takes. Lists of as many arrays are blocks of rows, which may lie on disk (`numpy.memmap`): each
-    epoch goes through all of them. `seed` fixes the order of the rows; with `drop_remainder` the
-    last of it are left out where they fill no minibatch, which saves a second compilation.
-    Returns (the same model, its history).
+    takes; lists of as many arrays are blocks of rows, maybe on disk (`numpy.memmap`), one after the
+    other. `seed` fixes the order of the rows; with `drop_remainder` the last of it are left out
+    where they fill no minibatch: one compilation less. Returns (the same model, its history).
     """
     parts = [values for values in (X, y, sample_weight) if values is not None]
     blocks = list(zip(*(v if isinstance(v, list) else [v] for v in parts), strict=True))
