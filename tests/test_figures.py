@@ -129,10 +129,13 @@ def test_diagonal_is_where_predicted_equals_actual():
 def test_millions_are_written_short_enough_not_to_overlap():
     y = RNG(0).uniform(1e6, 2.5e7, 50)
     figure = figures.predicted_against_actual(y, {"parent": y, "retrained": y}, "€")
-    figure.draw_without_rendering()
-    for axes in figure.axes:
-        boxes = [label.get_window_extent() for label in axes.get_xticklabels()]
-        assert all(left.x1 < right.x0 for left, right in pairwise(boxes))
+    lines = {"column": "c" * 40, "category": "d" * 40, "rows": 9, "MAE_before": 1.8e6}
+    per_group = figures.error_per_group(pd.DataFrame([lines]), "€")
+    for each in (figure, per_group):
+        each.draw_without_rendering()
+        for axes in each.axes:
+            boxes = [label.get_window_extent() for label in axes.get_xticklabels()]
+            assert all(left.x1 < right.x0 for left, right in pairwise(boxes))
     assert "12M" in words(figure)
 
 

@@ -1,4 +1,4 @@
-"""Claims about README.md and README.fr.md: commands that work, true output, a true glossary."""
+"""Claims about README.md, README.fr.md and docs/METRICS.md: commands, output, a true glossary."""
 
 import contextlib
 import importlib
@@ -19,7 +19,9 @@ from conftest import MODEL, ROOT, STORE_VARIABLES
 
 from toolkit.language import spoken, translate
 
-README, FRENCH = ((ROOT / name).read_text("utf-8") for name in ("README.md", "README.fr.md"))
+README, FRENCH, METRICS = (
+    (ROOT / name).read_text("utf-8") for name in ("README.md", "README.fr.md", "docs/METRICS.md")
+)
 SETUP = [
     "python3 -m venv .venv",
     ".venv/bin/pip install -q -r requirements.txt",
@@ -175,7 +177,7 @@ def test_french_readme_has_the_same_commands_and_the_same_output():
 
 
 def test_french_readme_answers_the_same_questions_and_names_the_same_flags():
-    ours = README.split("\n## Results")[0]  # results and glossary are in English only
+    ours = README.split("\n## Results")[0]  # results are in English only
     assert FRENCH.count("\n## ") == ours.count("\n## ") + 1  # caveats are in both
     named, ours_named = (set(re.findall("`(--[a-z-]+)", text)) for text in (FRENCH, ours))
     assert ours_named <= named
@@ -186,16 +188,15 @@ def test_french_readme_answers_the_same_questions_and_names_the_same_flags():
 
 def glossary(header):
     """Read the keys of a table of the README as patterns."""
-    table = re.search(rf"^\| {header} \|.*?\n\n", README, re.M | re.S)[0]
+    table = re.search(rf"^\| {header} \|.*?(\n\n|\Z)", METRICS, re.M | re.S)[0]
     keys = [
         key
         for line in table.strip().splitlines()[2:]
         for key in re.findall("`(.*?)`", line.split("|")[1])
     ]
-    section = README[README.index("## Metrics and tags") :]
     names = {}
     for name in ("PART", "SCORE", "MODEL"):
-        values = re.findall("`(.*?)`", re.search(rf"{name} is (.*?)\.", section, re.S)[1])
+        values = re.findall("`(.*?)`", re.search(rf"{name} is (.*?)\.", METRICS, re.S)[1])
         names[name] = f"({'|'.join(values)})"
     names["COLUMN"] = "[^/]+"
     return {key: re.sub("|".join(names), lambda m: names[m[0]], key) for key in keys}

@@ -209,6 +209,7 @@ def _name_lines(axes: Axes, labels: Sequence[str], xlabel: str) -> None:
     """Put one label per horizontal line, the first on top."""
     axes.set_xlabel(xlabel)
     axes.xaxis.set_major_formatter(AMOUNTS)
+    axes.xaxis.set_major_locator(MaxNLocator(6))  # long labels leave little room
     axes.set_yticks(range(len(labels)), labels, fontsize=9)
     axes.set_ylim(len(labels) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0)
