@@ -669,7 +669,12 @@ class Parent:
 
     def ways_on(self, base: Recipe) -> list[Recipe]:
         """List the recipes by which its members may go on, in the sizes of `base`."""
-        own = replace(base, bins=self.recipe.bins, delta=self.recipe.delta, first_input=0)
+        # Its members may be of several recipes: those to copy must not lose their weights.
+        kernel = self.network.get_layer("hidden_1").kernel.numpy()
+        bins = kernel[len(kernel) // 2 :, self.network.input_shape[-1] :].any()
+        own = replace(
+            base, bins=self.recipe.bins or bool(bins), delta=self.recipe.delta, first_input=0
+        )
         return [
             replace(
                 own,

@@ -704,6 +704,17 @@ def test_half_of_the_members_go_on_from_the_parent_and_half_choose_anew():
     assert len(curves["loss"]) == len(curves["val_mae"]) == QUICK.shortened().epochs
 
 
+@pytest.mark.parametrize(("members", "goes_on"), [([3], True), ([0, 1], False), ([], False)])
+def test_members_go_on_with_bins_where_one_of_those_to_copy_has_weights_for_them(members, goes_on):
+    network = create_nn_model(N_INPUTS, QUICK, SCALE, [(0, (-1.0, 0.0, 1.0))])
+    kernel = network.get_layer("hidden_1").kernel
+    weights = kernel.numpy()
+    weights[np.setdiff1d(np.arange(4), members), N_INPUTS:] = 0
+    kernel.assign(weights)
+    parent = model_utils.Parent(network, replace(QUICK, bins=False))
+    assert {recipe.bins for recipe in parent.ways_on(QUICK)} == {goes_on}
+
+
 def test_too_few_new_rows_to_choose_by_go_on_carefully():
     recipes, _ = retraining(n_new=10)
     assert recipes[0] == replace(QUICK, weight_decay=0.7, learning_rate=QUICK.learning_rate / 3)
