@@ -148,7 +148,7 @@ def scores(y_train: Any, y_test: Any, prediction: Any) -> dict[str, float]:
     from model_utils import evaluate_performance
 
     found = evaluate_performance(y_test, prediction)
-    metrics = {"MSE": found["MSE"], "MAE": found["MAE"], "R2": found["R²"]}
+    metrics = {name.replace("R²", "R2"): value for name, value in found.items()}
     for name, constant in (("mean", np.mean(y_train)), ("median", np.median(y_train))):
         metrics[f"MAE_{name}"] = float(np.abs(y_test - constant).mean())
     return metrics
