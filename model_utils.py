@@ -553,7 +553,7 @@ def candidates(base: Recipe, n_rows: int, parent: Recipe | None = None) -> list[
     """List the recipes that a training chooses from, in the sizes of `base`.
 
     Few rows may want strong regularisation, many want little of it. Like a chessboard, each weight
-    decay is tried with one delta on bins and with the other without: on 28 splits of public tables
+    decay is tried with one delta on bins and with the other without: on 33 splits of public tables
     half of the combinations chose as well as all of them. A retraining looks around the recipe of
     its parent.
     """
