@@ -595,6 +595,12 @@ def test_steps_call_for_bins_and_weak_weight_decay():
     assert recipes[0].weight_decay == 0.3
 
 
+def test_each_member_gets_the_best_recipe_or_one_that_is_nearly_as_good():
+    assert model_utils._best(np.array([1.3, 1.0, 1.03, 1.019])).tolist() == [1, 3, 1, 3]
+    errors = np.array([1.01, 1.0, 1.015, 1.012, 1.005])
+    assert model_utils._best(errors).tolist() == [1, 4, 0, 3]
+
+
 def test_program_of_a_training_is_traced_once_and_nothing_sleeps_on_behind_it():
     traced = []
 

@@ -35,15 +35,16 @@ def look(
     history = {step["generation"]: step["prequential"] for step in steps if "prequential" in step}
     history[int(rows.file[roles.GENERATION].max())] = error
     found = Evidence(unit, error, len(y), history)
-    lines = [
-        f"parent {parent.uri}: its MAE on the {len(y):,} new rows of {data}, before any training "
-        f"on them, is {format_amount(error, unit)}"
-    ]
-    lines = lines if np.isfinite(error) else []  # a file without the target
+    lines, has_target = list[str](), np.isfinite(error)
+    if has_target:
+        lines.append(
+            f"parent {parent.uri}: its MAE on the {len(y):,} new rows of {data}, before any "
+            f"training on them, is {format_amount(error, unit)}"
+        )
     if rows.remembered.empty:
         lines.append("drift: unknown, the parent remembers no training row")
     else:
-        measured = {**kinds, target: "numeric"} if np.isfinite(error) else kinds
+        measured = {**kinds, target: "numeric"} if has_target else kinds
         found.drift = drift.drift(rows.remembered, rows.file, measured)
         found.findings = drift.suspicious(rows.remembered, rows.file, kinds, target)
         lines += drift.drift_summary(found.drift)

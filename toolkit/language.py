@@ -60,9 +60,8 @@ class _Caught(str):
     """
 
     def __format__(self, how: str) -> str:
-        bare = self.strip("'\"")
         if how == "q":
-            return f"« {bare} »"
+            return "« {} »".format(self.strip("'\""))
         if how == "n":
             return re.sub(r"(?<= )\d+\.\d+", lambda number: translate(number[0]), translate(self))
         return translate(self) if how == "t" or AMOUNT.fullmatch(self) else str(self)

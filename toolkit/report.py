@@ -143,8 +143,8 @@ def _fill(template: str, **content: object) -> str:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    amount = lambda *args, **named: translate(format_amount(*args, **named))  # noqa: E731
-    pages.filters |= {"amount": amount, "interval": format_interval, "svg": _svg}
+    pages.filters |= {"interval": format_interval, "svg": _svg}
+    pages.filters["amount"] = lambda *args, **named: translate(format_amount(*args, **named))
     pages.globals["tr"] = translate
     told = jinja2.pass_context(lambda _, text, *values: translate(text.format(*values)))
     pages.filters["tr"] = told  # of a page's context, or constants would be escaped as HTML
