@@ -71,6 +71,7 @@ SPREAD = [round(float(v), 2) for v in RNG.uniform(0, 99_999, N)]
         lambda v: f"{v} sq ft",
         lambda v: f"{v}°C",
         lambda v: f"{v:e}",
+        lambda v: f"{v:e}".replace(".", ","),
     ],
 )
 def test_number_is_read_as_people_write_it(write):
@@ -220,6 +221,14 @@ def test_time_of_day_is_a_fraction_and_zones_are_utc():
     column, values, _ = learn(typed)
     assert column.kind == "date"
     assert values[0] == SINCE[0] - 1 / 24
+
+
+@pytest.mark.parametrize("form", ["%H:%M", "%H:%M:%S"])
+def test_time_of_day_without_a_date_is_a_fraction_of_a_day(form):
+    column, values, notes = learn((DAYS[0] + 7 * (DAYS - DAYS[0]) / 24).strftime(form).tolist())
+    assert (column.kind, column.date_format) == ("date", form)
+    np.testing.assert_allclose(values % 1, np.arange(N) * 7 % 24 / 24, atol=1e-9)
+    assert "dates (%H:%M" in notes
 
 
 def test_day_and_month_that_cannot_be_told_apart_are_asked_about():

@@ -23,7 +23,7 @@ SAMPLE = 10_000  # rows that say how a column is written; all rows are then read
 MONEY = r"(?:US\$|C\$|A\$|R\$|[$€£¥₹₽]|USD|EUR|GBP|CHF|JPY|Rs\.?|Fr\.?|kr\.?|zł)"
 UNIT = r"[^\W\d_]{1,9}\.?[²³23]?(?: ?/ ?[^\W_]{1,6})?(?: [^\W\d_]{1,6})?"
 AMOUNT = (
-    rf"[+-]?\(?({MONEY})? ?[+-]?[\d.,](?:[\d.,]|{SPACE})*?\)?{SPACE}?"
+    rf"[+-]?\(?({MONEY})? ?[+-]?[\d.,](?:[\d.,]|{SPACE})*?(?:[eE][+-]?\d+)?\)?{SPACE}?"
     rf"({MONEY}|[%‰]|°\s?[CF]?|[µμ]?{UNIT})?"
 )
 # Of the words of a column's name, joined by spaces.
@@ -49,6 +49,7 @@ CALENDAR = (
     r"\b(year|annee|an|jahr|month|mois|week|semaine|day|jour|doy|hour|heure|time|temps|age)s?\b"
 )
 DATED = r"\b(date|datetime|timestamp|epoch|time|ts|created|updated)\b"
+CLOCK = ("%H:%M", "%H:%M:%S")  # the time of a day, whichever it was
 CODE = r"^(\d{1,5}[A-Za-z]{1,2}|[A-Za-z]{1,2}\d{1,5})$"
 PERSONAL = (  # e-mail addresses, telephone numbers, social security numbers, bank accounts
     r"^[^@\s]+@[^@\s]+\.[^@\s]+$|^(\+|00)\d[\d\s\x{A0}()-]{8,17}\d$|^0\d([ .\x{A0}-]?\d{2}){4}$"
@@ -141,6 +142,7 @@ def _date_format(cells: _Cells) -> str:
         if np.all((days >= 1_000) & (days <= 49_000)):  # 1972 to 2104
             return form
     guesses = dict.fromkeys(_guess(text, first) for text in texts[:20] for first in (True, False))
+    guesses |= dict.fromkeys(CLOCK)
     shares = {form: np.isfinite(c.parse_dates(texts, form)).mean() for form in guesses if form}
     best = max([0.9, *shares.values()])
     form, *others = [form for form, share in shares.items() if share == best] or [""]
