@@ -120,6 +120,22 @@ def test_bins_hold_equally_many_rows_or_lie_at_each_of_few_values():
     assert fit(table_of(x=[0.0, 1.0] * 100)).bins == []  # two values need none
 
 
+@pytest.mark.parametrize(
+    ("n_values", "n_each", "n_edges"),
+    [(100, 20, 100), (100, 19, 33), (128, 20, 128), (129, 20, 33), (40, 20, 40), (40, 19, 17)],
+)
+def test_each_value_of_a_code_has_a_bin_where_it_is_common(n_values, n_each, n_edges):
+    codes = np.repeat(np.arange(n_values) ** 2.0, n_each)
+    (number,) = fit(table_of(x=codes)).inputs
+    assert len(number.edges) == n_edges
+
+
+def test_half_of_the_values_may_be_rare():
+    codes = np.r_[np.repeat(np.arange(40.0), 50), np.arange(40, 79)]
+    assert len(fit(table_of(x=codes)).inputs[0].edges) == 79
+    assert len(fit(table_of(x=np.r_[codes, 79, 80])).inputs[0].edges) == 33
+
+
 # --- dates ---------------------------------------------------------------------------------------
 
 
