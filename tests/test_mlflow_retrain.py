@@ -13,10 +13,11 @@ import pandas as pd
 import pytest
 from conftest import not_trained
 from sklearn.metrics import mean_absolute_error, mean_squared_error, r2_score
+from test_artifact import NONE, assert_same
 
 import mlflow_retrain
 import model_utils
-from toolkit import comparison, evidence, registry, roles
+from toolkit import artifact, comparison, evidence, registry, roles
 from toolkit.words import format_amount
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -349,6 +350,14 @@ def test_training_and_retraining_over_http_take_every_uri_and_keep_nothing_here(
     assert place.retrain("--rollback") == 0, place.err
     assert (place.champion(), place.champion("previous")) == ("1", "2")
     assert {path.name for path in tmp_path.iterdir()} == {"models"}
+
+
+def test_artifact_of_a_server_is_loaded_over_http(server, tiny):
+    kept = server.files[0].parent / "artifacts" / "some"
+    kept.mkdir(parents=True)
+    artifact.save_folder(tiny, kept / "model")
+    mlflow.set_tracking_uri(server.ready("/health").url)
+    assert_same(tiny, artifact.load_model("mlflow-artifacts:/some/model", NONE))
 
 
 def test_plain_keras_model_that_another_program_logged_is_continued(workshop, files, no_figures):
