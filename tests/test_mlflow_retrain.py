@@ -308,12 +308,12 @@ def test_every_uri_of_a_model_is_taken_and_gives_the_same_parent(workshop, train
 
 
 @pytest.fixture(scope="module", autouse=True)
-def server(launch, empty_store, tmp_path_factory):
+def server(spare, empty_store, tmp_path_factory):
     """Start a tracking server that keeps the artifacts itself, while the first tests run."""
     folder = tmp_path_factory.mktemp("server")
     (folder / "mlflow.db").write_bytes(empty_store.read_bytes())
     flags = "--host 127.0.0.1 --port {port} --workers 1 --backend-store-uri sqlite:///mlflow.db"
-    return launch(
+    return spare(
         *f"-m mlflow server {flags} --artifacts-destination ./artifacts".split(),
         folder=folder,
         MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false",
