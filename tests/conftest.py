@@ -45,6 +45,7 @@ MODEL = "loan-amount"
 
 
 LONG = ("test_readme.py", "test_faults.py", "test_automation.py", "test_mlflow_retrain.py")
+LONG += ("test_model_utils.py", "test_watching.py")
 
 
 def pytest_collection_modifyitems(items):
