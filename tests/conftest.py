@@ -11,6 +11,7 @@ import hashlib
 import importlib
 import io
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -44,6 +45,7 @@ MODEL = "loan-amount"
 
 
 LONG = ("test_readme.py", "test_faults.py", "test_automation.py", "test_mlflow_retrain.py")
+LONG += ("test_model_utils.py", "test_watching.py")
 
 
 def pytest_collection_modifyitems(items):
@@ -425,3 +427,25 @@ def launch(tmp_path_factory):
     yield start
     for process in started:
         process.stop()
+
+
+@pytest.fixture(scope="session")
+def spare(launch, tmp_path_factory):
+    """Give the function that runs `python …` as `launch` does, but spares it the imports.
+
+    It is for programs that need a process of their own, and say nothing about how it starts. Its
+    attribute `python` is a program that stands in for Python in a shell.
+    """
+    folder = tmp_path_factory.mktemp("spare")
+    server = ROOT / "tests" / "spare.py"
+    launch(server, folder / "socket", folder=folder)
+    ask = ["-IS", server, folder / "socket"]
+
+    def start(*command, folder: Path | None = None, **env: str) -> Process:
+        return launch(*ask, *command, folder=folder, **env)
+
+    start.python = folder / "python"
+    words = shlex.join([sys.executable, *map(str, ask)])
+    start.python.write_text(f'#!/bin/sh\nexec {words} "$@"\n')
+    start.python.chmod(0o755)
+    return start

@@ -12,6 +12,7 @@ leaves STEP.COPY.json, .out and .err in its folder; `done` says that the job has
 """
 
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -23,9 +24,10 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import sqlalchemy
 from conftest import not_trained
+from mlflow.utils import requirements_utils
 
 import model_utils
-from toolkit import artifact, checkpoint, evidence, tracking  # noqa: F401
+from toolkit import artifact, checkpoint, evidence, report, tracking  # noqa: F401
 
 CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "shutil.copyfile"}
 moments = {}  # script: how many a complete run has
@@ -59,6 +61,7 @@ def work(job: dict, number: int, copy: int) -> None:
         os.dup2(os.open(f"{name}.{end}", os.O_WRONLY | os.O_CREAT), descriptor)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     tracking.log_figures = lambda figures: None
+    report.FigureCanvasSVG.print_svg = lambda _, file: file.write("<svg/>")
     checkpoint.SECONDS = -1  # a state is saved after every epoch
     if not step.get("trains"):
         model_utils.train_model = not_trained
@@ -139,6 +142,9 @@ def import_as(job: dict) -> None:
         with contextlib.suppress(Exception):  # some are made while a model is loaded
             importlib.import_module(name)
     sqlalchemy.orm.configure_mappers()
+    requirements_utils._init_packages_to_modules_map()  # which packages are installed here
+    gc.collect()
+    gc.freeze()  # what a child inherits is not searched for garbage in each of them
 
 
 if __name__ == "__main__":

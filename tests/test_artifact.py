@@ -198,16 +198,6 @@ def test_every_form_of_uri_leads_to_the_model(tiny, logged, tmp_path):
         assert back.model_id == logged.uri.removeprefix("models:/")
 
 
-def test_artifact_of_a_server_is_loaded_over_http(tiny, logged, launch, monkeypatch):
-    command = "-m mlflow server --host 127.0.0.1 --port {port} --workers 1"
-    folder = logged.folder / "mlruns"
-    flags = ["--backend-store-uri", logged.store, "--artifacts-destination", folder.as_uri()]
-    server = launch(*command.split(), *flags).ready("/health")
-    mlflow.set_tracking_uri(server.url)
-    path = logged.artifact(logged.uri).relative_to(folder)
-    assert_same(tiny, artifact.load_model(f"mlflow-artifacts:/{path}", NONE))
-
-
 @pytest.mark.parametrize(
     ("uri", "words"),
     [

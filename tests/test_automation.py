@@ -31,10 +31,11 @@ def short(line):
 
 
 @pytest.fixture(scope="module")
-def clone(tmp_path_factory, trained, files, launch):
+def clone(tmp_path_factory, trained, files, launch, spare):
     """Make a folder that looks like a clone with a champion, and the files that the page names."""
     folder = trained.copy(tmp_path_factory.mktemp("clone")).folder
-    (folder / ".venv").symlink_to(sys.prefix)
+    (folder / ".venv" / "bin").mkdir(parents=True)
+    (folder / ".venv" / "bin" / "python").symlink_to(spare.python)
     (folder / "mlflow_retrain.py").symlink_to(ROOT / "mlflow_retrain.py")
     (folder / "incoming").mkdir()
     rows = pd.read_csv(files / "new.csv")

@@ -481,8 +481,11 @@ FIRST = {"full disk": ["-c", FULL], "read-only database": ["-c", POWERLESS]}
 
 
 @pytest.fixture(scope="module", autouse=True)
-def processes(launch, trained, files, tmp_path_factory):
-    """Start the processes early, on stores of their own; they end while the other cases run."""
+def processes(launch, spare, trained, files, tmp_path_factory):
+    """Start the processes early, on stores of their own; they end while the other cases run.
+
+    One of each script starts as a user's does: what its imports say would stand beside the line.
+    """
     places, started, locks = {}, {}, contextlib.ExitStack()
     for name, ((script, *flags), _) in PROCESSES.items():
         kind = name if name.endswith(" database") else "shared"
@@ -496,7 +499,8 @@ def processes(launch, trained, files, tmp_path_factory):
             locks.enter_context(contextlib.closing(database))
             database.execute("begin exclusive")
         flags = ["--data", files / "new.csv", "--tracking-uri", place.store, *flags]
-        started[name] = launch(*FIRST.get(name, []), ROOT / f"{script}.py", *flags), place, locks
+        start = launch if name in ("unknown flag", "read-only database") else spare
+        started[name] = start(*FIRST.get(name, []), ROOT / f"{script}.py", *flags), place, locks
     yield started
     locks.close()
 

@@ -60,7 +60,7 @@ def outcome(place, step=0, copy=0):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def jobs(tmp_path_factory, trained, files, empty_store, launch):
+def jobs(tmp_path_factory, trained, files, empty_store, spare):
     def make(fresh):
         folder = tmp_path_factory.mktemp("fault")
         if not fresh:
@@ -93,7 +93,7 @@ def jobs(tmp_path_factory, trained, files, empty_store, launch):
     many += [made.job("retrainings", retrain | {"copies": MANY})]
     file = tmp_path_factory.mktemp("jobs") / "jobs.json"
     file.write_text(json.dumps([first, rest, many[:1], many[1:]]))
-    made.process = launch(HERE / "forked.py", HERE.parent, file, XLA_FLAGS=os.environ["XLA_FLAGS"])
+    made.process = spare(HERE / "forked.py", HERE.parent, file, XLA_FLAGS=os.environ["XLA_FLAGS"])
     return made
 
 

@@ -1,6 +1,9 @@
 """Claims about the layout: what lies where, who imports whom, how long a function may be."""
 
 import ast
+import importlib
+import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -89,23 +92,34 @@ def test_depth_is_counted_as_people_do():
     assert [depth(ast.parse(code).body[0]) for code in (flat, deep)] == [2, 4]
 
 
-def test_everything_imports_where_there_is_no_fcntl_and_no_page_size(launch):
-    # As on Windows and macOS: what is POSIX alone may be used, but not needed for an import.
-    code = (
-        "import os, sys\n"
-        "sys.modules['fcntl'] = None\n"
-        "def refuse(name):\n"
-        "    raise ValueError(name)\n"
-        "os.sysconf = lambda name: refuse(name) if 'PHYS' in str(name) else 4096\n"
-        f"sys.path.insert(0, {str(ROOT)!r})\n"
-        "import importlib\n"
-        f"for name in {[HEART.stem, *(script.stem for script in TOP)]!r}:\n"
-        "    importlib.import_module(name)\n"
-        f"for name in {[file.stem for file in TOOLKIT if file.stem != '__init__']!r}:\n"
-        "    importlib.import_module(f'toolkit.{name}')\n"
-    )
-    process = launch("-c", code)
-    assert process.wait() == 0, process.err[-2_000:]
+@pytest.fixture
+def imported_anew():
+    """Let modules of ours be imported once more, and put those of the other tests back."""
+
+    def remove():
+        own = {HEART.stem, "toolkit", *(script.stem for script in TOP)}
+        names = [name for name in sys.modules if name.split(".")[0] in own]
+        return {name: sys.modules.pop(name) for name in names}
+
+    before = remove()
+    yield
+    remove()
+    sys.modules.update(before)
+
+
+@pytest.mark.usefixtures("imported_anew")
+def test_everything_imports_where_there_is_no_fcntl_and_no_page_size(monkeypatch):
+    """As on Windows and macOS: what is POSIX alone may be used, but not needed for an import."""
+
+    def refuse(name):
+        raise ValueError(name)
+
+    monkeypatch.setattr(os, "sysconf", lambda n: refuse(n) if "PHYS" in str(n) else 4096)
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    for file in (HEART, *TOP):
+        importlib.import_module(file.stem)
+    for file in TOOLKIT:
+        importlib.import_module(f"toolkit.{file.stem}".removesuffix(".__init__"))
 
 
 def test_command_line_starts_without_heavy_libraries(launch):

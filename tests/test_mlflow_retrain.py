@@ -13,10 +13,11 @@ import pandas as pd
 import pytest
 from conftest import not_trained
 from sklearn.metrics import mean_absolute_error, mean_squared_error, r2_score
+from test_artifact import NONE, assert_same
 
 import mlflow_retrain
 import model_utils
-from toolkit import comparison, evidence, registry, roles
+from toolkit import artifact, comparison, evidence, registry, roles
 from toolkit.words import format_amount
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -307,26 +308,25 @@ def test_every_uri_of_a_model_is_taken_and_gives_the_same_parent(workshop, train
 
 
 @pytest.fixture(scope="module", autouse=True)
-def server(launch, empty_store, tmp_path_factory):
+def server(spare, empty_store, tmp_path_factory):
     """Start a tracking server that keeps the artifacts itself, while the first tests run."""
     folder = tmp_path_factory.mktemp("server")
     (folder / "mlflow.db").write_bytes(empty_store.read_bytes())
     flags = "--host 127.0.0.1 --port {port} --workers 1 --backend-store-uri sqlite:///mlflow.db"
-    return launch(
+    return spare(
         *f"-m mlflow server {flags} --artifacts-destination ./artifacts".split(),
         folder=folder,
         MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false",
     )
 
 
-@pytest.mark.usefixtures("no_figures")
+@pytest.mark.usefixtures("no_training")
 def test_training_and_retraining_over_http_take_every_uri_and_keep_nothing_here(
-    server, trained, files, tmp_path, monkeypatch
+    server, trained, files, tmp_path
 ):
     server.ready("/health")
     place = type(trained)(tmp_path, server.url)
-    assert place.train("--data", files / "old.csv", "--epochs", 10) == 0, place.err
-    monkeypatch.setattr(model_utils, "train_model", not_trained)
+    assert place.train("--data", files / "old.csv") == 0, place.err
     assert f"open {place.store}/#/experiments/" in place.out
     assert "mlflow ui" not in place.out
     assert "View run" not in place.out
@@ -349,6 +349,14 @@ def test_training_and_retraining_over_http_take_every_uri_and_keep_nothing_here(
     assert place.retrain("--rollback") == 0, place.err
     assert (place.champion(), place.champion("previous")) == ("1", "2")
     assert {path.name for path in tmp_path.iterdir()} == {"models"}
+
+
+def test_artifact_of_a_server_is_loaded_over_http(server, tiny):
+    kept = server.files[0].parent / "artifacts" / "some"
+    kept.mkdir(parents=True)
+    artifact.save_folder(tiny, kept / "model")
+    mlflow.set_tracking_uri(server.ready("/health").url)
+    assert_same(tiny, artifact.load_model("mlflow-artifacts:/some/model", NONE))
 
 
 def test_plain_keras_model_that_another_program_logged_is_continued(workshop, files, no_figures):

@@ -254,7 +254,7 @@ def test_members_are_counted_and_other_networks_have_none():
     assert model_utils.member_count(network()) == 0
 
 
-def test_saved_network_needs_no_class_of_ours(tmp_path, launch):
+def test_saved_network_needs_no_class_of_ours(tmp_path, spare):
     model = create_nn_model(N_INPUTS, QUICK, SCALE, [(0, EDGES)])
     train_members(model, X, Y, SCALE, [replace(QUICK, epochs=1)] * model_utils.MEMBERS)
     model.save(tmp_path / "model.keras")
@@ -266,7 +266,7 @@ def test_saved_network_needs_no_class_of_ours(tmp_path, launch):
         "assert not {'model_utils', 'toolkit'} & {name.split('.')[0] for name in sys.modules};"
         "print(json.dumps(found))"
     )
-    process = launch("-c", code, folder=tmp_path)
+    process = spare("-c", code, folder=tmp_path)
     assert process.wait() == 0, process.err
     np.testing.assert_allclose(json.loads(process.out), model_predict(model, X), rtol=1e-5)
 

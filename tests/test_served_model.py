@@ -48,7 +48,7 @@ def served(logged):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def processes(launch, logged, rows, tmp_path_factory):
+def processes(spare, logged, rows, tmp_path_factory):
     """Start all processes at once; each test waits for the one it looks at."""
     folder = tmp_path_factory.mktemp("scored")
     data = folder / "rows.csv"
@@ -58,9 +58,9 @@ def processes(launch, logged, rows, tmp_path_factory):
     serve = f"-m mlflow models serve -m {champion} --env-manager local -h 127.0.0.1 -p {{port}}"
     predict = f"-m mlflow models predict -m {champion} --env-manager local -t csv -i {data}"
     return {
-        "server": launch(*serve.split(), "--workers", "1", **store),
-        "other": launch("-c", OTHER_PROGRAM, logged.uri, data, **store),
-        "file": launch(*predict.split(), "-o", folder / "out.json", **store),
+        "server": spare(*serve.split(), "--workers", "1", **store),
+        "other": spare("-c", OTHER_PROGRAM, logged.uri, data, **store),
+        "file": spare(*predict.split(), "-o", folder / "out.json", **store),
         "file_output": folder / "out.json",
     }
 

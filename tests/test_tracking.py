@@ -49,9 +49,9 @@ sys.exit(sum(os.waitpid(child, 0)[1] != 0 for child in children))
 
 
 @pytest.fixture(scope="module")
-def at_once(launch, tmp_path_factory):
+def at_once(spare, tmp_path_factory):
     """Let three processes open a store at once that does not exist yet."""
-    return launch("-c", AT_ONCE, ROOT, folder=tmp_path_factory.mktemp("together"))
+    return spare("-c", AT_ONCE, ROOT, folder=tmp_path_factory.mktemp("together"))
 
 
 @pytest.fixture(scope="module")

@@ -171,6 +171,7 @@ def test_training_still_needs_the_target(workshop, batch):
     assert len(workshop.runs()) == 1
 
 
+@pytest.mark.usefixtures("no_training")
 def test_drift_of_columns_of_any_name_is_logged(fresh_place):
     rng = np.random.default_rng(0)
     table = pd.DataFrame({"prix (€)/m²": rng.normal(size=120), "..": rng.normal(size=120)})
