@@ -2,11 +2,13 @@
 
 import time
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
+import mlflow
 import pytest
 from mlflow.exceptions import MlflowException
 
-from toolkit import registry
+from toolkit import artifact, registry, report
 from toolkit.errors import UserError
 
 NAME = "loan-amount"
@@ -166,9 +168,17 @@ def told(client, version):
     return tags["verdict"], tags["mlflow.runName"], tags["mlflow.note.content"], words
 
 
-def publish(client, bench, **options):
-    words = ("better: MAE *down*", "card", "MAE -3 €")
-    return registry.register_and_promote(client, NAME, bench.uri, *words, **options)
+def publish(client, bench, name=NAME, **options):
+    """Publish the logged model once more, in the run that logged it; return (verdict, version)."""
+    card, preprocessor = {"result": "better: MAE *down*"}, SimpleNamespace(schema=None)
+    trained = SimpleNamespace(card=card, preprocessor=preprocessor)
+    with pytest.MonkeyPatch.context() as patch, mlflow.start_run(bench.run.info.run_id):
+        patch.setattr(artifact, "log_model", lambda *_: bench.uri)
+        patch.setattr(report, "about", lambda *_: "card")
+        told = registry.publish(client, name, trained, "model", "MAE -3 €", **options)
+    assert told["model_uri"] == bench.uri
+    assert told["promoted"] == told["verdict"].startswith("promoted")
+    return told["verdict"], told["version"]
 
 
 def test_model_that_is_wanted_becomes_champion_and_its_run_tells_so(client, bench):
@@ -202,9 +212,7 @@ def test_model_that_may_not_become_champion_is_registered_with_the_reason(
 def test_model_of_the_champions_child_and_first_model_of_a_name_become_champion(client, bench):
     run_id = client.get_model_version(NAME, "1").run_id
     assert publish(client, bench, champion="1", parent_run=run_id)[0].startswith("promoted")
-    words = ("good", "card", "MAE 3 €")
-    verdict = registry.register_and_promote(client, "other", bench.uri, *words)
-    assert verdict == ("promoted, good", "1")
+    assert publish(client, bench, "other") == ("promoted, better: MAE *down*", "1")
     assert registry.champion_version(client, "other") == "1"
 
 
