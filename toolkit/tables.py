@@ -29,7 +29,7 @@ import pyarrow.csv as pc
 import pyarrow.parquet as pq
 
 from .columns import Column, named, read_cells
-from .errors import UserError, one_line
+from .errors import UserError, reason
 
 BLOCK_ROWS = 500_000
 PIECE_BYTES = 2**24  # files, and row groups of Parquet, below this are read together
@@ -157,9 +157,9 @@ def _reading(failed: str, advice: str) -> Iterator[None]:
         package = error.name or "pyarrow"
         raise UserError(f"{failed}: it needs a package: pip install {package}") from error
     except Exception as error:  # each library has classes of its own
-        reason = re.sub(r" \[SQL:.*|//[^@/\s]*@", "", one_line(error))
-        reason = re.sub(r".*Row #(\d+): Expected (\d+) columns, got (\d+):.*", WIDTHS, reason)[:150]
-        raise UserError(f"{failed} ({reason}); {advice}") from error
+        why = re.sub(r"//[^@/\s]*@", "", reason(error))
+        why = re.sub(r".*Row #(\d+): Expected (\d+) columns, got (\d+):.*", WIDTHS, why)
+        raise UserError(f"{failed} ({why}); {advice}") from error
 
 
 def open_table(source: str | Path, query: str | None = None) -> Table:

@@ -26,7 +26,7 @@ from mlflow.entities import Metric, Run
 from mlflow.exceptions import MlflowException
 
 from . import cli, roles
-from .errors import UserError
+from .errors import UserError, reason
 
 # The exception says all that this logger prints over a hundred lines.
 logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
@@ -61,7 +61,7 @@ def connect(tracking_uri: str, experiment: str) -> tuple[MlflowClient, str]:
     except (MlflowException, sqlite3.Error, OSError) as error:
         raise UserError(
             f"the tracking store {cli.without_password(tracking_uri)} cannot be used "
-            f"({cli.reason(error)}); expected http://HOST:PORT of a running 'mlflow server', or "
+            f"({reason(error)}); expected http://HOST:PORT of a running 'mlflow server', or "
             "sqlite:///FILE.db in a folder that exists, writable and not locked: start or mend it, "
             "or pass another --tracking-uri"
         ) from error
@@ -156,7 +156,7 @@ def resumable() -> Iterator[None]:
         yield
     except (MlflowException, OSError) as error:
         raise UserError(
-            f"the training is done but could not be logged ({cli.reason(error)}); mend that, then "
+            f"the training is done but could not be logged ({reason(error)}); mend that, then "
             f"log it with: {cli.command('python', *sys.argv, '--resume')}"
         ) from error
 
