@@ -57,7 +57,12 @@ def connect(tracking_uri: str, experiment: str) -> tuple[MlflowClient, str]:
         mlflow.set_tracking_uri(tracking_uri)
         client = MlflowClient(tracking_uri)
         experiment_id = _experiment(client, tracking_uri, experiment)
-        _sweep(client, experiment_id)
+        here = f"attributes.status = 'RUNNING' and tags.{HOST_TAG} = '{platform.node()}'"
+        for run in client.search_runs([experiment_id], here):
+            process = run.data.tags.get(PROCESS_TAG, "")
+            pid = process.split(":")[0]
+            if pid.isdigit() and process_identity(int(pid)) != process:
+                client.set_terminated(run.info.run_id, "KILLED")
     except (MlflowException, sqlite3.Error, OSError) as error:
         raise UserError(
             f"the tracking store {cli.without_password(tracking_uri)} cannot be used "
@@ -119,15 +124,6 @@ def process_identity(pid: int) -> str:
     with contextlib.suppress(OSError):
         return f"{pid}:{Path(f'/proc/{pid}/stat').read_text().rsplit(')', 1)[1].split()[19]}"
     return ""
-
-
-def _sweep(client: MlflowClient, experiment_id: str) -> None:
-    mine = f"tags.{HOST_TAG} = '{platform.node()}'"
-    for run in client.search_runs([experiment_id], f"attributes.status = 'RUNNING' and {mine}"):
-        process = run.data.tags.get(PROCESS_TAG, "")
-        pid = process.split(":")[0]
-        if pid.isdigit() and process_identity(int(pid)) != process:
-            client.set_terminated(run.info.run_id, "KILLED")
 
 
 @contextlib.contextmanager
