@@ -129,8 +129,7 @@ def _date(days: float, form: str) -> object:
 
 def sha256(file: Path) -> str:
     """Hash a file's content, hexadecimal."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def log_model(trained: TrainedModel, name: str, step: int = 0) -> str:
