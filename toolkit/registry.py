@@ -113,31 +113,27 @@ def promote(client: MlflowClient, name: str, new: str, expected: str | None) -> 
     return current == expected
 
 
-def approve(client: MlflowClient, name: str, version: str) -> str | None:
-    """Make another version champion because a person says so; return the one before, if any."""
+def appoint(client: MlflowClient, name: str, version: str | None = None) -> tuple[str, str | None]:
+    """Make a version champion because a person says so, `@previous` where none is named.
+
+    Returns (new champion, the one before, if any). UserError where there is no such version.
+    """
     with registry_lock(client, name):
         current, quoted = champion_version(client, name), name.replace("'", "''")
+        new = version or champion_version(client, name, PREVIOUS) or ""
         known = client.search_model_versions(f"name = '{quoted}'", max_results=10_000)
-        if version not in {str(each.version) for each in known} - {current}:
+        if version and version not in {str(each.version) for each in known} - {current}:
             raise UserError(
                 f"version {version} of {name!r} does not exist or is champion already; expected "
                 "another: see 'mlflow ui'"
             )
-        _move(client, name, version, current, "approved")
-    return current
-
-
-def roll_back(client: MlflowClient, name: str) -> tuple[str, str]:
-    """Swap `@champion` and `@previous`; return (new champion, old champion), or raise UserError."""
-    with registry_lock(client, name):
-        current, before = champion_version(client, name), champion_version(client, name, PREVIOUS)
-        if current is None or before is None or current == before:
+        if not version and (not new or current in (None, new)):
             raise UserError(
                 f"there is nothing to go back to: {name!r} has not two different versions as "
                 f"@{CHAMPION} and @{PREVIOUS}; see 'mlflow ui', then --approve the one you want"
             )
-        _move(client, name, before, current, "rolled back")
-    return before, current
+        _move(client, name, new, current, "approved" if version else "rolled back")
+    return new, current
 
 
 def history(client: MlflowClient, name: str) -> list[str]:
