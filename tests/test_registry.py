@@ -174,7 +174,7 @@ def publish(client, bench, name=NAME, **options):
     trained = SimpleNamespace(card=card, preprocessor=preprocessor)
     with pytest.MonkeyPatch.context() as patch, mlflow.start_run(bench.run.info.run_id):
         patch.setattr(artifact, "log_model", lambda *_: bench.uri)
-        patch.setattr(report, "about", lambda *_: "card")
+        patch.setattr(report, "model_card", lambda *_, **__: "card")
         told = registry.publish(client, name, trained, "model", "MAE -3 €", **options)
     assert told["model_uri"] == bench.uri
     assert told["promoted"] == told["verdict"].startswith("promoted")

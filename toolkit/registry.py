@@ -60,7 +60,7 @@ def publish(
     verdict (in words, beginning with "promoted" or "kept champion"), promoted, version, model_uri.
     """
     uri, reason = artifact.log_model(trained, artifact_name), trained.card["result"]
-    about = report.about(trained.card, trained.preprocessor.schema)
+    about = report.model_card(trained.card, trained.preprocessor.schema, heading=False)
     with cli.uninterrupted():
         version = register(client, name, uri, f"{escape_markdown(translate(reason))}\n\n{about}")
         promoted, forbidden = False, ""
