@@ -91,7 +91,7 @@ def test_server_that_does_not_answer_is_told_within_seconds(end):
 
 @pytest.mark.parametrize("uri", ["./mlruns", "file:///tmp/mlruns", "mlflow.db", "nonsense://x"])
 def test_uri_of_no_store_that_can_be_written_is_refused(uri):
-    with pytest.raises(UserError, match=r"cannot be used .*http://HOST:PORT .*sqlite:///FILE\.db"):
+    with pytest.raises(UserError, match=r"cannot be used .*http://HOST:PORT.*sqlite:///FILE\.db"):
         tracking.connect(uri, "any")
 
 

@@ -66,9 +66,9 @@ def connect(tracking_uri: str, experiment: str) -> tuple[MlflowClient, str]:
     except (MlflowException, sqlite3.Error, OSError) as error:
         raise UserError(
             f"the tracking store {cli.without_password(tracking_uri)} cannot be used "
-            f"({reason(error)}); expected http://HOST:PORT of a running 'mlflow server', or "
-            "sqlite:///FILE.db in a folder that exists, writable and not locked: start or mend it, "
-            "or pass another --tracking-uri"
+            f"({reason(error)}); expected a running 'mlflow server' at http://HOST:PORT, or a "
+            "database sqlite:///FILE.db in a folder that exists, writable and not locked: start or "
+            "mend it, or pass another --tracking-uri"
         ) from error
     return client, experiment_id
 
