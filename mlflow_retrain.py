@@ -328,10 +328,7 @@ def move_champion(settings: Settings) -> int:
         from toolkit import registry, tracking
     client, _ = tracking.connect(settings.tracking_uri, settings.experiment)
     name, terminal = settings.model_name, cli.Terminal(settings.quiet, settings.json)
-    if settings.approve:
-        new, old = settings.approve, registry.approve(client, name, settings.approve)
-    else:
-        new, old = registry.roll_back(client, name)
+    new, old = registry.appoint(client, name, settings.approve)
     beside = f", version {old} is @previous" if old else ""
     terminal.say(f"{name}: version {new} is champion{beside}")
     lines = registry.history(client, name)

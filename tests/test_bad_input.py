@@ -192,7 +192,7 @@ FLAGS = {
     "old file store": (
         BOTH,
         ["--tracking-uri", "mlruns"],
-        "'mlruns' is no store that MLflow still",
+        "mlruns cannot be used (The filesystem tracking backend",
     ),
     "no folder": (BOTH, ["--tracking-uri", "sqlite:///no/m.db"], "no/m.db cannot be used (No such"),
     "unreachable": (

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from mlflow.exceptions import MlflowException
 
-from toolkit import cli
+from toolkit import cli, errors
 from toolkit.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -213,7 +213,7 @@ def test_error_of_the_program_keeps_its_traceback(settings, error):
 
 def test_words_of_a_database_are_found_among_the_lines_around_them():
     error = MlflowException("(sqlite3.OperationalError) disk full\n[SQL: insert ...]\n(see http)")
-    assert cli.reason(error) == "disk full"
+    assert errors.reason(error) == "disk full"
 
 
 def test_models_folder_that_cannot_be_written_is_told_before_any_work(capsys, settings):

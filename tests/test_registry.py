@@ -2,11 +2,13 @@
 
 import time
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
+import mlflow
 import pytest
 from mlflow.exceptions import MlflowException
 
-from toolkit import registry
+from toolkit import artifact, registry, report
 from toolkit.errors import UserError
 
 NAME = "loan-amount"
@@ -78,17 +80,17 @@ def test_champion_is_never_lost_when_a_promotion_breaks_off_half_way(client, mon
 
 def test_going_back_swaps_the_two_versions_and_can_be_undone(client):
     registry.promote(client, NAME, "2", expected="1")
-    assert registry.roll_back(client, NAME) == ("1", "2")
+    assert registry.appoint(client, NAME) == ("1", "2")
     assert aliases(client) == ("1", "2")
-    assert registry.roll_back(client, NAME) == ("2", "1")
+    assert registry.appoint(client, NAME) == ("2", "1")
     assert moves(client)[2:] == ["version 1 rolled back", "version 2 rolled back"]
 
 
 def test_going_back_without_a_previous_version_is_refused_and_changes_nothing(client):
     with pytest.raises(UserError, match=r"nothing to go back to: 'loan-amount' has not two"):
-        registry.roll_back(client, NAME)
+        registry.appoint(client, NAME)
     with pytest.raises(UserError, match=r"nothing to go back to: 'nobody' has not two"):
-        registry.roll_back(client, "nobody")
+        registry.appoint(client, "nobody")
     assert aliases(client) == ("1", None)
     assert moves(client) == ["version 1 promoted"]
 
@@ -97,22 +99,22 @@ def test_going_back_to_the_champion_itself_is_refused_and_not_claimed(client):
     registry.promote(client, NAME, "2", expected="1")
     client.set_registered_model_alias(NAME, registry.CHAMPION, "1")  # by hand, in MLflow
     with pytest.raises(UserError, match=r"not two different versions .*--approve"):
-        registry.roll_back(client, NAME)
+        registry.appoint(client, NAME)
     assert aliases(client) == ("1", "1")
     assert moves(client)[-1] == "version 2 promoted"
 
 
 def test_approval_makes_any_registered_version_champion_and_can_be_taken_back(client):
-    assert registry.approve(client, NAME, "3") == "1"
+    assert registry.appoint(client, NAME, "3") == ("3", "1")
     assert aliases(client) == ("3", "1")
     assert moves(client)[-1] == "version 3 approved"
-    assert registry.roll_back(client, NAME) == ("1", "3")
+    assert registry.appoint(client, NAME) == ("1", "3")
 
 
 @pytest.mark.parametrize("version", ["9", "1"])
 def test_approval_of_what_cannot_become_champion_is_refused(client, version):
     with pytest.raises(UserError, match=f"version {version} .*not exist or is champion already"):
-        registry.approve(client, NAME, version)
+        registry.appoint(client, NAME, version)
     assert aliases(client) == ("1", None)
     assert moves(client) == ["version 1 promoted"]
 
@@ -120,13 +122,13 @@ def test_approval_of_what_cannot_become_champion_is_refused(client, version):
 def test_champion_that_was_moved_by_hand_is_told_in_the_history_and_can_be_left(client):
     registry.promote(client, NAME, "2", expected="1")
     client.set_registered_model_alias(NAME, registry.CHAMPION, "3")  # by hand, in MLflow
-    assert registry.roll_back(client, NAME) == ("1", "3")
+    assert registry.appoint(client, NAME) == ("1", "3")
     assert aliases(client) == ("1", "3")
     assert moves(client)[-2:] == [
         "version 3 found as champion, moved by hand",
         "version 1 rolled back",
     ]
-    assert registry.roll_back(client, NAME) == ("3", "1")
+    assert registry.appoint(client, NAME) == ("3", "1")
     assert moves(client)[-1] == "version 3 rolled back"
 
 
@@ -141,7 +143,7 @@ def test_going_back_is_refused_when_a_version_or_alias_was_deleted_by_hand(clien
         client.delete_model_version(NAME, version)
     before = aliases(client)
     with pytest.raises(UserError, match="nothing to go back to"):
-        registry.roll_back(client, NAME)
+        registry.appoint(client, NAME)
     assert aliases(client) == before
     assert moves(client)[-1] == "version 2 promoted"
 
@@ -150,7 +152,7 @@ def test_history_keeps_the_latest_moves(client, monkeypatch):
     monkeypatch.setattr(registry, "LONGEST_HISTORY", 3)
     registry.promote(client, NAME, "2", expected="1")
     for _ in range(3):
-        registry.roll_back(client, NAME)
+        registry.appoint(client, NAME)
     versions = [line.split()[1] for line in moves(client)]
     assert versions == ["1", "2", "1"]
 
@@ -166,9 +168,17 @@ def told(client, version):
     return tags["verdict"], tags["mlflow.runName"], tags["mlflow.note.content"], words
 
 
-def publish(client, bench, **options):
-    words = ("better: MAE *down*", "card", "MAE -3 €")
-    return registry.register_and_promote(client, NAME, bench.uri, *words, **options)
+def publish(client, bench, name=NAME, **options):
+    """Publish the logged model once more, in the run that logged it; return (verdict, version)."""
+    card, preprocessor = {"result": "better: MAE *down*"}, SimpleNamespace(schema=None)
+    trained = SimpleNamespace(card=card, preprocessor=preprocessor)
+    with pytest.MonkeyPatch.context() as patch, mlflow.start_run(bench.run.info.run_id):
+        patch.setattr(artifact, "log_model", lambda *_: bench.uri)
+        patch.setattr(report, "model_card", lambda *_, **__: "card")
+        told = registry.publish(client, name, trained, "model", "MAE -3 €", **options)
+    assert told["model_uri"] == bench.uri
+    assert told["promoted"] == told["verdict"].startswith("promoted")
+    return told["verdict"], told["version"]
 
 
 def test_model_that_is_wanted_becomes_champion_and_its_run_tells_so(client, bench):
@@ -202,9 +212,7 @@ def test_model_that_may_not_become_champion_is_registered_with_the_reason(
 def test_model_of_the_champions_child_and_first_model_of_a_name_become_champion(client, bench):
     run_id = client.get_model_version(NAME, "1").run_id
     assert publish(client, bench, champion="1", parent_run=run_id)[0].startswith("promoted")
-    words = ("good", "card", "MAE 3 €")
-    verdict = registry.register_and_promote(client, "other", bench.uri, *words)
-    assert verdict == ("promoted, good", "1")
+    assert publish(client, bench, "other") == ("promoted, better: MAE *down*", "1")
     assert registry.champion_version(client, "other") == "1"
 
 

@@ -296,7 +296,7 @@ def test_text_from_the_data_stays_text_and_the_card_short():
     assert text.count("\n# ") == 0
     assert "and 488 more" in text
     assert "| 49 |" in text
-    assert len(report.about(card, schema_of(ATTACK, **kinds))) <= 4_000
+    assert len(report.model_card(card, schema_of(ATTACK, **kinds), heading=False)) <= 4_000
     assert escape_markdown(ATTACK) in text
 
 

@@ -23,7 +23,7 @@ from mlflow.types.schema import ColSpec, DataType, ParamSchema, ParamSpec, Schem
 
 from . import cli
 from .encoding import Preprocessor
-from .errors import UserError
+from .errors import UserError, reason
 from .roles import Roles
 
 logging.getLogger("mlflow.pyfunc").setLevel(logging.WARNING)  # no word on every validated example
@@ -129,8 +129,7 @@ def _date(days: float, form: str) -> object:
 
 def sha256(file: Path) -> str:
     """Hash a file's content, hexadecimal."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def log_model(trained: TrainedModel, name: str, step: int = 0) -> str:
@@ -174,7 +173,7 @@ def load_model(uri: str, preprocessor_path: Path) -> TrainedModel:
             raise
         except Exception as error:  # whatever a broken or hostile file makes its reader raise
             raise UserError(
-                f"{uri} is damaged or cannot be loaded safely ({cli.reason(error)}); expected all "
+                f"{uri} is damaged or cannot be loaded safely ({reason(error)}); expected all "
                 "files as they were logged, and a network without code of its own: log the model "
                 "again or pass another URI"
             ) from error
@@ -194,7 +193,7 @@ def _download(uri: str, folder: str) -> Path:
         local = Path(mlflow.artifacts.download_artifacts(uri, dst_path=folder))
     except (MlflowException, OSError, ValueError) as error:
         raise UserError(
-            f"no model at {uri} ({cli.reason(error)}); expected models:/{cli.NAME}/1, "
+            f"no model at {uri} ({reason(error)}); expected models:/{cli.NAME}/1, "
             "runs:/RUN_ID/NAME or a model folder: train a first one with mlflow_monitoring.py"
         ) from error
     if not (local / "MLmodel").is_file():
@@ -246,7 +245,7 @@ def load_preprocessor(path: Path) -> Preprocessor:
     except Exception as error:  # a file of another program may raise anything
         raise UserError(
             f"a plain Keras model needs the preprocessor it was trained with, and {path} is not "
-            f"one that mlflow_monitoring.py wrote ({cli.reason(error)}): put it there"
+            f"one that mlflow_monitoring.py wrote ({reason(error)}): put it there"
         ) from error
 
 

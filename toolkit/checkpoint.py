@@ -41,7 +41,6 @@ class Checkpoint:
 
     def begin(self, run_id: str) -> str:
         """Note the run to go on with, and return it."""
-        self.file.parent.mkdir(parents=True, exist_ok=True)
         self.file.write_text(run_id)
         return run_id
 

@@ -28,7 +28,7 @@ from rich.status import Status
 from rich.table import Table
 from rich.text import Text
 
-from .errors import UserError, one_line
+from .errors import UserError, reason
 from .language import LANGUAGES, of_locale, spoken, translate
 
 ROOT = Path(__file__).parents[1]
@@ -194,13 +194,6 @@ def explain(error: Exception) -> str | None:
     return None
 
 
-def reason(error: Exception) -> str:
-    """Take the words that matter out of an exception: the system's, a database's, or its first."""
-    text = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
-    own = re.search(r"\(\w+\.\w+Error\) (.+)", text)
-    return (own[1] if own else text.splitlines()[0])[:200]
-
-
 @contextlib.contextmanager
 def uninterrupted() -> Iterator[None]:
     """Put SIGINT and SIGTERM off until the block is done, for steps that belong together."""
@@ -256,7 +249,7 @@ def load_function(place: str | None) -> Callable | None:
         return runpy.run_path(file)[function]
     except (OSError, KeyError, SyntaxError, ImportError) as error:
         raise UserError(
-            f"{place!r} cannot be loaded ({type(error).__name__}: {one_line(error)}); expected "
+            f"{place!r} cannot be loaded ({type(error).__name__}: {reason(error)}); expected "
             "FILE.py:FUNCTION, a function of input_dim that returns a Keras model"
         ) from error
 

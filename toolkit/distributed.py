@@ -8,7 +8,7 @@ import pickle
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,27 +29,16 @@ def train_share(config: dict[str, Any]) -> None:
     train_members, network, shares, encode, arguments, seed = config["work"]
     rank, sizes = train.get_context().get_world_rank(), [len(share) for share in shares]
     X, y = shares[rank].rows().encode(*encode)
-    before = train.get_checkpoint()
-    worker = partial(fit, strategy, sizes, rank, state_of(before) if before else None, _report)
+    worker = Worker(strategy, sizes, rank)
     with suppress(FloatingPointError), strategy.scope():  # the process that waits raises it
         network = copied(pickle.loads(network))
-        train_members(network, X, y, *arguments, seed=seed, train=worker)
+        train_members(network, X, y, *arguments, seed=seed, train=worker.fit)
 
 
 def state_of(checkpoint: Any) -> tuple[list, list, list[float]]:
-    """Read what `_report` saved."""
+    """Read what `Worker.fit` saved: (weights, variables of the optimizer, losses)."""
     with checkpoint.as_directory() as folder:
         return pickle.loads(Path(folder, STATE).read_bytes())
-
-
-def _report(state: tuple[list, list, list[float]]) -> None:
-    """Save the state of an epoch: (weights, optimizer, losses), which all workers share."""
-    from ray.train import Checkpoint, get_context, report
-
-    with tempfile.TemporaryDirectory() as folder:
-        Path(folder, STATE).write_bytes(pickle.dumps(state))
-        is_first = get_context().get_world_rank() == 0
-        report({"loss": state[-1][-1]}, checkpoint=Checkpoint(folder) if is_first else None)
 
 
 def copied(network: keras.Model) -> keras.Model:
@@ -59,80 +48,83 @@ def copied(network: keras.Model) -> keras.Model:
     return copy
 
 
-def fit(
-    strategy: tf.distribute.Strategy,
-    sizes: Sequence[int],
-    rank: int,
-    state: tuple[list, list, list[float]] | None,
-    report: Callable,
-    model: keras.Model,
-    X: Sequence[np.ndarray],
-    z: Sequence[np.ndarray],
-    *,
-    epochs: int,
-    batch_size: int,
-    seed: int,
-    callbacks: Sequence[keras.callbacks.Callback] = (),
-    **_: Any,
-) -> tuple[keras.Model, Any]:
-    """Do the work of `model_utils.train_model` in worker number `rank`.
+@dataclass
+class Worker:
+    """Hold what one of several workers knows of all: their training rows, its rank among them."""
 
-    sizes: training rows of all workers; X and z hold one block, those of this one. A training
-    goes on from `state`, (weights, variables of the optimizer, losses); each epoch's is reported.
-    Returns (model, history).
-    """
-    model.optimizer.build(model.trainable_variables)
-    losses = restored(model, state) if state else []
-    watched = keras.callbacks.CallbackList(list(callbacks), model=model)
-    run = compiled(strategy, model)
-    for epoch in range(len(losses), epochs):
-        watched.on_epoch_begin(epoch)
-        order = np.random.default_rng((seed, epoch, rank))
-        found = [
-            [float(total) for total in run(*block)]
-            for block in blocks_of_minibatches(X[0], z[0], sizes, rank, batch_size, order)
-        ]
-        losses.append(sum(loss for loss, _ in found) / sum(n_rows for _, n_rows in found))
+    strategy: tf.distribute.Strategy
+    sizes: list[int]
+    rank: int
+
+    def fit(
+        self,
+        model: keras.Model,
+        X: Sequence[np.ndarray],
+        z: Sequence[np.ndarray],
+        *,
+        epochs: int,
+        batch_size: int,
+        seed: int,
+        callbacks: Sequence[keras.callbacks.Callback] = (),
+        **_: Any,
+    ) -> tuple[keras.Model, Any]:
+        """Do the work of `model_utils.train_model`; X and z hold one block, this worker's rows.
+
+        A training goes on from its last checkpoint, one of which is saved after each epoch.
+        Returns (model, history).
+        """
+        from ray.train import get_checkpoint
+
+        model.optimizer.build(model.trainable_variables)
+        losses = list[float]()
+        if checkpoint := get_checkpoint():
+            weights, values, losses = state_of(checkpoint)
+            model.set_weights(weights)
+            for variable, value in zip(model.optimizer.variables, values, strict=True):
+                variable.assign(value)
+        watched = keras.callbacks.CallbackList(list(callbacks), model=model)
+        run = compiled(self.strategy, model)
+        for epoch in range(len(losses), epochs):
+            watched.on_epoch_begin(epoch)
+            order = np.random.default_rng((seed, epoch, self.rank))
+            blocks = self.blocks_of_minibatches(X[0], z[0], batch_size, order)
+            found = [[float(total) for total in run(*block)] for block in blocks]
+            losses.append(sum(loss for loss, _ in found) / sum(n_rows for _, n_rows in found))
+            self.report(model, losses)
+        return model, SimpleNamespace(history={"loss": losses})
+
+    def report(self, model: keras.Model, losses: list[float]) -> None:
+        """Save the state of an epoch, which all workers share."""
+        from ray.train import Checkpoint, report
+
         variables = [variable.numpy() for variable in model.optimizer.variables]
-        report((model.get_weights(), variables, losses))
-    return model, SimpleNamespace(history={"loss": losses})
+        state = model.get_weights(), variables, losses
+        with tempfile.TemporaryDirectory() as folder:
+            Path(folder, STATE).write_bytes(pickle.dumps(state))
+            checkpoint = None if self.rank else Checkpoint(folder)
+            report({"loss": losses[-1]}, checkpoint=checkpoint)
 
+    def blocks_of_minibatches(
+        self, X: np.ndarray, z: np.ndarray, batch_size: int, order: np.random.Generator
+    ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Yield this worker's part of minibatches, many at a time: (X, z, rows of all workers).
 
-def restored(model: keras.Model, state: tuple[list, list, list[float]]) -> list[float]:
-    """Set weights and optimizer to a saved state; return its losses."""
-    weights, variables, losses = state
-    model.set_weights(weights)
-    for variable, value in zip(model.optimizer.variables, variables, strict=True):
-        variable.assign(value)
-    return losses
-
-
-def blocks_of_minibatches(
-    X: np.ndarray,
-    z: np.ndarray,
-    sizes: Sequence[int],
-    rank: int,
-    batch_size: int,
-    order: np.random.Generator,
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Yield this worker's part of minibatches, many at a time: (X, z, rows of all workers).
-
-    Of shapes (n, size, width), (n, size, members or 1) and (n,). All workers go through their rows
-    in as many minibatches, so that each update takes rows of all. A part is filled up with rows
-    without a target, which do not count.
-    """
-    n_blocks = -(-max(sizes) // BLOCK_ROWS)
-    edges = np.outer(sizes, np.arange(n_blocks + 1)) // n_blocks
-    for number, lengths in enumerate(np.diff(edges).T):
-        n = max(1, round(lengths.sum() / batch_size))
-        counts = np.diff(np.outer(lengths, np.arange(n + 1)) // n)
-        filled = np.arange(counts.max()) < counts[rank][:, None]
-        rows = slice(edges[rank, number], edges[rank, number + 1])
-        shuffled = order.permutation(lengths[rank])
-        X_block = np.zeros((*filled.shape, X.shape[1]), np.float32)
-        z_block = np.full((*filled.shape, z.shape[1]), np.nan, np.float32)
-        X_block[filled], z_block[filled] = np.asarray(X[rows])[shuffled], z[rows][shuffled]
-        yield X_block, z_block, counts.sum(axis=0).astype(np.float32)
+        Of shapes (n, size, width), (n, size, members or 1) and (n,). All workers go through their
+        rows in as many minibatches, so that each update takes rows of all. A part is filled up with
+        rows without a target, which do not count.
+        """
+        n_blocks = -(-max(self.sizes) // BLOCK_ROWS)
+        edges = np.outer(self.sizes, np.arange(n_blocks + 1)) // n_blocks
+        for number, lengths in enumerate(np.diff(edges).T):
+            n = max(1, round(lengths.sum() / batch_size))
+            counts = np.diff(np.outer(lengths, np.arange(n + 1)) // n)
+            filled = np.arange(counts.max()) < counts[self.rank][:, None]
+            rows = slice(edges[self.rank, number], edges[self.rank, number + 1])
+            shuffled = order.permutation(lengths[self.rank])
+            X_block = np.zeros((*filled.shape, X.shape[1]), np.float32)
+            z_block = np.full((*filled.shape, z.shape[1]), np.nan, np.float32)
+            X_block[filled], z_block[filled] = np.asarray(X[rows])[shuffled], z[rows][shuffled]
+            yield X_block, z_block, counts.sum(axis=0).astype(np.float32)
 
 
 def compiled(strategy: tf.distribute.Strategy, model: keras.Model) -> Callable:

@@ -57,10 +57,8 @@ def _categorical_drift(reference: pd.Series, current: pd.Series) -> tuple[float,
     """Return distance and p of the counts; categories too rare for the test count as one."""
     if len(reference) == 0 or len(current) == 0:
         return math.nan, math.nan
-    both = pd.concat([reference, current], ignore_index=True)
-    codes, names = pd.factorize(both, use_na_sentinel=False)
-    halves = np.split(codes, [len(reference)])
-    counts = np.stack([np.bincount(half, minlength=len(names)) for half in halves])
+    columns = [column.value_counts(dropna=False) for column in (reference, current)]
+    counts = pd.concat(columns, axis=1).fillna(0).to_numpy(float).T
     counts = counts[:, np.argsort(-counts.sum(axis=0))]
     expected = counts.sum(axis=0) * counts.sum(axis=1).min() / counts.sum()
     n_kept = int((expected >= EXPECTED_COUNT).sum())

@@ -17,7 +17,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from . import tables
-from .errors import UserError, one_line
+from .errors import UserError, reason
 
 ROOT = Path(__file__).parents[1]
 RESTARTS = 3  # of workers that were killed
@@ -67,7 +67,7 @@ def _plain_errors() -> Iterator[None]:
     except RayTaskError as error:
         raise error.cause from error
     except (RayError, TrainingFailedError) as error:
-        why = one_line(error)[:200]
+        why = reason(error)
         raise UserError(f"workers were lost ({why}); repeat the command with --resume") from error
     finally:
         signal.signal(signal.SIGINT, handler)

@@ -1,10 +1,14 @@
 """The one kind of error that a user is meant to read. Travels inside models."""
 
+import re
+
 
 class UserError(ValueError):
     """Tell a user, in one line, what was passed, what was expected and how to fix it."""
 
 
-def one_line(error: BaseException) -> str:
-    """Return what an error says as one line without double spaces, or its class if it is silent."""
-    return " ".join(str(error).split()) or type(error).__name__
+def reason(error: BaseException) -> str:
+    """Take the words that matter out of an exception: the system's, a database's, or its first."""
+    text = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
+    own = re.search(r"\(\w+\.\w+Error\) (.+)", text)
+    return (own[1] if own else text.splitlines()[0])[:200]

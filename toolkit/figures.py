@@ -4,7 +4,6 @@ Numbers come from comparison.py and drift.py. pyplot, slow and with a global sta
 """
 
 from collections.abc import Mapping, Sequence
-from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -38,10 +37,11 @@ NUMBERS = FuncFormatter(lambda value, _: translate(f"{value:.10g}"))
 def learning_curve(curves: Mapping[str, Sequence[float]]) -> Figure:
     """Draw named curves over the epochs, each of shape (n_epochs,); empty ones are left out."""
     figure, (axes,) = _canvas(3.7, ["Learning curve"])
-    for (name, values), colour in zip(curves.items(), cycle(CURVES), strict=False):
-        epochs, label = np.arange(1, len(values) + 1), translate(name.replace("_", " "))
+    axes.set_prop_cycle(color=CURVES)
+    for name, values in curves.items():
         if len(values):
-            axes.plot(epochs, values, ".-", color=colour, label=label, linewidth=1.3)
+            label = translate(name.replace("_", " "))
+            axes.plot(range(1, len(values) + 1), values, ".-", label=label, linewidth=1.3)
     axes.set(xlabel=translate("epoch"), ylabel=translate("loss"))
     axes.yaxis.set_major_formatter(NUMBERS)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))

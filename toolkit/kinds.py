@@ -196,16 +196,6 @@ def _number(cells: _Cells) -> _Found | None:
     return column, [*notes, *cells.missing(cells.filled)]
 
 
-def _category(cells: _Cells) -> _Found:
-    notes = cells.missing(cells.text)
-    if not cells.said and cells.unit[1] > 0.5:
-        notes.append(f"column {cells.name!r} holds codes or numbers as text, taken as a category")
-    digits = cells.text[is_like(cells.text, r"\d+")]
-    widths = digits.str.len().unique()
-    coded = digits.str.contains(r"^0\d").any() and len(widths) == 1
-    return replace(cells.column, width=int(widths[0]) if coded else 0), notes
-
-
 def _kind(cells: _Cells) -> _Found:
     """Tell whether a column is a date, a number or a category, and how it is written."""
     said = cells.said.split(" ")[0]
@@ -221,7 +211,15 @@ def _kind(cells: _Cells) -> _Found:
     found = _date(cells) if said in ("", "date") and not is_code else None
     if not found and (said in ("numeric", "target") or not (said or is_code or is_text)):
         found = _number(cells)
-    return found or _category(cells)
+    if found:
+        return found
+    notes = cells.missing(cells.text)
+    if not said and cells.unit[1] > 0.5:
+        notes.append(f"column {cells.name!r} holds codes or numbers as text, taken as a category")
+    digits = cells.text[is_like(cells.text, r"\d+")]
+    widths = digits.str.len().unique()
+    coded = digits.str.contains(r"^0\d").any() and len(widths) == 1
+    return replace(cells.column, width=int(widths[0]) if coded else 0), notes
 
 
 def _identifies(cells: _Cells) -> str:
@@ -272,9 +270,14 @@ def infer_schema(
     names = [target, *(name for name in rows if name != target and said.get(name) != "drop")]
     markers = tuple(map(str, flags.get("na", ())))
     cells = [_Cells(rows[n], said.get(n, "").removeprefix("keep"), markers) for n in names]
-    _share_marks(cells)
+    # All columns together tell which mark is before decimals.
+    texts = [each for each in cells if types.is_string_dtype(each.values)]
+    marks = [c.marks_of(c.core_of(each.sample, each.unit[0])) for each in texts]
+    sure = [decimal for decimal, _, is_sure in marks if is_sure]
+    votes = sure.count(".") - sure.count(",")
     found, notes = [], []
     for each in cells:
+        each.decimal = "." if votes > 0 else "," if votes < 0 else ""
         column, remarks = _column(each, is_wanted=each.name in said)
         found += [column] if column else []
         notes += remarks
@@ -311,23 +314,11 @@ def _column(cells: _Cells, *, is_wanted: bool) -> tuple[Column | None, list[str]
     reason = reason or ("" if is_wanted else _counts_rows(cells, column))
     if not reason:
         return column, notes
-    way, n_each = (
-        f"--keep {cells.name!r} takes it",
-        cells.text.count() / max(1, cells.text.nunique()),
-    )
+    way = f"--keep {cells.name!r} takes it"
+    n_each = cells.text.count() / max(1, cells.text.nunique())
     if "an id" in reason and 2 <= n_each < len(cells.text) / 10:
         way += f"; its values repeat: --group {cells.name!r} holds out all rows of one, or none"
     return None, [f"column {cells.name!r} is left out: {reason} ({way})"]
-
-
-def _share_marks(columns: list[_Cells]) -> None:
-    """Learn from all columns together which mark is before decimals, and tell each of them."""
-    texts = [cells for cells in columns if types.is_string_dtype(cells.values)]
-    marks = [c.marks_of(c.core_of(cells.sample, cells.unit[0])) for cells in texts]
-    sure = [decimal for decimal, _, is_sure in marks if is_sure]
-    points, commas = sure.count("."), sure.count(",")
-    for cells in columns if points != commas else ():
-        cells.decimal = "." if points > commas else ","
 
 
 def leaks(table: pd.DataFrame, schema: Schema) -> list[str]:

@@ -12,7 +12,6 @@ from typing import Any
 
 import mlflow
 from mlflow import MlflowClient
-from mlflow.entities import RunTag
 from mlflow.exceptions import MlflowException
 
 from . import artifact, cli, report
@@ -49,53 +48,34 @@ def publish(
     trained: artifact.TrainedModel,
     artifact_name: str,
     short: str,
-    **promotion: Any,
-) -> dict[str, Any]:
-    """Log a model to the active run; then register and promote it, or nothing of it.
-
-    promotion: of `register_and_promote`. Returns verdict (in words), promoted, version, model_uri.
-    """
-    uri = artifact.log_model(trained, artifact_name)
-    told = trained.card["result"], report.about(trained.card, trained.preprocessor.schema), short
-    with cli.uninterrupted():
-        verdict, version = register_and_promote(client, name, uri, *told, **promotion)
-    promoted = verdict.startswith("promoted")
-    return {"verdict": verdict, "promoted": promoted, "version": version, "model_uri": uri}
-
-
-def register_and_promote(
-    client: MlflowClient,
-    name: str,
-    uri: str,
-    reason: str,
-    about: str,
-    short: str,
     *,
     champion: str | None = None,
     wanted: bool = True,
     parent_run: str | None = None,
-) -> tuple[str, str]:
-    """Register a model, make it champion if that is wanted and nothing forbids it, tell its run.
+) -> dict[str, Any]:
+    """Log a model to the active run, register it, make it champion where nothing forbids it.
 
-    reason, short: the result in a sentence and in a few signs. about: the model's card, Markdown.
-    champion: the version that was it when the work began. parent_run: the run that it must be of.
-    Returns (verdict in words, beginning with "promoted" or "kept champion"; version).
+    short: the result in a few signs. champion: the version that was it when the work began.
+    parent_run: the run that it must be of. An interruption waits from registering on. Returns
+    verdict (in words, beginning with "promoted" or "kept champion"), promoted, version, model_uri.
     """
-    version = register(client, name, uri, f"{escape_markdown(translate(reason))}\n\n{about}")
-    promoted, forbidden = False, ""
-    champion_run = client.get_model_version(name, champion).run_id if champion else None
-    if wanted and champion and parent_run not in (None, champion_run):
-        forbidden = f"the parent is not the champion, version {champion}; "
-    elif wanted and not (promoted := promote(client, name, version, champion)):
-        forbidden = "another version is champion; "
-    word = "promoted" if promoted else "kept champion"
-    told = escape_markdown(translate(f"{word}, {forbidden}{reason}"))
-    client.update_model_version(name, version, f"{told}.\n\n{about}")
-    title = translate(f"{word.split()[0]}: {short}")
-    tags = {"verdict": word, "mlflow.note.content": told, "mlflow.runName": title}
-    run_id = client.get_model_version(name, version).run_id or ""
-    client.log_batch(run_id, tags=[RunTag(*pair) for pair in tags.items()])
-    return f"{word}, {forbidden}{reason}", version
+    uri, reason = artifact.log_model(trained, artifact_name), trained.card["result"]
+    about = report.model_card(trained.card, trained.preprocessor.schema, heading=False)
+    with cli.uninterrupted():
+        version = register(client, name, uri, f"{escape_markdown(translate(reason))}\n\n{about}")
+        promoted, forbidden = False, ""
+        champion_run = client.get_model_version(name, champion).run_id if champion else None
+        if wanted and champion and parent_run not in (None, champion_run):
+            forbidden = f"the parent is not the champion, version {champion}; "
+        elif wanted and not (promoted := promote(client, name, version, champion)):
+            forbidden = "another version is champion; "
+        word = "promoted" if promoted else "kept champion"
+        verdict = f"{word}, {forbidden}{reason}"
+        told, title = escape_markdown(translate(verdict)), f"{word.split()[0]}: {short}"
+        client.update_model_version(name, version, f"{told}.\n\n{about}")
+        tags = {"verdict": word, "mlflow.note.content": told, "mlflow.runName": translate(title)}
+        mlflow.set_tags(tags)
+    return {"verdict": verdict, "promoted": promoted, "version": version, "model_uri": uri}
 
 
 @contextlib.contextmanager
@@ -133,31 +113,27 @@ def promote(client: MlflowClient, name: str, new: str, expected: str | None) -> 
     return current == expected
 
 
-def approve(client: MlflowClient, name: str, version: str) -> str | None:
-    """Make another version champion because a person says so; return the one before, if any."""
+def appoint(client: MlflowClient, name: str, version: str | None = None) -> tuple[str, str | None]:
+    """Make a version champion because a person says so, `@previous` where none is named.
+
+    Returns (new champion, the one before, if any). UserError where there is no such version.
+    """
     with registry_lock(client, name):
         current, quoted = champion_version(client, name), name.replace("'", "''")
+        new = version or champion_version(client, name, PREVIOUS) or ""
         known = client.search_model_versions(f"name = '{quoted}'", max_results=10_000)
-        if version not in {str(each.version) for each in known} - {current}:
+        if version and version not in {str(each.version) for each in known} - {current}:
             raise UserError(
                 f"version {version} of {name!r} does not exist or is champion already; expected "
                 "another: see 'mlflow ui'"
             )
-        _move(client, name, version, current, "approved")
-    return current
-
-
-def roll_back(client: MlflowClient, name: str) -> tuple[str, str]:
-    """Swap `@champion` and `@previous`; return (new champion, old champion), or raise UserError."""
-    with registry_lock(client, name):
-        current, before = champion_version(client, name), champion_version(client, name, PREVIOUS)
-        if current is None or before is None or current == before:
+        if not version and (not new or current in (None, new)):
             raise UserError(
                 f"there is nothing to go back to: {name!r} has not two different versions as "
                 f"@{CHAMPION} and @{PREVIOUS}; see 'mlflow ui', then --approve the one you want"
             )
-        _move(client, name, before, current, "rolled back")
-    return before, current
+        _move(client, name, new, current, "approved" if version else "rolled back")
+    return new, current
 
 
 def history(client: MlflowClient, name: str) -> list[str]:

@@ -7,7 +7,7 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jinja2
 import numpy as np
@@ -16,12 +16,10 @@ from markupsafe import Markup
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
+from toolkit.columns import Schema
 from toolkit.comparison import RETRAINED, Attribution, HeldOut, Verdict
 from toolkit.language import translate
 from toolkit.words import escape_markdown, format_amount, format_interval, printable
-
-if TYPE_CHECKING:
-    from toolkit.columns import Schema
 
 MOST = 4_000  # characters; a registry keeps 5,000, and the verdict stands before the card
 NOTHING_NEW = Verdict("nothing_new", False, "nothing is trained")
@@ -109,15 +107,12 @@ def short_result(evidence: Evidence) -> str:
     return f"MAE {', '.join(told)}"
 
 
-def model_card(card: Mapping[str, Any], schema: "Schema") -> str:
-    """Write the card of a model as Markdown, the result first; `card` is what `card.json` holds."""
-    result = escape_markdown(translate(card.get("result", "not scored yet")))
-    return f"# {translate('Model card')}\n\n**{result}**\n\n{about(card, schema)}\n"
+def model_card(card: Mapping[str, Any], schema: Schema, *, heading: bool = True) -> str:
+    """Write the card of a model as Markdown; `card` is what `card.json` holds.
 
-
-def about(card: Mapping[str, Any], schema: "Schema") -> str:
-    """Write purpose, data, groups and limits in Markdown; columns left out are not named."""
-    return _fill("model_card.md", card=card, schema=schema)[:MOST]
+    heading: a title and the result first. Columns left out of the schema are not named.
+    """
+    return _fill("model_card.md", card=card, schema=schema, heading=heading)[:MOST]
 
 
 def _fill(template: str, **content: object) -> str:

@@ -29,7 +29,7 @@ import pyarrow.csv as pc
 import pyarrow.parquet as pq
 
 from .columns import Column, named, read_cells
-from .errors import UserError, one_line
+from .errors import UserError, reason
 
 BLOCK_ROWS = 500_000
 PIECE_BYTES = 2**24  # files, and row groups of Parquet, below this are read together
@@ -157,9 +157,9 @@ def _reading(failed: str, advice: str) -> Iterator[None]:
         package = error.name or "pyarrow"
         raise UserError(f"{failed}: it needs a package: pip install {package}") from error
     except Exception as error:  # each library has classes of its own
-        reason = re.sub(r" \[SQL:.*|//[^@/\s]*@", "", one_line(error))
-        reason = re.sub(r".*Row #(\d+): Expected (\d+) columns, got (\d+):.*", WIDTHS, reason)[:150]
-        raise UserError(f"{failed} ({reason}); {advice}") from error
+        why = re.sub(r"//[^@/\s]*@", "", reason(error))
+        why = re.sub(r".*Row #(\d+): Expected (\d+) columns, got (\d+):.*", WIDTHS, why)
+        raise UserError(f"{failed} ({why}); {advice}") from error
 
 
 def open_table(source: str | Path, query: str | None = None) -> Table:
@@ -227,31 +227,19 @@ def _pieces(files: list[Path], top: Path, table: Table) -> list[Piece]:
 
 
 def _download(url: str, shown: str, folder: Path) -> str:
-    """Copy what a URL names into a folder: the path of the copy."""
+    """Copy what a URL names into a folder, with all files below it: the path of the copy."""
     target = folder / (Path(unquote(urlsplit(url).path)).name or "table")
     with _reading(f"cannot read {shown}", "check the address and the access rights"):
         if url.startswith(("http://", "https://")):
             with urllib.request.urlopen(url, timeout=60) as answer, target.open("wb") as copy:
                 shutil.copyfileobj(answer, copy)
         else:
-            _copy(url, target)
+            from pyarrow import fs
+
+            if url.startswith("gs://") and "?" not in url:
+                url += "?retry_limit_seconds=20"  # it would try for a quarter of an hour
+            fs.copy_files(url, str(target))
     return str(target)
-
-
-def _copy(url: str, target: Path) -> None:
-    """Copy a file of an object store, or all files below a folder."""
-    from pyarrow import fs
-
-    if url.startswith("gs://") and "?" not in url:
-        url += "?retry_limit_seconds=20"  # it would try for a quarter of an hour
-    files, path = fs.FileSystem.from_uri(url)
-    found = [files.get_file_info(path)]
-    if found[0].type == fs.FileType.Directory:
-        found = files.get_file_info(fs.FileSelector(path, recursive=True))
-    for file in (each for each in found if each.is_file):
-        place = target / os.path.relpath(file.path, path)  # "." for the file itself
-        place.parent.mkdir(parents=True, exist_ok=True)
-        fs.copy_files(file.path, str(place), source_filesystem=files)
 
 
 def _sql_blocks(url: str, query: str | None, shown: str) -> Blocks:

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import functools
 import hashlib
 import json
 import logging
@@ -27,13 +26,12 @@ from mlflow.entities import Metric, Run
 from mlflow.exceptions import MlflowException
 
 from . import cli, roles
-from .errors import UserError
+from .errors import UserError, reason
 
 # The exception says all that this logger prints over a hundred lines.
 logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
 HOST_TAG, PROCESS_TAG = "host", "process"
 SQLITE = "sqlite:///"
-DATABASES = ("postgresql", "mysql", "mssql", "databricks")
 LONGEST_PARAM = 6000  # characters, MLflow's limit
 # MLflow's page of runs shows these columns where its address names this view.
 VIEW_TAG = f"mlflow.sharedViewState.{cli.VIEW}"
@@ -47,11 +45,6 @@ def connect(tracking_uri: str, experiment: str) -> tuple[MlflowClient, str]:
 
     Runs of this machine whose process is gone are marked KILLED. UserError for an unusable store.
     """
-    if not tracking_uri.startswith(("http://", "https://", SQLITE, *DATABASES)):
-        raise UserError(
-            f"the tracking URI {tracking_uri!r} is no store that MLflow still writes to; "
-            "expected sqlite:///FILE.db or http://HOST:PORT: pass one with --tracking-uri"
-        )
     # MLflow's own retries would take four silent minutes.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
@@ -64,12 +57,18 @@ def connect(tracking_uri: str, experiment: str) -> tuple[MlflowClient, str]:
         mlflow.set_tracking_uri(tracking_uri)
         client = MlflowClient(tracking_uri)
         experiment_id = _experiment(client, tracking_uri, experiment)
-        _sweep(client, experiment_id)
+        here = f"attributes.status = 'RUNNING' and tags.{HOST_TAG} = '{platform.node()}'"
+        for run in client.search_runs([experiment_id], here):
+            process = run.data.tags.get(PROCESS_TAG, "")
+            pid = process.split(":")[0]
+            if pid.isdigit() and process_identity(int(pid)) != process:
+                client.set_terminated(run.info.run_id, "KILLED")
     except (MlflowException, sqlite3.Error, OSError) as error:
         raise UserError(
             f"the tracking store {cli.without_password(tracking_uri)} cannot be used "
-            f"({cli.reason(error)}); expected a running 'mlflow server', or a database in a folder "
-            "that exists, writable and not locked: start or mend it, or pass another --tracking-uri"
+            f"({reason(error)}); expected a running 'mlflow server' at http://HOST:PORT, or a "
+            "database sqlite:///FILE.db in a folder that exists, writable and not locked: start or "
+            "mend it, or pass another --tracking-uri"
         ) from error
     return client, experiment_id
 
@@ -127,15 +126,6 @@ def process_identity(pid: int) -> str:
     return ""
 
 
-def _sweep(client: MlflowClient, experiment_id: str) -> None:
-    mine = f"tags.{HOST_TAG} = '{platform.node()}'"
-    for run in client.search_runs([experiment_id], f"attributes.status = 'RUNNING' and {mine}"):
-        process = run.data.tags.get(PROCESS_TAG, "")
-        pid = process.split(":")[0]
-        if pid.isdigit() and process_identity(int(pid)) != process:
-            client.set_terminated(run.info.run_id, "KILLED")
-
-
 @contextlib.contextmanager
 def tracked_run(
     experiment_id: str, name: str, tags: Mapping[str, str], run_id: str | None = None
@@ -162,7 +152,7 @@ def resumable() -> Iterator[None]:
         yield
     except (MlflowException, OSError) as error:
         raise UserError(
-            f"the training is done but could not be logged ({cli.reason(error)}); mend that, then "
+            f"the training is done but could not be logged ({reason(error)}); mend that, then "
             f"log it with: {cli.command('python', *sys.argv, '--resume')}"
         ) from error
 
@@ -175,9 +165,19 @@ def log_inputs(
     values |= {f"rows_{name}": len(table) for name, table in datasets.items()}
     logged = {key: value for key, value in values.items() if key not in cli.NO_RESULT}
     mlflow.log_params({k: cli.without_password(v)[:LONGEST_PARAM] for k, v in logged.items()})
-    for context, table in datasets.items():
-        if len(table):
-            log_rows(roles.own_columns(table), target, settings.data, context)
+    filled = {name: roles.own_columns(table) for name, table in datasets.items() if len(table)}
+    hashes = [content_hash(table) for table in filled.values()]
+    file = Path(cli.without_password(settings.data)).name
+    rows = [
+        from_pandas(table, name=file, targets=target, digest=sha256[:32])
+        for table, sha256 in zip(filled.values(), hashes, strict=True)
+    ]
+    tags = [{"sha256": sha256} for sha256 in hashes]
+    for patience in (0.1, 0.3, 1.0):  # another process may log the same rows at this instant
+        with contextlib.suppress(MlflowException):
+            return mlflow.log_inputs(rows, [*filled], tags)
+        time.sleep(patience)
+    return mlflow.log_inputs(rows, [*filled], tags)
 
 
 def log_numbers(
@@ -197,19 +197,6 @@ def log_numbers(
         ]
     run = cast(Run, mlflow.active_run())  # none is a mistake of the caller's
     MlflowClient().log_batch(run.info.run_id, metrics=points)
-
-
-def log_rows(table: pd.DataFrame, target: str, name: str, context: str) -> None:
-    """Log a conformed table, features and target only, as dataset of the active run."""
-    sha256 = content_hash(table)
-    short = Path(cli.without_password(name)).name
-    dataset = from_pandas(table, name=short, targets=target, digest=sha256[:32])
-    log = functools.partial(mlflow.log_input, context=context, tags={"sha256": sha256})
-    for patience in (0.1, 0.3, 1.0):  # another process may log the same rows at this instant
-        with contextlib.suppress(MlflowException):
-            return log(dataset)
-        time.sleep(patience)
-    return log(dataset)
 
 
 def content_hash(table: pd.DataFrame) -> str:

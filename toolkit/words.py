@@ -11,13 +11,11 @@ def format_amount(value: float, unit: str = "", *, signed: bool = False) -> str:
     """Write a number with separated thousands and about three digits, at any scale."""
     if not math.isfinite(value):
         return "n/a" if math.isnan(value) else f"{'-' if value < 0 else ''}infinite"
-    size, sign = abs(value), "+" if signed else ""
-    if size >= 100 or size == 0:
+    sign = "+" if signed else ""
+    if abs(value) >= 100 or value == 0:
         text = f"{value + 0.0:{sign},.0f}"  # + 0.0 turns -0.0 into 0
-    elif size >= 1e-4:
-        text = f"{value:{sign}.{2 - math.floor(math.log10(size))}f}"
     else:
-        text = f"{value:{sign}.2e}"
+        text = f"{value:{sign}#.3g}".rstrip(".")
     return f"{text} {unit}".strip()
 
 
