@@ -28,12 +28,13 @@ def train_share(config: dict[str, Any]) -> None:
     strategy = tf.distribute.MultiWorkerMirroredStrategy()  # before anything else of TensorFlow
     train_members, network, shares, encode, arguments, seed = config["work"]
     rank, sizes = train.get_context().get_world_rank(), [len(share) for share in shares]
-    X, y = shares[rank].rows().encode(*encode)
+    X, y, weights = shares[rank].rows().encode(*encode)
     before = train.get_checkpoint()
     worker = partial(fit, strategy, sizes, rank, state_of(before) if before else None, _report)
     with suppress(FloatingPointError), strategy.scope():  # the process that waits raises it
         network = copied(pickle.loads(network))
-        train_members(network, X, y, *arguments, seed=seed, train=worker)
+        options = {"sample_weight": [weights], "seed": seed, "train": worker}
+        train_members(network, X, y, *arguments, **options)
 
 
 def state_of(checkpoint: Any) -> tuple[list, list, list[float]]:
@@ -69,6 +70,7 @@ def fit(
     X: Sequence[np.ndarray],
     z: Sequence[np.ndarray],
     *,
+    sample_weight: Sequence[np.ndarray],
     epochs: int,
     batch_size: int,
     seed: int,
@@ -77,12 +79,12 @@ def fit(
 ) -> tuple[keras.Model, Any]:
     """Do the work of `model_utils.train_model` in worker number `rank`.
 
-    sizes: training rows of all workers; X and z hold one block, those of this one. A training
-    goes on from `state`, (weights, variables of the optimizer, losses); each epoch's is reported.
-    Returns (model, history).
+    sizes: training rows of all workers; X, z, sample_weight hold one block, those of this one. A
+    training goes on from `state`, (weights, variables of the optimizer, losses); each epoch's is
+    reported. Returns (model, history).
     """
     model.optimizer.build(model.trainable_variables)
-    losses = restored(model, state) if state else []
+    rows, losses = (X[0], z[0], sample_weight[0]), restored(model, state) if state else []
     watched = keras.callbacks.CallbackList(list(callbacks), model=model)
     run = compiled(strategy, model)
     for epoch in range(len(losses), epochs):
@@ -90,7 +92,7 @@ def fit(
         order = np.random.default_rng((seed, epoch, rank))
         found = [
             [float(total) for total in run(*block)]
-            for block in blocks_of_minibatches(X[0], z[0], sizes, rank, batch_size, order)
+            for block in blocks_of_minibatches(*rows, sizes, rank, batch_size, order)
         ]
         losses.append(sum(loss for loss, _ in found) / sum(n_rows for _, n_rows in found))
         variables = [variable.numpy() for variable in model.optimizer.variables]
@@ -110,14 +112,15 @@ def restored(model: keras.Model, state: tuple[list, list, list[float]]) -> list[
 def blocks_of_minibatches(
     X: np.ndarray,
     z: np.ndarray,
+    weights: np.ndarray,
     sizes: Sequence[int],
     rank: int,
     batch_size: int,
     order: np.random.Generator,
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Yield this worker's part of minibatches, many at a time: (X, z, rows of all workers).
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
+    """Yield this worker's part of minibatches, many at a time: (X, z, weights, rows of all).
 
-    Of shapes (n, size, width), (n, size, members or 1) and (n,). All workers go through their rows
+    Of shapes (n, size, width), (n, size, members or 1), (n, size), (n,). All go through their rows
     in as many minibatches, so that each update takes rows of all. A part is filled up with rows
     without a target, which do not count.
     """
@@ -131,8 +134,10 @@ def blocks_of_minibatches(
         shuffled = order.permutation(lengths[rank])
         X_block = np.zeros((*filled.shape, X.shape[1]), np.float32)
         z_block = np.full((*filled.shape, z.shape[1]), np.nan, np.float32)
+        w_block = np.zeros(filled.shape, np.float32)
         X_block[filled], z_block[filled] = np.asarray(X[rows])[shuffled], z[rows][shuffled]
-        yield X_block, z_block, counts.sum(axis=0).astype(np.float32)
+        w_block[filled] = weights[rows][shuffled]
+        yield X_block, z_block, w_block, counts.sum(axis=0).astype(np.float32)
 
 
 def compiled(strategy: tf.distribute.Strategy, model: keras.Model) -> Callable:
@@ -146,9 +151,9 @@ def compiled(strategy: tf.distribute.Strategy, model: keras.Model) -> Callable:
         variable.constraint = None
 
     @tf.function(jit_compile=True)  # without the sum over workers, which XLA lacks on processors
-    def gradients(X: Any, z: Any, n_rows: Any) -> Any:
+    def gradients(X: Any, z: Any, weights: Any, n_rows: Any) -> Any:
         with tf.GradientTape() as tape:  # not `loss()`, which divides by the number of workers
-            loss = tf.reduce_sum(model.loss.call(z, model(X, training=True))) / n_rows
+            loss = tf.reduce_sum(weights * model.loss.call(z, model(X, training=True))) / n_rows
         return loss, tape.gradient(loss, [v.value for v in model.trainable_variables])
 
     def update(*batch: Any) -> Any:
@@ -157,13 +162,14 @@ def compiled(strategy: tf.distribute.Strategy, model: keras.Model) -> Callable:
         return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, loss)
 
     # Workers must trace this at the same time, and call it equally often: else they wait for ever.
-    shapes = [(None, None, model.input_shape[-1]), (None, None, None), (None,)]
+    shapes = [(None, None, model.input_shape[-1]), (None, None, None), (None, None), (None,)]
 
     @tf.function(input_signature=[tf.TensorSpec(shape) for shape in shapes])
-    def run(X: Any, z: Any, n_rows: Any) -> Any:
+    def run(X: Any, z: Any, weights: Any, n_rows: Any) -> Any:
         total = 0.0
         for i in tf.range(tf.shape(X)[0]):
-            total += strategy.run(update, (X[i], z[i], n_rows[i])) * n_rows[i]
+            batch = X[i], z[i], weights[i], n_rows[i]
+            total += strategy.run(update, batch) * n_rows[i]
             for variable, constraint in constraints:
                 variable.assign(constraint(variable))
         return total, tf.reduce_sum(n_rows)
