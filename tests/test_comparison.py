@@ -253,6 +253,15 @@ def test_group_is_worse_where_the_rows_that_count_got_worse():
         assert np.sign(table["MAE_change"].iloc[0]) == (1 if worse else -1)
 
 
+def test_one_row_that_outweighs_others_does_not_prove_its_group_worse():
+    # The change is +1 in a row of weight 100 and -2 in 29 of weight 1: 0.33 on average.
+    rows, y, child = pd.DataFrame({"city": ["a"] * 30}), np.zeros(30), np.array([4.0] + 29 * [1.0])
+    weights = np.array([100.0] + 29 * [1.0])
+    table = comparison.groups(rows, ["city"], y, np.full(30, 3.0), child, weights=weights)
+    assert table["MAE_change"].tolist() == pytest.approx([42 / 129])
+    assert table["worse"].tolist() == [False]
+
+
 def test_column_matters_as_far_as_the_rows_do_whose_predictions_it_changes():
     rows, y = switches()
     rows["light"] = np.arange(len(y)) < len(y) // 2

@@ -142,7 +142,8 @@ def test_weights_are_read_as_numbers_and_are_no_feature(source):
     pd.testing.assert_frame_equal(read.table.drop(columns=roles.WEIGHT), plain.table)
 
 
-def test_rows_of_weight_zero_are_as_good_as_none(source):
+def test_rows_of_weight_zero_are_as_good_as_none(source, monkeypatch):
+    monkeypatch.setattr(tables, "BLOCK_ROWS", 50)
     rows = weighted((3, 4, 90, 100))
     read, schema, notes = reading.read_first(source(*blocks_of(rows, 60), weight="w"))
     assert sum("whose weight 'w' is 0 are left out" in note for note in notes) == 1
@@ -163,7 +164,7 @@ def test_target_may_be_the_weight(source):
     ("value", "shown"),
     [("-1", "'-1'"), ("", "''"), ("inf", "'inf'"), ("1e300", "'1e300'"), ("many", "'many'")],
 )
-def test_what_is_no_weight_is_refused_with_its_lines(source, value, shown):
+def test_what_is_no_weight_is_refused_with_its_lines(source, monkeypatch, value, shown):
     with pytest.raises(UserError) as caught:
         reading.read_first(source(*blocks_of(weighted((90,), value), 60), weight="w"))
     assert re.fullmatch(
@@ -173,6 +174,9 @@ def test_what_is_no_weight_is_refused_with_its_lines(source, value, shown):
     )
     with pytest.raises(UserError, match=rf"is {shown} in lines 3, 90;"):
         reading.read_first(source(weighted((3, 90), value), weight="w"))
+    monkeypatch.setattr(tables, "BLOCK_ROWS", 50)
+    with pytest.raises(UserError, match=rf"is {shown} in line 90;"):
+        reading.read_first(source(*blocks_of(weighted((90,), value), 60), weight="w"))
 
 
 @pytest.mark.parametrize(
