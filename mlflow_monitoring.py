@@ -30,6 +30,7 @@ class Settings(cli.TrainingSettings):
     date: tuple[str, ...] = option((), "columns of dates", nargs="+", metavar="COLUMN[=FORMAT]")
     group: str | None = option(None, "hold out whole groups of equal values", metavar="COLUMN")
     time: str | None = option(None, "hold out the latest rows by this column", metavar="COLUMN")
+    weight: str | None = option(None, "how much each row counts", metavar="COLUMN")
     network: str | None = option(None, "network of your own", metavar="FILE.py:FUNCTION")
 
 
@@ -54,6 +55,7 @@ def train(settings: Settings) -> int:
     # The role of a row follows from its content, here and in every later file.
     group, time = settings.group or "", settings.time or ""
     role = roles.Roles.choose(rows.table, settings.test_size, settings.seed, group, time)
+    role = replace(role, weight=settings.weight or "")
     rows.table = role.assign(rows.table, generation=0)
     roles.check_enough(rows.table, settings.data)
     return track(settings, terminal, rows, schema, role)
@@ -83,7 +85,8 @@ def track(settings: Settings, terminal: cli.Terminal, rows: Any, schema: Any, ro
 
         # Score: on rows that nothing above has seen.
         prediction = model_utils.model_predict(network, preprocessor.transform(test_rows))
-        metrics = scores(y_train, y_test, prediction)
+        weights = roles.weights(train_rows), roles.weights(test_rows)
+        metrics = scores(y_train, y_test, prediction, *weights)
         card = describe(settings, run.info.run_id, metrics, table, recipes[0])
         card[ranges.KEPT] = ranges.keep(prediction, y_test)
 
@@ -115,42 +118,49 @@ def fit(
     Returns (network, preprocessor, recipes, curves).
     """
     import model_utils
-    from toolkit import engine
+    from toolkit import engine, roles
 
     X, y, preprocessor = model_utils.preprocessing(table, schema=schema)
-    bins, scale, curves = preprocessor.bins, model_utils.target_scale(y), dict[str, list[float]]()
+    scale, w, curves = model_utils.target_scale(y), roles.weights(table, 1), dict[str, Any]()
     sizes = (settings.epochs, settings.batch_size, settings.learning_rate)
     build, name = cli.load_function(settings.network), "refit" if recipes else "training"
     if recipes is None:
         base = model_utils.sized_recipe(min(len(X), MANY_ROWS), *sizes)
         options = {"callbacks": checkpoint.callbacks("search", tell), "seed": settings.seed}
-        search = partial(model_utils.choose_recipe, X, y, bins, base=base, **options)
-        recipes, curves = ([replace(base, bins=False)], curves) if build else search()
-    train = model_utils.train_members
+        search = partial(model_utils.choose_recipe, X, y, preprocessor.bins, base=base, **options)
+        recipes, curves = ([replace(base, bins=False)], {}) if build else search(sample_weight=w)
+    train, encode = model_utils.train_members, (preprocessor, role, roles.weights(table).mean())
     if rows.shares:
-        X, y = engine.share_rows(rows, preprocessor, role)
+        X, y = engine.share_rows(rows, *encode)
         train = partial(engine.train, train, checkpoint.folder / name)
     elif rows.n_rows > len(rows.table):
-        X, y = rows.encode_blocks(preprocessor, role)
+        X, y, w = rows.encode_blocks(*encode)
     final = model_utils.sized_recipe(sum(map(len, X)) if isinstance(X, list) else len(X), *sizes)
     recipes = [replace(r, epochs=final.epochs, batch_size=final.batch_size) for r in recipes]
     create = partial(model_utils.create_nn_model, seed=settings.seed, build=build)
-    network = create(preprocessor.width, recipes[0], scale, bins)
+    network = create(preprocessor.width, recipes[0], scale, preprocessor.bins)
     options = {"callbacks": checkpoint.callbacks(name, tell), "seed": settings.seed}
-    history = train(network, X, y, scale, recipes, **options)
+    history = train(network, X, y, scale, recipes, sample_weight=w, **options)
     return network, preprocessor, recipes, {**curves, "final_loss": history.history.get("loss", [])}
 
 
-def scores(y_train: Any, y_test: Any, prediction: Any) -> dict[str, float]:
-    """Score the model and two constant predictors on the held-out rows."""
+def scores(
+    y_train: Any, y_test: Any, prediction: Any, train_weights: Any, test_weights: Any
+) -> dict[str, float]:
+    """Score the model and two constant predictors on the held-out rows, as much as each counts.
+
+    The mean is that of weighted training rows, the median of all alike.
+    """
     import numpy as np
 
     from model_utils import evaluate_performance
 
-    found = evaluate_performance(y_test, prediction)
+    found = evaluate_performance(y_test, prediction, test_weights)
     metrics = {name.replace("R²", "R2"): value for name, value in found.items()}
-    for name, constant in (("mean", np.mean(y_train)), ("median", np.median(y_train))):
-        metrics[f"MAE_{name}"] = float(np.abs(y_test - constant).mean())
+    mean = np.average(y_train, weights=train_weights)
+    for name, constant in (("mean", mean), ("median", np.median(y_train))):
+        same = np.full(len(y_test), constant)
+        metrics[f"MAE_{name}"] = evaluate_performance(y_test, same, test_weights)["MAE"]
     return metrics
 
 
@@ -197,16 +207,17 @@ def keep(
 
 def draw(trained: Any, curves: Any, rows: Any, y: Any, prediction: Any) -> dict[str, Any]:
     """Draw the learning curve, and the errors on held-out rows."""
-    from toolkit import comparison, figures
+    from toolkit import comparison, figures, roles
 
     unit, kinds = trained.card["unit"], trained.preprocessor.schema.kinds
-    scattered = figures.predicted_against_actual(y, {"model": prediction}, unit)
+    weights = roles.weights(rows)
+    scattered = figures.predicted_against_actual(y, {"model": prediction}, unit, weights)
     pictures = {
         "learning_curve": figures.learning_curve(curves),
         "predicted_against_actual": scattered,
     }
     if categorical := [name for name, kind in kinds.items() if kind == "categorical"]:
-        groups = comparison.groups(rows, categorical, y, None, prediction)
+        groups = comparison.groups(rows, categorical, y, None, prediction, weights=weights)
         pictures["error_per_group"] = figures.error_per_group(groups, unit)
     return pictures
 

@@ -157,10 +157,10 @@ def keep(work: Work, trained: Any, child: "Child", found: Any) -> dict[str, Any]
 
     Returns what `registry.publish` does, and metrics.
     """
-    from toolkit import artifact, evidence, registry, report, tracking
+    from toolkit import artifact, evidence, registry, report, roles, tracking
 
     settings, target = work.settings, child.preprocessor.schema.target.name
-    y_new = work.rows.held_out["new"][target].to_numpy()
+    new = work.rows.held_out["new"]
     promotion = {
         "champion": work.champion,
         "wanted": found.verdict.promoted,
@@ -168,7 +168,8 @@ def keep(work: Work, trained: Any, child: "Child", found: Any) -> dict[str, Any]
     }
     with tracking.resumable():
         artifact.save_folder(trained, settings.models_dir / MODEL_NAME)
-        metrics = evidence.log_evidence(child.curves, y_new, child.predictions["new"], found)
+        of_new = new[target].to_numpy(), child.predictions["new"], roles.weights(new)
+        metrics = evidence.log_evidence(child.curves, *of_new, found)
         short = report.short_result(found)
         name = settings.model_name, trained, MODEL_NAME, short
         facts = registry.publish(work.client, *name, **promotion)
@@ -211,6 +212,7 @@ def train_child(settings: Settings, parent: Any, rows: Any, checkpoint: Any, tel
     import numpy as np
 
     import model_utils
+    from toolkit.roles import weights
 
     known = {part: parent.preprocessor.transform(t) for part, t in rows.held_out.items()}
     predictions = {
@@ -228,7 +230,7 @@ def train_child(settings: Settings, parent: Any, rows: Any, checkpoint: Any, tel
             found["scratch"] = model_utils.member_predictions(child.network, X, fresh)
         if child.control:
             found["control"] = model_utils.model_predict(child.control, X)
-        found["mean"] = np.full(len(table), y.mean())
+        found["mean"] = np.full(len(table), np.average(y, weights=weights(rows.train)))
         found["median"] = np.full(len(table), y.median())
         recent = y[rows.new] if rows.new.any() else y
         found["recent median"] = np.full(len(table), recent.median())
@@ -251,15 +253,15 @@ def continue_members(
     scale = model_utils.rescaled(model_utils.TargetScale(**parent.card["scale"]), y)
 
     # Train: as validation rows advise, in sizes that suit the rows.
-    base = model_utils.sized_recipe(
-        len(X), settings.epochs, settings.batch_size, settings.learning_rate
-    )
+    sizes = settings.epochs, settings.batch_size, settings.learning_rate
+    base = model_utils.sized_recipe(len(X), *sizes)
     base = replace(base, first_input=preprocessor.first_input)
     dropped = (before.first_input, before.bins_before_latest)
     recipe = model_utils.Recipe(**parent.card["recipe"])
     start = model_utils.Parent(parent.network, recipe, dropped)
     seed = settings.seed + rows.parent_generation + 1  # fresh members differ from the parent's
     options: dict[str, Any] = {"callbacks": checkpoint.callbacks("search", tell), "seed": seed}
+    options["sample_weight"] = roles.weights(rows.train, mean=1)
     data, name, curves = (start, X, y, bins, scale), "refit", dict[str, list[float]]()
     if recipes is None:
         name = "training"
@@ -306,6 +308,7 @@ def continue_foreign(
     import keras
 
     import model_utils
+    from toolkit import roles
 
     X, y, preprocessor = model_utils.preprocessing(rows.train, preprocessor=parent.preprocessor)
     recipe = model_utils.sized_recipe(len(X), settings.epochs, settings.batch_size)
@@ -313,6 +316,7 @@ def continue_foreign(
     if not network.compiled:
         network.compile(keras.optimizers.AdamW(settings.learning_rate or 1e-3), loss="mse")
     sizes: dict[str, Any] = {"epochs": recipe.epochs, "batch_size": recipe.batch_size}
+    sizes["sample_weight"] = roles.weights(rows.train, mean=1)
     callbacks = checkpoint.callbacks("training", tell)
     _, history = model_utils.train_model(
         network, X, y, callbacks=callbacks, seed=settings.seed, **sizes

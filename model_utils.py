@@ -71,6 +71,7 @@ def preprocessing(
     """Turn rows into network input, fitting the preprocessor or using a fitted one.
 
     Pass the training rows alone when fitting: nothing of the test rows may enter the statistics.
+    In these every row counts once, whatever its weight: they bring inputs to one scale, no more.
     df holds raw rows or a table of `roles.py`, whose rows are taken for training rows.
 
     Returns (X, y, preprocessor): X float32 of shape (n_rows, n_inputs), y float64 of shape
@@ -489,13 +490,15 @@ def train_members(
     recipes: Sequence[Recipe],
     *,
     mask: Any = None,
+    sample_weight: Any = None,
     callbacks: Callbacks = (),
     seed: int = 0,
     train: Callable | None = None,
 ) -> keras.callbacks.History:
     """Train the members of a network of `create_nn_model` side by side, each by its own recipe.
 
-    X, y as of `train_model`. mask: bool of shape (n_rows, n_members), the rows a member trains on;
+    X, y, sample_weight as of `train_model`; the mean of all weights should be 1, or learning rates
+    would mean something else. mask: bool of shape (n_rows, n_members), the rows a member trains on;
     of blocks a list. train: works as `train_model`. Epochs and batch size are of the first recipe;
     learning rates fall along half a cosine (Loshchilov & Hutter 2017). FloatingPointError for a
     loss that is not finite.
@@ -506,18 +509,15 @@ def train_members(
     heads.compile(MemberAdamW(rates, decays), loss=MemberHuber(deltas))
     X, y = (values if isinstance(values, list) else [values] for values in (X, y))
     masks = mask if isinstance(mask, list) else [True if mask is None else mask] * len(y)
-    z = [
-        np.where(used, (values[:, None] - scale.mean) / scale.scale, np.nan)
-        for values, used in zip(y, masks, strict=True)
-    ]
+    pairs = zip(y, masks, strict=True)
+    z = [np.where(used, (v[:, None] - scale.mean) / scale.scale, np.nan) for v, used in pairs]
     cosine = keras.callbacks.LearningRateScheduler(
         lambda epoch, _: (1 + math.cos(math.pi * (epoch + 0.5) / first.epochs)) / 2
     )
     sizes: dict[str, Any] = {"epochs": first.epochs, "batch_size": first.batch_size, "seed": seed}
+    options = sizes | {"callbacks": [cosine, *callbacks], "sample_weight": sample_weight}
     with _only_used_weights(model, recipes):
-        _, history = (train or train_model)(
-            heads, X, z, callbacks=[cosine, *callbacks], drop_remainder=True, **sizes
-        )
+        _, history = (train or train_model)(heads, X, z, drop_remainder=True, **options)
     if not np.isfinite(history.history.get("loss", [])[-1:]).all():
         raise FloatingPointError(f"the loss is not finite at learning rate {first.learning_rate:g}")
     return history
@@ -575,7 +575,7 @@ def choose_recipe(
 
     All candidates train side by side, in one program, on at most SEARCH_ROWS of the rows; few rows
     are split in several ways. X of shape (n_rows, n_inputs), y of shape (n_rows,); options are
-    `seed` and `callbacks` of `train_model`.
+    `sample_weight`, `seed` and `callbacks` of `train_members`.
 
     Returns (the recipe of each member, the best first, and those that are nearly as good;
     {"loss": …, "val_mae": …} per epoch of the best, in standard deviations of the target).
@@ -596,34 +596,36 @@ def compare_recipes(
     recipes: Sequence[Recipe],
     valid: np.ndarray | None = None,
     *,
+    sample_weight: ArrayLike = 1.0,
     seed: int = 0,
     callbacks: Callbacks = (),
 ) -> tuple[np.ndarray, list[float]]:
     """Train one member per recipe (and fold) on most rows; return its validation errors by epoch.
 
     The members of `model` are the recipes, shortened, fold by fold. Each fold holds back a share of
-    the rows; `valid`, bool of shape (n_rows, n_recipes), says which validate a recipe (all).
-    Returns (errors of shape (n_epochs, n_recipes) in standard deviations, loss per epoch).
+    the rows; `valid`, bool of shape (n_rows, n_recipes), says which validate a recipe (all), and
+    `sample_weight`, of shape (n_rows,), how much each counts in training and validation. Returns
+    (errors of shape (n_epochs, n_recipes) in standard deviations, loss per epoch).
     """
     folds = member_count(model) // len(recipes)
     order = np.random.default_rng(seed).permutation(len(X))[:SEARCH_ROWS]
+    w = np.broadcast_to(sample_weight, len(X))[order]
     X, y, size = X[order], y[order], max(1, int(VALIDATION * len(order)))
     held_back = np.arange(len(order))[:, None] // size == np.arange(folds)
     held_back = np.repeat(held_back[..., None], len(recipes), axis=2)
     judged = (held_back if valid is None else held_back & valid[order, None])[: folds * size]
-    rows, heads = tf.constant(X[: folds * size]), _heads(model)
-    z = (y[: folds * size, None, None] - scale.mean) / scale.scale
-    errors: list[np.ndarray] = []
+    judged = judged * w[: folds * size, None, None]
+    rows, heads, errors = tf.constant(X[: folds * size]), _heads(model), list[np.ndarray]()
+    z, count = (y[: folds * size, None, None] - scale.mean) / scale.scale, judged.sum(axis=(0, 1))
 
     def validate(*_: Any) -> Any:
         error = np.abs(heads.predict_on_batch(rows).reshape(judged.shape) - z)
-        total, count = np.where(judged, error, 0).sum(axis=(0, 1)), judged.sum(axis=(0, 1))
-        errors.append(np.where(count, total / np.maximum(count, 1), np.inf))
+        total = (judged * np.where(judged, error, 0)).sum(axis=(0, 1))
+        errors.append(np.where(count, total / np.maximum(count, 1e-300), np.inf))
 
     watch = keras.callbacks.LambdaCallback(on_epoch_end=validate)
-    options: dict[str, Any] = {"callbacks": [*callbacks, watch], "seed": seed}
-    mask = ~held_back.reshape(len(order), -1)
-    short = [recipe.shortened() for recipe in recipes] * folds
+    options: dict[str, Any] = {"callbacks": [*callbacks, watch], "seed": seed, "sample_weight": w}
+    mask, short = ~held_back.reshape(len(order), -1), [r.shortened() for r in recipes] * folds
     history = train_members(model, X, y, scale, short, mask=mask, **options)
     return np.stack(errors), history.history.get("loss", [])
 
@@ -735,13 +737,14 @@ def continue_training(
     recipes: Sequence[Recipe],
     is_old: np.ndarray | None = None,
     *,
-    callbacks: Callbacks = (),
     seed: int = 0,
+    **options: Any,
 ) -> tuple[keras.Model, keras.Model | None, keras.callbacks.History]:
     """Train a child by the recipes that `choose_retraining` returned and, beside it, its control.
 
     The control is the same in everything but the new rows: as many updates, by rows where `is_old`,
-    bool of shape (n_rows,), alone. Returns (child, control or None, history).
+    bool of shape (n_rows,), alone. Options are `sample_weight` and `callbacks` of `train_members`.
+    Returns (child, control or None, history).
     """
     copies = 1 if is_old is None else 2
     shape = (X.shape[1], recipes[0], scale, bins)
@@ -754,7 +757,7 @@ def continue_training(
     if is_old is not None:
         mask = np.hstack([mask, np.repeat(is_old[:, None], MEMBERS, axis=1)])
     every = [*recipes] * copies
-    history = train_members(network, X, y, scale, every, mask=mask, callbacks=callbacks, seed=seed)
+    history = train_members(network, X, y, scale, every, mask=mask, seed=seed, **options)
     numbers = np.arange(MEMBERS)
     parts = [
         copy_members(network, create_nn_model(*shape), numbers + MEMBERS * copy, numbers)
@@ -779,10 +782,15 @@ def model_predict(model: keras.Model, X: Any) -> np.ndarray:
     return encoding.predict(model, X)
 
 
-def evaluate_performance(y_true: ArrayLike, y_pred: ArrayLike) -> dict[str, float]:
-    """Score predictions: mean squared error, mean absolute error, coefficient of determination."""
+def evaluate_performance(
+    y_true: ArrayLike, y_pred: ArrayLike, sample_weight: ArrayLike | None = None
+) -> dict[str, float]:
+    """Score predictions: mean squared error, mean absolute error, coefficient of determination.
+
+    All of shape (n_rows,); sample_weight says how much each row counts in the means (1).
+    """
     return {
-        "MSE": float(mean_squared_error(y_true, y_pred)),
-        "MAE": float(mean_absolute_error(y_true, y_pred)),
-        "R²": float(r2_score(y_true, y_pred)),
+        "MSE": float(mean_squared_error(y_true, y_pred, sample_weight=sample_weight)),
+        "MAE": float(mean_absolute_error(y_true, y_pred, sample_weight=sample_weight)),
+        "R²": float(r2_score(y_true, y_pred, sample_weight=sample_weight)),
     }

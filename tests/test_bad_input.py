@@ -224,6 +224,8 @@ FLAGS = {
     ),
     "number of text": ([TRAIN], ["--numeric", "region"], "column 'region' of data.csv holds "),
     "time of text": ([TRAIN], ["--time", "region"], "--time 'region' is no date or number among"),
+    "weight unknown": ([TRAIN], ["--weight", "pets"], "data.csv has no column 'pets' of weights;"),
+    "weight of text": ([TRAIN], ["--weight", "region"], "the weight 'region' of data.csv is '"),
     "group unknown": ([TRAIN], ["--group", "pets"], "has no column 'pets' of groups to hold out"),
     "query of a file": (BOTH, ["--query", "select 1"], "and a query belong together; expected a"),
     "network missing": (

@@ -143,6 +143,162 @@ def test_almost_constant_difference_has_finite_bounds_around_the_mean(rare):
     assert found.low <= found.estimate <= found.high
 
 
+# --- weights
+
+
+def weighted(seed, n_groups, n_rows, correlation=0.3):
+    """Draw skewed differences, whose weighted mean is 0 and whose plain mean -1/2, weights, groups.
+
+    With weights of mean 1 and variance 1/2, E[w (w - 3/2)] is 0.
+    """
+    rng = RNG(seed)
+    labels = np.repeat(np.arange(n_groups), n_rows)
+    weights = rng.gamma(2, 1 / 2, len(labels))
+    shared, own = (rng.exponential(size=n) - 1 for n in (n_groups, len(labels)))
+    noise = math.sqrt(correlation) * shared[labels] + math.sqrt(1 - correlation) * own
+    return weights - 1.5 + noise, weights, labels
+
+
+@pytest.mark.parametrize(("n_groups", "n_rows"), [(40, 10), (120, 1)])
+def test_interval_of_weighted_rows_covers_their_mean_in_95_percent(n_groups, n_rows):
+    covered, false_gains, unweighted = 0, 0, 0
+    for trial in range(400):
+        values, weights, labels = weighted(trial, n_groups, n_rows)
+        groups = labels if n_rows > 1 else None
+        found = comparison.paired_interval(values, groups=groups, weights=weights)
+        covered += found.low <= 0 <= found.high
+        false_gains += found.high < 0
+        alike = comparison.paired_interval(values, groups=groups)
+        unweighted += alike.low <= 0 <= alike.high
+    assert 0.92 <= covered / 400 <= 0.98
+    assert false_gains / 400 <= 0.05
+    assert unweighted / 400 < 0.2
+
+
+@pytest.mark.parametrize("n_rows", [1, 4])
+def test_error_of_a_weighted_mean_is_that_of_leaving_out_each_unit_in_turn(n_rows):
+    values, weights, labels = weighted(3, 25, n_rows)
+    found = comparison.paired_interval(values, groups=labels, weights=weights)
+    mean = np.average(values, weights=weights)
+    assert found.estimate == pytest.approx(mean)
+    others = [
+        np.average(values[labels != unit], weights=weights[labels != unit]) for unit in range(25)
+    ]
+    error = math.sqrt(24 / 25 * np.square(np.subtract(others, mean)).sum())
+    width = min(found.high - mean, mean - found.low)  # on the other side Hall's may be the wider
+    assert width == pytest.approx(2.0639 * error, rel=1e-4)  # Student's, of 24 degrees of freedom
+    bigger = comparison.paired_interval(values, groups=labels, weights=1e6 * weights)
+    assert vars(bigger) == pytest.approx(vars(found))
+
+
+def test_equal_weights_give_bit_for_bit_the_interval_of_none():
+    values, labels = clustered(1, True)
+    for groups in (None, labels):
+        expected = comparison.paired_interval(values, groups=groups)
+        equal = np.full(len(values), 0.1)
+        assert comparison.paired_interval(values, groups=groups, weights=equal) == expected
+
+
+def test_row_that_outweighs_all_others_proves_nothing():
+    found = comparison.paired_interval([-3.0, 5.0, 7.0], weights=[1e30, 1.0, 1.0])
+    assert (found.estimate, found.low, found.high) == (-3, -math.inf, math.inf)
+
+
+def test_weighted_scores_are_those_worked_out_by_hand():
+    # Errors 1, 0, 2, weights 1, 2, 5: the weighted mean of y is 25/8, and the squared distances
+    # from it add up to (1 · 17² + 2 · 9² + 5 · 7²) / 64 = 696/64.
+    models = {"parent": [2, 2, 2], "retrained": [2, 2, 4]}
+    found = comparison.evaluate([1, 2, 4], models, weights=[1, 2, 5])
+    by_hand = [11 / 8, 21 / 8, 1 - 21 / (696 / 64)]
+    assert found.scores.loc["parent"].tolist() == pytest.approx(by_hand)
+    assert found.scores.loc["retrained", "MAE"] == pytest.approx(1 / 8)
+    assert found.change.estimate == pytest.approx(-10 / 8)
+    assert found.rows == 3
+
+
+def test_row_of_weight_two_counts_as_two_rows_in_scores_groups_and_attribution():
+    y, times = targets(60), RNG(8).integers(1, 4, 60)
+    names = ("parent", "retrained", "control", "mean", "median")
+    models = {name: noisy(y, 1000 * (k + 1), k) for k, name in enumerate(names)}
+    listed = {name: np.repeat(made, times) for name, made in models.items()}
+    found = comparison.evaluate(y, models, weights=times).scores
+    expected = comparison.evaluate(np.repeat(y, times), listed).scores
+    pd.testing.assert_frame_equal(found, expected)
+    split = comparison.attribution(y, models, weights=times).gains
+    for name, gain in comparison.attribution(np.repeat(y, times), listed).gains.items():
+        assert split[name].estimate == pytest.approx(gain.estimate)
+    rows = pd.DataFrame({"city": RNG(9).choice(["a", "b"], 60)})
+    asked = ("parent", "retrained")
+    table = comparison.groups(rows, ["city"], y, *(models[k] for k in asked), weights=times)
+    twice = comparison.groups(
+        rows.loc[np.repeat(rows.index, times)],
+        ["city"],
+        np.repeat(y, times),
+        *(listed[k] for k in asked),
+    )
+    means = [name for name in table if name not in ("rows", "worse")]
+    table, twice = (each.sort_values("category", ignore_index=True) for each in (table, twice))
+    pd.testing.assert_frame_equal(table[means], twice[means])
+    assert table["rows"].sum() == 60
+
+
+def test_group_is_worse_where_the_rows_that_count_got_worse():
+    rows, y = pd.DataFrame({"city": ["a"] * 60}), np.zeros(60)
+    child = np.where(np.arange(60) < 30, 0.9, 1.2) + RNG(0).normal(0, 0.01, 60)
+    for heavy, worse in ((slice(30, None), True), (slice(30), False)):
+        weights = np.ones(60)
+        weights[heavy] = 50
+        table = comparison.groups(rows, ["city"], y, np.ones(60), child, weights=weights)
+        assert table["worse"].tolist() == [worse]
+        assert np.sign(table["MAE_change"].iloc[0]) == (1 if worse else -1)
+
+
+def test_one_row_that_outweighs_others_does_not_prove_its_group_worse():
+    # The change is +1 in a row of weight 100 and -2 in 29 of weight 1: 0.33 on average.
+    rows, y, child = pd.DataFrame({"city": ["a"] * 30}), np.zeros(30), np.array([4.0] + 29 * [1.0])
+    weights = np.array([100.0] + 29 * [1.0])
+    table = comparison.groups(rows, ["city"], y, np.full(30, 3.0), child, weights=weights)
+    assert table["MAE_change"].tolist() == pytest.approx([42 / 129])
+    assert table["worse"].tolist() == [False]
+
+
+def test_column_matters_as_far_as_the_rows_do_whose_predictions_it_changes():
+    rows, y = switches()
+    rows["light"] = np.arange(len(y)) < len(y) // 2
+    y = np.where(rows["light"], y, 0.0)
+
+    def predict(table):  # what is on matters in light rows alone
+        return np.where(table["light"] & (table["on"] == "yes"), 10.0, 0.0)
+
+    weights = np.where(rows["light"], 1e-9, 1.0)
+    found, alike = (
+        comparison.importance({"m": predict}, rows, y, ["on"], weights=each)
+        for each in (weights, None)
+    )
+    assert found["m"].iloc[0] < 1e-6 < 1 < alike["m"].iloc[0]
+
+
+def test_skill_is_lost_on_the_rows_that_count():
+    y = {"new": targets(200), "old": targets(200, 1)}
+    wrong = np.where(np.arange(200) < 150, 60_000.0, y["new"])  # the child, on many light rows
+    constants = {name: np.full(200, 20_000.0) for name in ("mean", "median")}
+    predictions = {
+        "new": {"parent": y["new"], "retrained": wrong} | constants,
+        "old": {"parent": y["old"], "retrained": y["old"]} | constants,
+    }
+    whole = (y["new"], y["new"])
+    (finding,) = comparison.lost_skill(y, predictions, whole)
+    assert "proven worse than the constants" in finding
+    weights = {"new": np.where(np.arange(200) < 150, 1e-6, 1.0), "old": np.ones(200)}
+    assert comparison.lost_skill(y, predictions, whole, None, weights) == []
+    blind = {"new": np.ones(200), "old": np.where(np.arange(200) < 100, 1e-6, 1.0)}
+    predictions["old"]["parent"] = np.where(np.arange(200) < 100, y["old"], 20_000.0)
+    assert comparison.lost_skill(y, predictions, whole, None, blind) == []  # it never had any
+
+
+# --- what is refused
+
+
 @pytest.mark.parametrize(
     ("values", "received"),
     [

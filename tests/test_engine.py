@@ -79,7 +79,8 @@ def folder(tmp_path_factory):
 
 def settings_for(data, workers, **options):
     said = dict.fromkeys(reading.FLAGS, ())
-    defaults = {"target": "y", "query": None, "group": None, "time": None, "workers": workers}
+    defaults = {"target": "y", "query": None, "workers": workers}
+    defaults |= dict.fromkeys(reading.OWN)
     return SimpleNamespace(**{"data": str(data), **said, **defaults, **options})
 
 
@@ -94,7 +95,7 @@ def prepared(data, workers, **options):
     return rows, role, schema, fitted, notes
 
 
-@pytest.mark.parametrize("option", [{}, {"time": "day"}, {"group": "shop"}])
+@pytest.mark.parametrize("option", [{}, {"time": "day"}, {"group": "shop", "weight": "b"}])
 @pytest.mark.parametrize("source", ["parquet", "folder"])
 def test_sample_split_and_preprocessor_are_those_of_one_process(source, option, request):
     data = request.getfixturevalue(source)
@@ -145,7 +146,7 @@ def test_predictions_are_in_the_order_of_the_rows(parquet):
 # --- training -----------------------------------------------------------------------------------
 
 
-def train_by_sgd(network, X, y, kill_once, *, seed, train):
+def train_by_sgd(network, X, y, kill_once, *, sample_weight, seed, train):
     """Train as `model_utils.train_members` does, but by an optimizer that hides no wrong scale."""
 
     def kill(epoch, _):
@@ -158,19 +159,19 @@ def train_by_sgd(network, X, y, kill_once, *, seed, train):
     heads.compile(keras.optimizers.SGD(0.1, momentum=0.5), model_utils.MemberHuber([1.0] * 4))
     watch = keras.callbacks.LambdaCallback(on_epoch_begin=kill)
     sizes = {"epochs": EPOCHS, "batch_size": BATCH, "seed": seed}
-    train(heads, [X], [y[:, None]], callbacks=[watch], **sizes)
+    train(heads, [X], [y[:, None]], sample_weight=sample_weight, callbacks=[watch], **sizes)
 
 
 @pytest.fixture(scope="module")
 def work(parquet):
     """Give (network, shares with their numbers of rows, arguments of encode)."""
-    rows, role, _, fitted, _ = prepared(parquet, 2)
+    rows, role, _, fitted, _ = prepared(parquet, 2, weight="b")
     scale = model_utils.TargetScale(0.0, 1.0, -99.0, 99.0)
     network = model_utils.create_nn_model(fitted.width, model_utils.Recipe(), scale, seed=1)
     return (
         network,
         engine._map(engine.Share.counted, rows.shares, role),
-        (fitted, role),
+        (fitted, role, roles.weights(rows.table).mean()),
         rows.keep,
     )
 
@@ -186,20 +187,24 @@ def losses_of_one_process(network, shares, encode):
         generators = [np.random.default_rng((SEED, epoch, rank)) for rank in (0, 1)]
         for block in range(blocks):
             parts = []
-            for (X, y), rng in zip(data, generators, strict=True):
-                rows = slice(len(X) * block // blocks, len(X) * (block + 1) // blocks)
-                order = rng.permutation(len(X[rows]))
-                parts.append((X[rows][order], y[rows][order]))
-            steps = round(sum(len(y) for _, y in parts) / BATCH)
+            for values, rng in zip(data, generators, strict=True):
+                n = len(values[0])
+                rows = slice(n * block // blocks, n * (block + 1) // blocks)
+                order = rng.permutation(len(values[0][rows]))
+                parts.append([each[rows][order] for each in values])
+            steps = round(sum(len(y) for _, y, _ in parts) / BATCH)
             for step in range(steps):
                 cut = [
-                    slice(len(y) * step // steps, len(y) * (step + 1) // steps) for _, y in parts
+                    slice(len(y) * step // steps, len(y) * (step + 1) // steps) for _, y, _ in parts
                 ]
-                X = np.concatenate([X[c] for (X, _), c in zip(parts, cut, strict=True)])
-                z = np.concatenate([y[c] for (_, y), c in zip(parts, cut, strict=True)])[:, None]
-                total += float(heads.loss(z.astype(np.float32), heads(X))) * len(X)
+                X, z, w = (
+                    np.concatenate([part[i][c] for part, c in zip(parts, cut, strict=True)])
+                    for i in range(3)
+                )
+                z, w = z[:, None].astype(np.float32), w.astype(np.float32)
+                total += float(heads.loss(z, heads(X), sample_weight=w)) * len(X)
                 n_rows += len(X)
-                heads.train_on_batch(X, z)
+                heads.train_on_batch(X, z, sample_weight=w)
         assert n_rows == sum(map(len, shares))
         losses.append(total / n_rows)
     return losses

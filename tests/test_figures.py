@@ -110,6 +110,9 @@ def test_predictions_are_drawn_in_one_panel_per_model_with_its_error():
     assert titles == ["parent: MAE 120 €", "retrained: MAE 20.0 €"]
     points = figure.axes[0].collections[0].get_offsets()
     assert sorted(points.tolist()) == [[100, 220], [200, 320], [300, 420]]
+    made = {"model": [100, 200, 340]}
+    weighted = figures.predicted_against_actual(y, made, "€", weights=[1, 1, 2])
+    assert weighted.axes[0].get_title(loc="left") == "model: MAE 20.0 €"
     colours = [to_hex(axes.collections[0].get_facecolor()[0]).upper() for axes in figure.axes]
     assert colours == [figures.BLUE, figures.ORANGE]
     assert figure.axes[0].get_xlim() == figure.axes[1].get_xlim()

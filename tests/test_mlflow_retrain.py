@@ -667,6 +667,96 @@ def test_latest_days_of_each_file_are_held_out(fresh_place):
     assert held_out == {*range(160, 200), *range(360, 400)}
 
 
+def weighted_file(n, seed, weight="w"):
+    """Make rows of which every ninth weighs nothing, and is absurd."""
+    rng = np.random.default_rng(seed)
+    rows = pd.DataFrame({"size": rng.normal(size=n).round(6), "kind": rng.choice(["a", "b"], n)})
+    rows["price"] = (rows["size"] * 3 + (rows["kind"] == "a")).round(4)
+    rows[weight] = rng.gamma(1, 2, n).round(3) + 0.01
+    rows.loc[::9, ["price", weight]] = 500.0, 0.0
+    return rows
+
+
+def weighted_mae(place, number, rows):
+    made = place.predict(f"models:/loan-amount/{number}", rows[["size", "kind"]])
+    return np.average(np.abs(rows["price"] - made), weights=rows[roles.WEIGHT])
+
+
+@pytest.mark.usefixtures("no_training")
+def test_weight_counts_in_training_and_scores_of_every_generation(fresh_place):
+    weighted_file(300, 1).to_csv(fresh_place.folder / "one.csv", index=False)
+    weighted_file(200, 2).to_csv(fresh_place.folder / "two.csv", index=False)
+    flags = ["--target", "price", *QUICK[:2]]
+    assert fresh_place.train("--data", "one.csv", *flags, "--weight", "w") == 0, fresh_place.err
+    first, trainings = fresh_place.load("models:/loan-amount/1"), [fresh_place.fits]
+    assert first.preprocessor.schema.features == ("size", "kind")
+    assert len(first.buffer) == 300 - 34  # rows of weight 0 are as good as none
+    train, held_out = (part_of(first, role) for role in ("train", "held_out"))
+    metrics = fresh_place.run.data.metrics
+    assert metrics["MAE"] == pytest.approx(weighted_mae(fresh_place, 1, held_out), rel=1e-6)
+    mean = np.average(train["price"], weights=train[roles.WEIGHT])
+    for name, constant in (("mean", mean), ("median", train["price"].median())):
+        errors = np.abs(held_out["price"] - constant)
+        by_hand = np.average(errors, weights=held_out[roles.WEIGHT])
+        assert metrics[f"MAE_{name}"] == pytest.approx(by_hand, rel=1e-9)
+
+    # A retraining inherits the weight; old rows keep theirs.
+    assert fresh_place.retrain("--data", "two.csv", *QUICK[:2]) == 0, fresh_place.err
+    child, metrics = fresh_place.load("models:/loan-amount/2"), fresh_place.run.data.metrics
+    trainings.append(fresh_place.fits)
+    assert child.roles.weight == "w"
+    file = child.buffer[child.buffer[roles.GENERATION] == 1]
+    by_hand = weighted_mae(fresh_place, 1, file)
+    assert metrics["prequential/MAE"] == pytest.approx(by_hand, rel=1e-6)
+    for generation, part in ((1, "new"), (0, "old")):
+        rows = child.buffer[child.buffer[roles.GENERATION] == generation]
+        rows = rows[rows[roles.ROLE] == "held_out"]
+        maes = [weighted_mae(fresh_place, number, rows) for number in (1, 2)]
+        for name, by_hand in zip(("parent", "retrained"), maes, strict=True):
+            assert metrics[f"{part}/MAE_{name}"] == pytest.approx(by_hand, rel=1e-6)
+        change = metrics[f"{part}/MAE_difference"]
+        assert change == pytest.approx(maes[1] - maes[0], rel=1e-6)
+    rows = part_of(child, "train")
+    mean = np.average(rows["price"], weights=rows[roles.WEIGHT])
+    new = part_of(child, "held_out").query(f"`{roles.GENERATION}` == 1")
+    by_hand = np.average(np.abs(new["price"] - mean), weights=new[roles.WEIGHT])
+    assert metrics["new/MAE_mean"] == pytest.approx(by_hand, rel=1e-9)
+
+    # All trainings, the search among them, were given the weights of their rows, of mean 1.
+    for fits, model in zip(trainings, (first, child), strict=True):
+        known = part_of(model, "train")
+        known = known.assign(w=known[roles.WEIGHT] / known[roles.WEIGHT].mean())
+        assert len(fits) == 2
+        for (_, (X,), _), options in fits:
+            assert sorted(options["sample_weight"]) == pytest.approx(sorted(known["w"]))
+            encoded = cells(np.column_stack([X, options["sample_weight"]]))
+            inputs = model.preprocessor.transform(known, roles.folds(known))
+            assert encoded == cells(np.column_stack([inputs, known["w"]]))
+
+
+@pytest.mark.usefixtures("no_training")
+def test_file_without_the_weights_is_refused_by_a_retraining_and_taken_by_all_else(fresh_place):
+    rows = weighted_file(300, 1)
+    rows.to_csv(fresh_place.folder / "one.csv", index=False)
+    flags = ["--data", "one.csv", "--target", "price", "--weight", "w", "--buffer-rows", 0]
+    assert fresh_place.train(*flags, *QUICK[:2], "--refit") == 0, fresh_place.err
+    (_, (X,), _), options = fresh_place.fits[-1]  # of the refit, on held-out rows, too
+    assert len(X) == len(options["sample_weight"]) == 266
+    new = weighted_file(120, 2).drop(columns="w")
+    new.to_csv(fresh_place.folder / "two.csv", index=False)
+    assert fresh_place.retrain("--data", "two.csv", *QUICK) == 2
+    told = "error: two.csv has no column 'w' of weights; expected how much each row counts: add or "
+    assert fresh_place.err == f"{told}rename it, its columns are size, kind, price\n"
+    assert fresh_place.retrain("--data", "two.csv", "--dry-run") == 2
+    fresh_place.err = ""
+    new.drop(columns="price").to_csv(fresh_place.folder / "look.csv", index=False)
+    assert fresh_place.retrain("--data", "look.csv", "--dry-run") == 0, fresh_place.err
+    assert fresh_place.score("--data", "look.csv") == 0, fresh_place.err
+    uri = "models:/loan-amount/1"
+    with_weights = fresh_place.predict(uri, new.assign(w=3.0))
+    np.testing.assert_array_equal(with_weights, fresh_place.predict(uri, new))
+
+
 @pytest.fixture
 def all_promoted(monkeypatch):
     """Promote every child, whatever it is worth."""

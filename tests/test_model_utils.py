@@ -462,6 +462,30 @@ def test_rows_that_are_masked_do_not_influence_a_member():
     assert np.abs(kernels[0] - kernels[1]).max() > 1e-4
 
 
+def test_rows_of_weight_zero_do_not_influence_what_is_learnt():
+    weights = np.where(np.arange(N_ROWS) % 3, 1.5, 0.0)
+    models = []
+    for absurd in (0.0, 1e6):
+        y = np.where(weights, Y, Y + absurd)
+        models.append(create_nn_model(N_INPUTS, QUICK, SCALE))
+        train_members(models[-1], X, y, SCALE, [QUICK] * 4, sample_weight=weights)
+    np.testing.assert_array_equal(*map(weights_of, models))
+    models.append(create_nn_model(N_INPUTS, QUICK, SCALE))
+    train_members(models[-1], X, Y, SCALE, [QUICK] * 4)
+    assert np.abs(weights_of(models[0]) - weights_of(models[-1])).max() > 1e-3
+
+
+def test_row_of_double_weight_is_trained_on_as_a_row_that_is_listed_twice():
+    recipes = [replace(QUICK, batch_size=200)] * 4  # all rows in each step
+    times = np.where(np.arange(N_ROWS) < 20, 2, 1)
+    models = [create_nn_model(N_INPUTS, QUICK, SCALE) for _ in range(3)]
+    train_members(models[0], X, Y, SCALE, recipes, sample_weight=times / times.mean())
+    train_members(models[1], np.repeat(X, times, axis=0), np.repeat(Y, times), SCALE, recipes)
+    train_members(models[2], X, Y, SCALE, recipes)
+    assert_same_weights(models[0], models[1])
+    assert np.abs(weights_of(models[0]) - weights_of(models[2])).max() > 1e-4
+
+
 def test_one_member_is_trained_as_by_adamw_of_keras_that_spares_biases():
     theirs = network(keras.optimizers.AdamW(0.02, weight_decay=0.3))
     theirs.optimizer.exclude_from_weight_decay(var_names=["bias"])
@@ -674,6 +698,27 @@ def test_each_fold_of_a_search_holds_other_rows_back_from_all_its_candidates(sea
     np.testing.assert_allclose(errors[0], by_hand, rtol=1e-4)
 
 
+def test_candidates_are_compared_and_trained_by_the_weights_of_their_rows(searched):
+    recipes = [replace(QUICK, epochs=1, weight_decay=d) for d in (0.1, 1.0)]
+    valid, weights = np.arange(2 * N_ROWS).reshape(N_ROWS, 2) % 3 > 0, 0.1 + WEIGHTS
+    model = create_nn_model(N_INPUTS, QUICK, SCALE, members=6)
+    options = {"sample_weight": weights}
+    errors, _ = model_utils.compare_recipes(model, X, Y, SCALE, recipes, valid, **options)
+    ((rows, y, mask),) = searched
+    order = RNG(0).permutation(N_ROWS)
+    np.testing.assert_array_equal(rows, X[order])
+    error = np.abs(heads_of(model, rows) - ((y - SCALE.mean) / SCALE.scale)[:, None])
+    for number in (0, 1):
+        counted = ~mask[:, number::2] & valid[order, number, None]
+        by_hand = np.average(error[:, number::2], weights=counted * weights[order, None])
+        assert errors[0, number] == pytest.approx(by_hand, rel=1e-4)
+    models = [create_nn_model(N_INPUTS, QUICK, SCALE, members=6) for _ in "ab"]
+    for y, each in zip((Y, np.where(valid[:, 0], Y, 1e3)), models, strict=True):
+        options = {"sample_weight": np.where(valid[:, 0], weights, 0)}
+        model_utils.compare_recipes(each, X, y, SCALE, recipes, **options)
+    np.testing.assert_array_equal(*map(weights_of, models))
+
+
 @pytest.mark.parametrize(("n_rows", "folds"), [(100, 5), (1_000, 3), (3_000, 1)])
 def test_fewer_rows_are_held_back_in_more_folds_each_row_once_at_most(searched, n_rows, folds):
     inputs = RNG(0).normal(size=(n_rows, 2)).astype(np.float32)
@@ -745,6 +790,21 @@ def test_control_is_the_child_without_the_new_rows():
     np.testing.assert_array_equal(weights_of(other_control), weights_of(control))
 
 
+def test_child_and_control_learn_by_the_weights_of_their_rows():
+    is_old, counts = np.arange(N_ROWS) < 40, np.arange(N_ROWS) % 3 > 0
+    recipes = [*PARENT.ways_on(QUICK)[:2], *model_utils.candidates(QUICK, 60)[:2]]
+    arguments = (X, [], SCALE, recipes, is_old)
+    trained = []
+    for y in (Y, np.where(counts, Y, 1e3)):
+        inputs, *others = arguments
+        *networks, _ = model_utils.continue_training(
+            PARENT, inputs, y, *others, sample_weight=1.5 * counts
+        )
+        trained.append(networks)
+    for one, other in zip(*trained, strict=True):
+        np.testing.assert_array_equal(weights_of(one), weights_of(other))
+
+
 # --- scores --------------------------------------------------------------------------------------
 
 
@@ -752,6 +812,9 @@ def test_scores_are_those_worked_out_by_hand():
     # Errors -1, 0, 3; the mean is 3, and the squared distances from it are 4 + 1 + 9 = 14.
     scores = model_utils.evaluate_performance(pd.Series([1, 2, 6]), np.array([2.0, 2.0, 3.0]))
     assert scores == pytest.approx({"MSE": 10 / 3, "MAE": 4 / 3, "R²": 1 - 10 / 14})
+    # By weights 2, 1, 1 the mean is 5/2, and the squared distances 2 · 9/4 + 1/4 + 49/4 = 17.
+    weighted = model_utils.evaluate_performance([1, 2, 6], [2, 2, 3], [2, 1, 1])
+    assert weighted == pytest.approx({"MSE": 11 / 4, "MAE": 5 / 4, "R²": 1 - 11 / 17})
 
 
 def test_network_is_about_as_good_as_a_linear_model_where_that_is_hard_to_beat():

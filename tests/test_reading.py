@@ -4,6 +4,7 @@ import gc
 import itertools
 import re
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -35,7 +36,7 @@ def rows_of(n=N, seed=0):
 
 def settings_for(data, **options):
     said = dict.fromkeys(reading.FLAGS, ())
-    defaults = {"target": "y", "query": None, "group": None, "time": None}
+    defaults = {"target": "y", "query": None, **dict.fromkeys(reading.OWN)}
     defaults |= {"test_size": 0.2, "seed": 42, "workers": 1}
     return SimpleNamespace(**{"data": str(data), **said, **defaults, **options})
 
@@ -44,10 +45,10 @@ def settings_for(data, **options):
 def source(monkeypatch):
     """Give the function that makes reading find these blocks of rows."""
 
-    def use(*blocks):
+    def use(*blocks, **options):
         table = tables.Table("rows.csv", [[lambda: iter(blocks)]], first_line=2)
         monkeypatch.setattr(reading.tables, "open_table", lambda *_: table)
-        return settings_for("rows.csv")
+        return settings_for("rows.csv", **options)
 
     return use
 
@@ -119,6 +120,102 @@ def test_groups_stay_with_their_rows_where_rows_are_left_out(source):
     assert read.table[roles.GROUP].tolist() == expected[roles.GROUP].tolist()
     lines = re.findall(r"\d+", " ".join(note for note in notes if "absurd" in note))
     assert {"7", "72"} <= set(lines)
+
+
+def weighted(places=(), value="0"):
+    """Make rows with weights, as people write numbers; put a value into some lines of the file."""
+    weights = [f"{number % 5 + 1} 234,5" for number in range(N)]
+    for place in places:
+        weights[place - 2] = value
+    return rows_of().assign(w=weights)
+
+
+def test_weights_are_read_as_numbers_and_are_no_feature(source):
+    rows = weighted()
+    rows.loc[[5, 70], "y"] = "999999999"  # left out, and the others keep their weights
+    read, schema, _ = reading.read_first(source(*blocks_of(rows, 60), weight="w"))
+    assert "w" in schema.dropped
+    kept = np.delete(np.arange(N), [5, 70])
+    assert roles.weights(read.table).tolist() == (1_000 * (kept % 5 + 1) + 234.5).tolist()
+    assert list(roles.own_columns(read.table)) == [*schema.features, "y"]
+    plain, _, _ = reading.read_first(source(rows.drop(columns="w")))
+    pd.testing.assert_frame_equal(read.table.drop(columns=roles.WEIGHT), plain.table)
+
+
+def test_rows_of_weight_zero_are_as_good_as_none(source, monkeypatch):
+    monkeypatch.setattr(tables, "BLOCK_ROWS", 50)
+    rows = weighted((3, 4, 90, 100))
+    read, schema, notes = reading.read_first(source(*blocks_of(rows, 60), weight="w"))
+    assert sum("whose weight 'w' is 0 are left out" in note for note in notes) == 1
+    others = rows.drop(index=[1, 2, 88, 98]).reset_index(drop=True)
+    alone, same, _ = reading.read_first(source(others, weight="w"))
+    assert same == schema
+    pd.testing.assert_frame_equal(read.table, alone.table)
+    assert read.n_rows == N - 4
+
+
+def test_target_may_be_the_weight(source):
+    read, schema, _ = reading.read_first(source(rows_of(), weight="y"))
+    assert (read.table[roles.WEIGHT] == read.table["y"]).all()
+    assert schema.target.name == "y"
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [("-1", "'-1'"), ("", "''"), ("inf", "'inf'"), ("1e300", "'1e300'"), ("many", "'many'")],
+)
+def test_what_is_no_weight_is_refused_with_its_lines(source, monkeypatch, value, shown):
+    with pytest.raises(UserError) as caught:
+        reading.read_first(source(*blocks_of(weighted((90,), value), 60), weight="w"))
+    assert re.fullmatch(
+        rf"the weight 'w' of rows\.csv is {shown} in line 90; expected a number from 0 on in every "
+        "row: correct it, or write 0 where a row must not count",
+        str(caught.value),
+    )
+    with pytest.raises(UserError, match=rf"is {shown} in lines 3, 90;"):
+        reading.read_first(source(weighted((3, 90), value), weight="w"))
+    monkeypatch.setattr(tables, "BLOCK_ROWS", 50)
+    with pytest.raises(UserError, match=rf"is {shown} in line 90;"):
+        reading.read_first(source(*blocks_of(weighted((90,), value), 60), weight="w"))
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        (
+            rows_of(),
+            "rows.csv has no column 'w' of weights; expected how much each row counts:",
+        ),
+        (rows_of().assign(w="0"), "the weight 'w' is 0 in every row of rows.csv; expected numbers"),
+    ],
+    ids=["no column", "all zero"],
+)
+def test_weights_that_are_missing_or_all_zero_are_refused_in_any_training(source, rows, words):
+    with pytest.raises(UserError, match=f"^{re.escape(words)} "):
+        reading.read_first(source(rows, weight="w"))
+    parent = weighing_parent(source)
+    with pytest.raises(UserError, match=f"^{re.escape(words)} "):
+        reading.read_again(source(rows), parent, 1)
+
+
+def weighing_parent(source):
+    read, schema, _ = reading.read_first(source(weighted(), weight="w"))
+    role = replace(roles.Roles.choose(read.table, 0.2, 42), weight="w")
+    return SimpleNamespace(roles=role, preprocessor=SimpleNamespace(schema=schema), card={"a": 1})
+
+
+def test_retraining_inherits_the_weight_and_a_look_without_target_may_go_without(source):
+    parent = weighing_parent(source)
+    read, role, _ = reading.read_again(source(weighted()), parent, 1)
+    assert role.weight == "w"
+    assert roles.weights(read.table).tolist()[:2] == [1_234.5, 2_234.5]
+    look = {"dry_run": True}
+    read, *_ = reading.read_again(source(rows_of().drop(columns="y"), **look), parent, 1)
+    assert read.table[roles.WEIGHT].tolist() == [1] * N
+    read, *_ = reading.read_again(source(weighted().drop(columns="y"), **look), parent, 1)
+    assert roles.weights(read.table).tolist()[:2] == [1_234.5, 2_234.5]
+    with pytest.raises(UserError, match="has no column 'w' of weights"):
+        reading.read_again(source(rows_of(), **look), parent, 1)
 
 
 def test_lines_in_warnings_are_those_of_the_file_in_later_blocks_and_after_rows_left_out(source):
@@ -255,11 +352,12 @@ def test_latest_row_is_in_the_sample_where_time_holds_rows_out(many):
 
 
 def test_blocks_are_encoded_as_one_table_would_be_without_the_rows_held_out(many):
-    read, schema, _ = many(rows_of(MANY))
+    rows = rows_of(MANY)
+    read, schema, _ = many(rows.assign(w=rows.index % 7), weight="w")
     role = roles.Roles.choose(read.table, 0.2, 42)
     train = read.table[~role.held_out(read.table)]
     preprocessor = Preprocessor.fit(train, schema, train["y"].to_numpy(), roles.folds(train))
-    X, y = read.encode_blocks(preprocessor, role)
+    X, y, weights = read.encode_blocks(preprocessor, role, 2.0)
     table = pd.concat(read.blocks(), ignore_index=True)
     table = table[~role.held_out(table)]
     assert [len(each) for each in X] == [len(each) for each in y]
@@ -268,6 +366,9 @@ def test_blocks_are_encoded_as_one_table_would_be_without_the_rows_held_out(many
     expected = preprocessor.transform(table, roles.folds(table))
     assert np.concatenate(X).tobytes() == expected.tobytes()
     assert np.concatenate(y).tolist() == table["y"].tolist()
+    assert np.concatenate(weights).tolist() == (table[roles.WEIGHT] / 2).tolist()
+    assert [len(each) for each in weights] == [len(each) for each in y]
+    assert 0 < table[roles.WEIGHT].min() < table[roles.WEIGHT].max() == 6
 
 
 def test_shares_of_workers_are_joined_to_the_table_of_one_process(many, source):

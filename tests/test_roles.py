@@ -10,7 +10,7 @@ import pytest
 
 from toolkit import roles
 from toolkit.errors import UserError
-from toolkit.roles import GENERATION, GROUP, HASH, HELD_OUT, ROLE, TRAIN, Roles
+from toolkit.roles import GENERATION, GROUP, HASH, HELD_OUT, ROLE, TRAIN, WEIGHT, Roles
 
 RNG = np.random.default_rng
 
@@ -54,7 +54,24 @@ def test_hashes_differ_as_soon_as_one_value_does_and_zero_has_no_sign():
 def test_columns_of_ours_do_not_enter_the_hash():
     table = table_of(20)
     role = Roles.choose(table, 0.2, seed=1)
-    assert (roles.row_hashes(role.assign(table, generation=3)) == table[HASH]).all()
+    weighted = role.assign(table, generation=3).assign(**{WEIGHT: 2.0})
+    assert (roles.row_hashes(weighted) == table[HASH]).all()
+
+
+def test_rows_weigh_one_where_a_table_has_no_weights_and_may_be_scaled_to_a_mean():
+    table = table_of(3)
+    assert roles.weights(table).tolist() == roles.weights(table, mean=1).tolist() == [1, 1, 1]
+    weighted = table.assign(**{WEIGHT: [1, 2, 6]})
+    assert roles.weights(weighted).tolist() == [1, 2, 6]
+    assert roles.weights(weighted, mean=1).tolist() == pytest.approx([1 / 3, 2 / 3, 2])
+
+
+def test_row_that_comes_again_with_another_weight_was_seen_before():
+    table = assigned(40).assign(**{WEIGHT: 1.0})
+    buffer = roles.remember(table.head(0), table, 100)
+    again = roles.gather(table.assign(**{WEIGHT: 5.0, GENERATION: 1}), buffer, 0)
+    assert again.file.empty
+    assert roles.weights(buffer).tolist() == [1] * 40
 
 
 def test_scrambled_hashes_are_independent_of_each_other_by_salt():

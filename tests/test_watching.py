@@ -11,8 +11,9 @@ import pandas as pd
 import pytest
 from conftest import ROOT
 
-from toolkit import watching
+from toolkit import roles, watching
 from toolkit.report import Evidence
+from toolkit.words import format_amount
 
 TARGET = "montant_pret"
 
@@ -46,8 +47,10 @@ def test_estimate_moves_as_the_error_does_and_its_range_covers_it(low, high, sig
     for seed in range(25):
         rng = np.random.default_rng(seed)
         known, file = rows(rng, 300), rows(rng, 200, low, high)
-        (X, errors), (X_file, _) = (watching.errors_of(model(), each) for each in (known, file))
-        found, usual = watching.estimate(X, errors, X_file), np.abs(errors).mean()
+        (X, errors, _), (X_file, _, w) = (
+            watching.errors_of(model(), each) for each in (known, file)
+        )
+        found, usual = watching.estimate(X, errors, X_file, w), np.abs(errors).mean()
         measured = np.abs(file["y"] - 10 * file["x"]).mean()
         hits.append(found.low <= measured <= found.high)
         moves.append(found.estimate - usual)
@@ -57,6 +60,22 @@ def test_estimate_moves_as_the_error_does_and_its_range_covers_it(low, high, sig
         assert (np.sign(moves) == sign).all()
         assert np.median(np.abs(moves)) > 0.3
     assert sign or abs(np.mean(moves)) < 0.05
+
+
+def test_estimate_is_for_the_rows_that_count():
+    rng = np.random.default_rng(0)
+    known, file = rows(rng, 400), rows(rng, 300)
+    X, errors, _ = watching.errors_of(model(), known)
+    hard = file["x"].to_numpy() > 0.7
+    weighted = file.assign(**{roles.WEIGHT: np.where(hard, 1.0, 1e-9)})
+    found = watching.estimate(X, errors, *watching.errors_of(model(), weighted)[::2])
+    X_hard, _, w = watching.errors_of(model(), file[hard])
+    alone = watching.estimate(X, errors, X_hard, w)
+    assert vars(found) == pytest.approx(vars(alone), rel=1e-6)
+    _, told, _ = judged(weighted, weighted)
+    mae = np.abs(file["y"] - 10 * file["x"])[hard].mean()
+    assert f"the MAE is {format_amount(mae)}, " in told
+    assert f", on held-out rows {format_amount(mae)};" in told
 
 
 def test_harder_rows_are_worth_a_retraining_without_labels_and_rows_as_before_are_not():

@@ -2,7 +2,8 @@
 
 Here belongs whatever follows from targets and predictions alone, arrays of shape (n_rows,). A
 *difference* is retrained minus parent, so negative is better; a *gain* is the reverse. Amounts are
-in units of the target. `groups` labels rows that vary together (a customer, a house, a day).
+in units of the target. `groups` labels rows that vary together (a customer, a house, a day),
+`weights`, above 0, say how much each row counts in means: alike where there are none.
 """
 
 import math
@@ -13,7 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 from scipy import special, stats
-from sklearn.metrics import r2_score
+from sklearn.metrics import mean_absolute_error, r2_score
 
 from toolkit.words import format_amount, format_interval, printable
 
@@ -63,9 +64,13 @@ class Verdict:
 
 
 def paired_interval(
-    difference: ArrayLike, *, groups: ArrayLike | None = None, confidence: float = 0.95
+    difference: ArrayLike,
+    *,
+    groups: ArrayLike | None = None,
+    confidence: float = 0.95,
+    weights: ArrayLike | None = None,
 ) -> Interval:
-    """Estimate the mean of per-row differences with its interval.
+    """Estimate the mean of per-row differences with its interval; with weights it is a ratio.
 
     A row without label in `groups` stands alone; a single unit has no bounds. On each side the
     wider of two bounds holds: Student's with the cluster-robust CR3 error of a mean (Bell and
@@ -81,14 +86,15 @@ def paired_interval(
     units = np.arange(len(values)) if groups is None else pd.factorize(pd.Series(groups))[0]
     alone = units < 0
     units[alone] = units.max() + 1 + np.arange(alone.sum())
-    sums, sizes = np.bincount(units, values), np.bincount(units)
-    mean, n_units = float(values.mean()), len(sums)
-    if n_units == 1:
+    w = np.ones(len(values)) if weights is None else np.asarray(weights, float) / np.max(weights)
+    sums, sizes = np.bincount(units, w * values), np.bincount(units, w)
+    mean, n_units, total = float(np.average(values, weights=w)), len(sums), sizes.sum()
+    if sizes.max() == total:  # nothing else counts
         return Interval(mean, -math.inf, math.inf)
-    residuals = (sums - mean * sizes) / (1 - sizes / len(values))
+    residuals = (sums - mean * sizes) / (1 - sizes / total)
     if np.ptp(values) == 0 or not residuals.any():
         return Interval(mean, mean, mean)
-    error = math.sqrt(np.square(residuals).sum() * (n_units - 1) / n_units) / len(values)
+    error = math.sqrt(np.square(residuals).sum() * (n_units - 1) / n_units) / total
     student = float(special.stdtrit(n_units - 1, (1 + confidence) / 2))
     above, below, skewness = student, student, float(stats.skew(residuals))
     if abs(skewness) > 1e-6:
@@ -105,10 +111,11 @@ def mae_difference(
     retrained: ArrayLike,
     groups: ArrayLike | None = None,
     confidence: float = 0.95,
+    weights: ArrayLike | None = None,
 ) -> Interval:
     """Estimate MAE of retrained minus MAE of parent."""
     change = np.abs(np.subtract(y, retrained)) - np.abs(np.subtract(y, parent))
-    return paired_interval(change, groups=groups, confidence=confidence)
+    return paired_interval(change, groups=groups, confidence=confidence, weights=weights)
 
 
 def confidence_of(number: int) -> float:
@@ -125,14 +132,17 @@ def evaluate(
     predictions: Mapping[str, ArrayLike],
     groups: ArrayLike | None = None,
     confidence: float = 0.95,
+    weights: ArrayLike | None = None,
 ) -> HeldOut:
     """Score each model on the same rows; R² of a single row is NaN."""
-    change = mae_difference(y, predictions[PARENT], predictions[RETRAINED], groups, confidence)
+    models = predictions[PARENT], predictions[RETRAINED]
+    change = mae_difference(y, *models, groups, confidence, weights)
     n_rows, lines = len(np.asarray(y)), {}
     for name, values in predictions.items():
         error = np.subtract(y, values)
-        r2 = r2_score(y, values) if n_rows > 1 else math.nan
-        lines[name] = np.abs(error).mean(), np.square(error).mean(), r2
+        means = (np.average(each, weights=weights) for each in (np.abs(error), np.square(error)))
+        r2 = r2_score(y, values, sample_weight=weights) if n_rows > 1 else math.nan
+        lines[name] = *means, r2
     scores = pd.DataFrame.from_dict(lines, orient="index", columns=["MAE", "MSE", "R²"])
     return HeldOut(n_rows, scores, change)
 
@@ -142,6 +152,7 @@ def attribution(
     predictions: Mapping[str, ArrayLike],
     unit: str = "",
     groups: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
 ) -> Attribution:
     """Split the gain on new rows into what more training brings and what the new data bring.
 
@@ -151,7 +162,8 @@ def attribution(
     models = predictions[PARENT], predictions["control"], predictions[RETRAINED]
     pairs = {"total": models[::2], "more training": models[:2], "new data": models[1:]}
     gains = {
-        name: mae_difference(y, after, before, groups) for name, (before, after) in pairs.items()
+        name: mae_difference(y, after, before, groups, weights=weights)
+        for name, (before, after) in pairs.items()
     }
     total, _, new = gains.values()
     gain, by_more, by_new = (format_amount(part.estimate, unit) for part in gains.values())
@@ -206,11 +218,12 @@ def lost_skill(
     predictions: Mapping[str, Mapping[str, ArrayLike]],
     whole: tuple[ArrayLike, ArrayLike],
     groups: ArrayLike | None = None,
+    weights: Mapping[str, ArrayLike] | None = None,
 ) -> list[str]:
     """Find a file whose target has nothing to do with its features; for `decide`'s findings.
 
-    `y` and `predictions` (of "parent", "retrained", "mean" and "median") are those of the "new"
-    and "old" held-out rows; `whole` is the target of the whole new file with the parent's
+    `y`, `predictions` (of "parent", "retrained", "mean" and "median") and `weights` are those of
+    the "new" and "old" held-out rows; `whole` is the target of the whole new file with the parent's
     predictions, made before any training. Found is, where the target was not hard to predict:
 
     - With 99.5 % confidence (Spearman, Fisher's z) the parent's rank correlation with the target is
@@ -229,9 +242,10 @@ def lost_skill(
             f"target: its rank correlation with the parent's predictions fell from {was:.2f} "
             f"to {now:.2f}, as if it were shuffled"
         )
-    errors = {name: np.abs(np.subtract(y["old"], made)).mean() for name, made in old.items()}
-    constants = (new[name] for name in ("mean", "median"))
-    worse = [mae_difference(y["new"], each, new[RETRAINED], groups) for each in constants]
+    w_new, w_old = ((weights or {}).get(part) for part in ("new", "old"))
+    errors = {k: mean_absolute_error(y["old"], old[k], sample_weight=w_old) for k in old}
+    options, constants = (groups, 0.95, w_new), (new[name] for name in ("mean", "median"))
+    worse = [mae_difference(y["new"], each, new[RETRAINED], *options) for each in constants]
     predictable = errors[PARENT] <= 0.8 * min(errors["mean"], errors["median"])
     if predictable and all(found.low > 0 for found in worse):
         findings.append(
@@ -248,13 +262,14 @@ def groups(
     parent_prediction: ArrayLike | None,
     child_prediction: ArrayLike,
     inside: Mapping[str, ArrayLike] | None = None,
+    weights: ArrayLike | None = None,
 ) -> pd.DataFrame:
     """Compare actual and predicted means, MAE and bias per category, before and after.
 
     One line per column and category: the 12 largest, the rest pooled as "(other)", absent values as
     "(missing)". Bias is mean prediction minus mean actual. `worse`: Student's paired interval of
     the change in MAE lies above zero in a group of 20 rows or more. `inside` tells by model which
-    rows lie within its 90 % ranges, and adds the shares.
+    rows lie within its 90 % ranges, and adds the shares. All means are weighted.
     """
     values = pd.DataFrame({"actual": np.asarray(y, float)})
     for model, rows_inside in (inside or {}).items():
@@ -266,14 +281,16 @@ def groups(
         values[f"MAE_{when}"], values[f"bias_{when}"] = bias.abs(), bias
     if models:
         values["MAE_change"] = values["MAE_after"] - values["MAE_before"]
-    tables = {}
+    w, tables = pd.Series(1.0 if weights is None else weights, index=values.index), {}
     for column in categorical_columns:
         labels = rows[column].astype(object).fillna(MISSING).astype(str).reset_index(drop=True)
         kept = labels.value_counts().index[:LARGEST]
-        grouped = values.groupby(labels.where(labels.isin(kept), OTHER))
-        table, sizes = grouped.mean(), grouped.size()
+        group = labels.where(labels.isin(kept), OTHER)
+        share = w / w.groupby(group).transform("mean")
+        table, sizes = values.mul(share, axis=0).groupby(group).mean(), group.groupby(group).size()
         if "MAE_change" in table:
-            width = grouped["MAE_change"].sem() * stats.t.ppf(0.975, np.maximum(sizes - 1, 1))
+            off = share * (values["MAE_change"] - group.map(table["MAE_change"]))
+            width = off.groupby(group).sem() * stats.t.ppf(0.975, np.maximum(sizes - 1, 1))
             table["worse"] = (table["MAE_change"] > width) & (sizes >= SIZABLE_GROUP)
         table.insert(0, "rows", sizes)
         tables[column] = table.loc[[*kept, *table.index.difference(kept)]]
@@ -286,6 +303,7 @@ def importance(
     y: ArrayLike,
     columns: Sequence[str],
     groups: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
 ) -> pd.DataFrame:
     """Measure by how much each model's MAE rises when a column's values are shuffled among rows.
 
@@ -296,7 +314,7 @@ def importance(
     rng = np.random.default_rng(0)
     chosen = rng.permutation(len(rows))[:2_000]
     rows, y = rows.iloc[chosen], np.asarray(y, float)[chosen]
-    units = None if groups is None else np.asarray(groups)[chosen]
+    units, w = (None if of is None else np.asarray(of)[chosen] for of in (groups, weights))
     before = {model: np.abs(predict(rows) - y) for model, predict in models.items()}
     n_shuffles, lines = min(10, 2_000 // len(rows)), []
     for name in columns[:100]:
@@ -306,7 +324,7 @@ def importance(
         line: dict[str, object] = {"column": name}
         for model, predict in models.items():
             after = np.abs(predict(shuffled).reshape(n_shuffles, -1) - y).mean(axis=0)
-            rise = paired_interval(after - before[model], groups=units)
+            rise = paired_interval(after - before[model], groups=units, weights=w)
             line |= {model: rise.estimate, f"{model}_low": rise.low, f"{model}_high": rise.high}
         lines.append(line)
     return pd.DataFrame(lines).nlargest(20, [*models][-1]).reset_index(drop=True)

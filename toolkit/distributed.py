@@ -28,11 +28,12 @@ def train_share(config: dict[str, Any]) -> None:
     strategy = tf.distribute.MultiWorkerMirroredStrategy()  # before anything else of TensorFlow
     train_members, network, shares, encode, arguments, seed = config["work"]
     rank, sizes = train.get_context().get_world_rank(), [len(share) for share in shares]
-    X, y = shares[rank].rows().encode(*encode)
+    X, y, weights = shares[rank].rows().encode(*encode)
     worker = Worker(strategy, sizes, rank)
     with suppress(FloatingPointError), strategy.scope():  # the process that waits raises it
         network = copied(pickle.loads(network))
-        train_members(network, X, y, *arguments, seed=seed, train=worker.fit)
+        options = {"sample_weight": [weights], "seed": seed, "train": worker.fit}
+        train_members(network, X, y, *arguments, **options)
 
 
 def state_of(checkpoint: Any) -> tuple[list, list, list[float]]:
@@ -62,13 +63,14 @@ class Worker:
         X: Sequence[np.ndarray],
         z: Sequence[np.ndarray],
         *,
+        sample_weight: Sequence[np.ndarray],
         epochs: int,
         batch_size: int,
         seed: int,
         callbacks: Sequence[keras.callbacks.Callback] = (),
         **_: Any,
     ) -> tuple[keras.Model, Any]:
-        """Do the work of `model_utils.train_model`; X and z hold one block, this worker's rows.
+        """Do the work of `model_utils.train_model`; each input is one block, this worker's rows.
 
         A training goes on from its last checkpoint, one of which is saved after each epoch.
         Returns (model, history).
@@ -76,7 +78,7 @@ class Worker:
         from ray.train import get_checkpoint
 
         model.optimizer.build(model.trainable_variables)
-        losses = list[float]()
+        rows, losses = (X[0], z[0], sample_weight[0]), list[float]()
         if checkpoint := get_checkpoint():
             weights, values, losses = state_of(checkpoint)
             model.set_weights(weights)
@@ -87,7 +89,7 @@ class Worker:
         for epoch in range(len(losses), epochs):
             watched.on_epoch_begin(epoch)
             order = np.random.default_rng((seed, epoch, self.rank))
-            blocks = self.blocks_of_minibatches(X[0], z[0], batch_size, order)
+            blocks = self.blocks_of_minibatches(*rows, batch_size, order)
             found = [[float(total) for total in run(*block)] for block in blocks]
             losses.append(sum(loss for loss, _ in found) / sum(n_rows for _, n_rows in found))
             self.report(model, losses)
@@ -105,13 +107,18 @@ class Worker:
             report({"loss": losses[-1]}, checkpoint=checkpoint)
 
     def blocks_of_minibatches(
-        self, X: np.ndarray, z: np.ndarray, batch_size: int, order: np.random.Generator
-    ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """Yield this worker's part of minibatches, many at a time: (X, z, rows of all workers).
+        self,
+        X: np.ndarray,
+        z: np.ndarray,
+        weights: np.ndarray,
+        batch_size: int,
+        order: np.random.Generator,
+    ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
+        """Yield this worker's part of minibatches, many at a time: (X, z, weights, rows of all).
 
-        Of shapes (n, size, width), (n, size, members or 1) and (n,). All workers go through their
-        rows in as many minibatches, so that each update takes rows of all. A part is filled up with
-        rows without a target, which do not count.
+        Of shapes (n, size, width), (n, size, members or 1), (n, size), (n,). All workers go through
+        their rows in as many minibatches, so that each update takes rows of all. A part is filled
+        up with rows without a target, which do not count.
         """
         n_blocks = -(-max(self.sizes) // BLOCK_ROWS)
         edges = np.outer(self.sizes, np.arange(n_blocks + 1)) // n_blocks
@@ -123,8 +130,10 @@ class Worker:
             shuffled = order.permutation(lengths[self.rank])
             X_block = np.zeros((*filled.shape, X.shape[1]), np.float32)
             z_block = np.full((*filled.shape, z.shape[1]), np.nan, np.float32)
+            w_block = np.zeros(filled.shape, np.float32)
             X_block[filled], z_block[filled] = np.asarray(X[rows])[shuffled], z[rows][shuffled]
-            yield X_block, z_block, counts.sum(axis=0).astype(np.float32)
+            w_block[filled] = weights[rows][shuffled]
+            yield X_block, z_block, w_block, counts.sum(axis=0).astype(np.float32)
 
 
 def compiled(strategy: tf.distribute.Strategy, model: keras.Model) -> Callable:
@@ -138,9 +147,9 @@ def compiled(strategy: tf.distribute.Strategy, model: keras.Model) -> Callable:
         variable.constraint = None
 
     @tf.function(jit_compile=True)  # without the sum over workers, which XLA lacks on processors
-    def gradients(X: Any, z: Any, n_rows: Any) -> Any:
+    def gradients(X: Any, z: Any, weights: Any, n_rows: Any) -> Any:
         with tf.GradientTape() as tape:  # not `loss()`, which divides by the number of workers
-            loss = tf.reduce_sum(model.loss.call(z, model(X, training=True))) / n_rows
+            loss = tf.reduce_sum(weights * model.loss.call(z, model(X, training=True))) / n_rows
         return loss, tape.gradient(loss, [v.value for v in model.trainable_variables])
 
     def update(*batch: Any) -> Any:
@@ -149,13 +158,14 @@ def compiled(strategy: tf.distribute.Strategy, model: keras.Model) -> Callable:
         return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, loss)
 
     # Workers must trace this at the same time, and call it equally often: else they wait for ever.
-    shapes = [(None, None, model.input_shape[-1]), (None, None, None), (None,)]
+    shapes = [(None, None, model.input_shape[-1]), (None, None, None), (None, None), (None,)]
 
     @tf.function(input_signature=[tf.TensorSpec(shape) for shape in shapes])
-    def run(X: Any, z: Any, n_rows: Any) -> Any:
+    def run(X: Any, z: Any, weights: Any, n_rows: Any) -> Any:
         total = 0.0
         for i in tf.range(tf.shape(X)[0]):
-            total += strategy.run(update, (X[i], z[i], n_rows[i])) * n_rows[i]
+            batch = X[i], z[i], weights[i], n_rows[i]
+            total += strategy.run(update, batch) * n_rows[i]
             for variable, constraint in constraints:
                 variable.assign(constraint(variable))
         return total, tf.reduce_sum(n_rows)

@@ -30,7 +30,7 @@ def look(
     schema, unit = parent.preprocessor.schema, parent.card.get("unit", "")
     target, kinds = schema.target.name, schema.kinds
     y, prediction = rows.file[target].to_numpy(), predict(parent, rows.file)
-    error = float(np.abs(y - prediction).mean())
+    error = float(np.average(np.abs(y - prediction), weights=roles.weights(rows.file)))
     steps = parent.card.get("lineage", [])
     history = {step["generation"]: step["prequential"] for step in steps if "prequential" in step}
     history[int(rows.file[roles.GENERATION].max())] = error
@@ -63,28 +63,30 @@ def weigh(work: Any, child: Any, found: Evidence, whole: np.ndarray) -> None:
     predictions, new, unit = child.predictions, child.predictions["new"], found.unit
     y = {part: table[schema.target.name].to_numpy() for part, table in rows.held_out.items()}
     labels = {part: roles.blocks_of_rows(table, work.role) for part, table in rows.held_out.items()}
+    weights = {part: roles.weights(table) for part, table in rows.held_out.items()}
     sure = comparison.confidence_of(rows.tries)
     for part in y:
-        options = (y[part], predictions[part], labels[part], sure)
+        options = (y[part], predictions[part], labels[part], sure, weights[part])
         found.held_out[part] = comparison.evaluate(*options)
     findings, held = list(found.findings), found.held_out
     if "old" in y:
         of_file = rows.file[schema.target.name], whole
-        findings += comparison.lost_skill(y, predictions, of_file, labels["new"])
+        findings += comparison.lost_skill(y, predictions, of_file, labels["new"], weights)
     limits = {"max_forgetting": settings.max_forgetting, "promote": settings.promote}
     found.verdict = comparison.decide(held["new"], held.get("old"), findings, unit, **limits)
     mlflow.set_tag("verdict_kind", found.verdict.kind)
     found.leakage, found.caveats = rows.counts, _caveats(schema, work.role, rows.tries)
     if "control" in new:
-        found.attribution = comparison.attribution(y["new"], new, unit, labels["new"])
+        of_new = y["new"], new, unit, labels["new"], weights["new"]
+        found.attribution = comparison.attribution(*of_new)
     _count_inside(found, work.parent, child, y)
     texts = [name for name, kind in schema.kinds.items() if kind == "categorical"]
     table, models = rows.held_out["new"], {"parent": work.parent, "retrained": child}
     if texts:
-        made = new["parent"], new["retrained"], found.inside
+        made = new["parent"], new["retrained"], found.inside, weights["new"]
         found.groups = comparison.groups(table, texts, y["new"], *made)
     predicts = {name: functools.partial(predict, model) for name, model in models.items()}
-    asked = table, y["new"], schema.features, labels["new"]
+    asked = table, y["new"], schema.features, labels["new"], weights["new"]
     found.importance = comparison.importance(predicts, *asked)
     names = [name for name in found.importance["column"] if table[name].notna().any()]
     shown = [name for name in names if schema.kinds[name] != "date"][:2]
@@ -150,11 +152,12 @@ def log_evidence(
     curves: Mapping[str, list[float]],
     y_new: np.ndarray,
     predictions: Mapping[str, np.ndarray],
+    weights: np.ndarray,
     found: Evidence,
 ) -> dict[str, float]:
     """Log metrics, curves, figures, tables and the report; return the metrics.
 
-    y_new, predictions (by model): of the new held-out rows.
+    y_new, predictions (by model), weights: of the new held-out rows.
     """
     metrics, unit = report.metrics(found), found.unit
     tracking.log_numbers(metrics, curves, step=len(curves["final_loss"]))
@@ -169,7 +172,8 @@ def log_evidence(
     pictures = {f.__name__: f(of, unit) for f, of in drawn.items() if of is not None}
     if found.drift is not None:
         pictures["drift"] = figures.drift_figure(found.drift)
-    pictures["predicted_against_actual"] = figures.predicted_against_actual(y_new, shown, unit)
+    scattered = figures.predicted_against_actual(y_new, shown, unit, weights)
+    pictures["predicted_against_actual"] = scattered
     found.figures = pictures | {"learning_curve": figures.learning_curve(curves)}
     tracking.log_figures(found.figures)
     for name in ("groups", "drift", "importance"):

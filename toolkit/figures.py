@@ -62,13 +62,20 @@ def over_generations(errors: Mapping[int, float], unit: str = "") -> Figure:
 
 
 def predicted_against_actual(
-    y_true: ArrayLike, predictions: Mapping[str, ArrayLike], unit: str = ""
+    y_true: ArrayLike,
+    predictions: Mapping[str, ArrayLike],
+    unit: str = "",
+    weights: ArrayLike | None = None,
 ) -> Figure:
-    """Draw predicted against actual amounts of 2,000 rows at most, one panel per model."""
+    """Draw predicted against actual amounts of 2,000 rows at most, one panel per model.
+
+    weights: of all rows in the MAE that stands above, of shape (n_rows,).
+    """
     y = np.asarray(y_true, float)
     shown = np.random.default_rng(0).permutation(len(y))[:MAX_POINTS]
-    errors = {name: np.abs(np.subtract(made, y)).mean() for name, made in predictions.items()}
-    titles = [f"{name}: MAE {format_amount(error, unit)}" for name, error in errors.items()]
+    errors = {name: np.abs(np.subtract(made, y)) for name, made in predictions.items()}
+    maes = {name: np.average(each, weights=weights) for name, each in errors.items()}
+    titles = [f"{name}: MAE {format_amount(mae, unit)}" for name, mae in maes.items()]
     figure, panels = _canvas(3.7, titles, sharex=True, sharey=True)
     colours = [BLUE, ORANGE][-len(panels) :]
     for axes, made, colour in zip(panels, predictions.values(), colours, strict=True):

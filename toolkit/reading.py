@@ -17,6 +17,7 @@ from .errors import UserError
 from .kinds import infer_schema, leaks
 
 FLAGS = ("drop", "keep", "numeric", "categorical", "date", "na")  # of `infer_schema`
+OWN = ("group", "time", "weight")  # flags that name a column, kept in `Roles`
 IN_MEMORY = 1_000_000  # rows; of more a sample is kept, and all of them in a temporary folder
 
 
@@ -29,8 +30,11 @@ class Rows:
     workers that keep the rows (`engine.py`); options, of `columns.conform`.
     """
 
-    def __init__(self, schema: Schema, group: str = "", time: str = "", **options: Any) -> None:
-        self.schema, self.group, self.time, self.options = schema, group, time, options
+    def __init__(
+        self, schema: Schema, group: str = "", time: str = "", weight: str = "", **options: Any
+    ) -> None:
+        self.schema, self.group, self.time, self.weight = schema, group, time, weight
+        self.options = options
         self.n_rows, self.table, self._latest = 0, pd.DataFrame(), pd.DataFrame()
         self.shares: list = []
         self.folder: Path | None = None
@@ -56,7 +60,12 @@ class Rows:
             table, found = columns.conform(block, self.schema, **place, **self.options)
             if target not in table:  # a look goes without
                 table[target] = np.nan
-            rows.add(roles.hashed(table, block[group].loc[table.index] if group else None))
+            table = roles.hashed(table, block[group].loc[table.index] if group else None)
+            if self.weight:
+                needed = self.options.get("need_target", True)  # a look may go without both
+                table, more = _weighed(table, block, self.weight, needed=needed, **place)
+                found += [note for note in more if note not in notes]
+            rows.add(table)
             notes += found
             n_before += len(block)
         return rows, notes
@@ -111,25 +120,58 @@ class Rows:
         yield from map(pd.read_feather, self._files) if self.folder else [self.table]
 
     def encode(
-        self, preprocessor: Preprocessor, role: roles.Roles | None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Encode all training rows (without `role`: all rows) into files: X, y, memory-mapped."""
+        self, preprocessor: Preprocessor, role: roles.Roles | None, mean_weight: float
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Encode all training rows (without `role`: all rows) into files, memory-mapped.
+
+        Returns X, y, and weights over `mean_weight`, float64 of shape (n_rows,).
+        """
         assert self.folder is not None  # else all rows are in `table`
-        target, files = preprocessor.schema.target.name, (self.folder / "X", self.folder / "y")
-        with files[0].open("wb") as X, files[1].open("wb") as y:
+        target, files = preprocessor.schema.target.name, [self.folder / n for n in ("X", "y", "w")]
+        with files[0].open("wb") as X, files[1].open("wb") as y, files[2].open("wb") as weights:
             for block in self.blocks():
                 rows = block[~role.held_out(block)] if role else block
                 preprocessor.transform(rows, roles.folds(rows)).tofile(X)
                 rows[target].to_numpy(np.float64).tofile(y)
+                (roles.weights(rows) / mean_weight).tofile(weights)
         inputs = np.memmap(files[0], np.float32, "r").reshape(-1, preprocessor.width)
-        return inputs, np.memmap(files[1], np.float64, "r")
+        return inputs, np.memmap(files[1], np.float64, "r"), np.memmap(files[2], np.float64, "r")
 
-    def encode_blocks(self, *options: Any) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    def encode_blocks(self, *options: Any) -> tuple[list[np.ndarray], ...]:
         """Encode as above; return blocks of equally many rows, which share one compiled program."""
-        X, y = self.encode(*options)
+        X, y, weights = self.encode(*options)
         n_rows = -(-len(y) // -(-len(y) // tables.BLOCK_ROWS))
         cuts = range(n_rows, len(y), n_rows)
-        return np.split(X, cuts), np.split(y, cuts)
+        return np.split(X, cuts), np.split(y, cuts), np.split(weights, cuts)
+
+
+def _weighed(
+    table: pd.DataFrame, block: pd.DataFrame, name: str, source: str, first_line: int, needed: bool
+) -> tuple[pd.DataFrame, list[str]]:
+    """Add the weights in column `name` of a block to the table made of it, and leave out its zeros.
+
+    A row of weight 0 is as good as none, in statistics and roles, too. Without the column all weigh
+    1, where it is not `needed`. Returns the table and notes; UserError for what is no weight.
+    """
+    if name not in block and not needed:
+        return table.assign(**{roles.WEIGHT: 1.0}), []
+    if name not in block:
+        raise UserError(
+            f"{source} has no column {name!r} of weights; expected how much each row counts: add "
+            f"or rename it, its columns are {', '.join(map(str, block))}"
+        )
+    weights, bad = columns.read_cells(block[name], columns.Column(name, "numeric"))
+    wrong = np.flatnonzero(bad | ~(weights >= 0))
+    if len(wrong):
+        raise UserError(
+            f"the weight {name!r} of {source} is {str(block[name].iloc[wrong[0]])[:40]!r} in "
+            f"{columns.lines(wrong, first_line)}; expected a number from 0 on in every row: "
+            "correct it, or write 0 where a row must not count"
+        )
+    table = table.assign(**{roles.WEIGHT: weights[table.index]})
+    counts = table[roles.WEIGHT] > 0
+    note = f"rows of {source} whose weight {name!r} is 0 are left out"
+    return table[counts], [] if counts.all() else [note]
 
 
 def read_first(settings: Any) -> tuple[Rows, Schema, list[str]]:
@@ -138,6 +180,8 @@ def read_first(settings: Any) -> tuple[Rows, Schema, list[str]]:
     target, data, time = settings.target, settings.data, settings.time
 
     def find_schema(block: pd.DataFrame) -> tuple[Schema, list[str]]:
+        weight = {settings.weight} & set(block) - {target}  # it is no feature
+        said["drop"] = (*settings.drop, *weight)
         schema, notes = infer_schema(block, target, source=data, **said)
         if time and schema.kinds.get(time) not in ("date", "numeric"):
             raise UserError(
@@ -146,7 +190,8 @@ def read_first(settings: Any) -> tuple[Rows, Schema, list[str]]:
             )
         return schema, notes
 
-    rows, schema, notes = _read(settings, find_schema, settings.group or "", time or "")
+    own = {name: getattr(settings, name) or "" for name in OWN}
+    rows, schema, notes = _read(settings, find_schema, own)
     y = rows.table[target]
     if len(y) < columns.MIN_ROWS:
         raise UserError(f"{data} has {len(y)} rows; expected at least {columns.MIN_ROWS}: add rows")
@@ -164,8 +209,8 @@ def read_again(settings: Any, parent: Any, generation: int) -> tuple[Rows, roles
     Raises UserError as `read_first` does, and for columns that are unknown to a model of ours.
     """
     role, schema = parent.roles, parent.preprocessor.schema
-    group, time = (role.group, role.time) if role else ("", "")
-    rows, _, notes = _read(settings, lambda _: (schema, []), group, time, strict=bool(parent.card))
+    own = {name: getattr(role, name) for name in OWN} if role else {}
+    rows, _, notes = _read(settings, lambda _: (schema, []), own, strict=bool(parent.card))
     role = role or roles.Roles.choose(rows.table, settings.test_size, settings.seed)
     role = role.with_latest(rows.table, settings.test_size) if role.time else role
     rows.table = role.assign(rows.table, generation)
@@ -175,14 +220,14 @@ def read_again(settings: Any, parent: Any, generation: int) -> tuple[Rows, roles
 
 
 def _read(
-    settings: Any, find_schema: Callable, group: str, time: str, strict: bool = False
+    settings: Any, find_schema: Callable, own: dict[str, str], strict: bool = False
 ) -> tuple[Rows, Schema, list[str]]:
     data, source = settings.data, tables.open_table(settings.data, settings.query)
     blocks = source.blocks()
     first = next(blocks)
     schema, notes = find_schema(first)
     need_target = schema.target.name in first or not getattr(settings, "dry_run", False)
-    empty = Rows(schema, group, time, strict=strict, need_target=need_target)
+    empty = Rows(schema, **own, strict=strict, need_target=need_target)
     if settings.workers > 1:
         from . import engine
 
@@ -194,6 +239,11 @@ def _read(
     else:
         rows, found = empty.read(source, chain([first], blocks))
     table = rows.finish()
+    if table.empty:
+        raise UserError(
+            f"the weight {empty.weight!r} is 0 in every row of {data}; expected numbers above 0, "
+            "for the rows that count: correct it"
+        )
     if rows.n_rows > len(table):
         notes.append(
             f"{data} has {rows.n_rows:,} rows; columns are measured, and models scored, on a "

@@ -2,7 +2,8 @@
 
 The role of a row follows from its content alone. A *table* is what `columns.conform` returns,
 features and target, with the columns added here: HASH of the row, ROLE ("train" or "held_out"),
-GENERATION of the training that first saw it and, with groups, GROUP, the hash of its group.
+GENERATION of the training that first saw it, GROUP, with groups, the hash of its group, and WEIGHT,
+with weights, how much the row counts: above 0.
 """
 
 import math
@@ -17,13 +18,16 @@ from .encoding import FOLDS
 from .errors import UserError
 
 TRAIN, HELD_OUT = "train", "held_out"
-OWN = ["toolkit:hash", "toolkit:role", "toolkit:generation", "toolkit:group"]
-HASH, ROLE, GENERATION, GROUP = OWN
+OWN = ["toolkit:hash", "toolkit:role", "toolkit:generation", "toolkit:group", "toolkit:weight"]
+HASH, ROLE, GENERATION, GROUP, WEIGHT = OWN
 MIN_TRAIN, MIN_HELD_OUT = 10, 2
 
 
 def row_hashes(table: pd.DataFrame) -> np.ndarray:
-    """Hash features and target of conformed rows, uint64 (n_rows,), alike wherever rows stand."""
+    """Hash features and target of conformed rows, uint64 (n_rows,), alike wherever rows stand.
+
+    The weight does not count: a row that comes again with another one was seen before.
+    """
     return pd.util.hash_pandas_object(own_columns(table), index=False).to_numpy(np.uint64)
 
 
@@ -47,6 +51,7 @@ class Roles:
 
     A row is held out when the scrambled hash of its content (with `group`: of its group) is below
     `threshold`. With `time` the rows whose time lies in one of the `intervals` (low, high] are.
+    `weight` names the column that says how much a row counts; it has no say in this.
     """
 
     seed: int
@@ -54,6 +59,7 @@ class Roles:
     group: str = ""
     time: str = ""
     intervals: tuple[tuple[float, float], ...] = ()
+    weight: str = ""
 
     @classmethod
     def choose(
@@ -100,6 +106,15 @@ def hashed(table: pd.DataFrame, groups: pd.Series | None = None) -> pd.DataFrame
         return table
     texts = as_text(groups).fillna("").to_numpy(object)
     return table.assign(**{GROUP: pd.util.hash_array(texts)})
+
+
+def weights(table: pd.DataFrame, mean: float | None = None) -> np.ndarray:
+    """Return how much each row counts, float64 of shape (n_rows,): 1 in a table without weights.
+
+    With `mean` they are scaled to have it, as a training needs them: its learning rate is for 1.
+    """
+    found = table[WEIGHT].to_numpy(np.float64) if WEIGHT in table else np.ones(len(table))
+    return found if mean is None else found * (mean / found.mean())
 
 
 def together(*tables: pd.DataFrame) -> pd.DataFrame:

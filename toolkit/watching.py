@@ -20,12 +20,13 @@ MOST, LEAF = 5_000, 10  # rows of a forest at most, rows in each of its leaves a
 FEATURES = "features_sha256"  # tag
 
 
-def errors_of(parent: TrainedModel, table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """Return the network's inputs and prediction for MOST rows at most; signed errors, or NaN."""
+def errors_of(parent: TrainedModel, table: pd.DataFrame) -> tuple[np.ndarray, ...]:
+    """Return inputs and prediction for MOST rows at most; their signed errors, or NaN; weights."""
     table = table[:: len(table) // MOST + 1]
     prediction = predict(parent, table)
     X = np.column_stack([parent.preprocessor.transform(table), prediction])
-    return X, table[parent.preprocessor.schema.target.name].to_numpy() - prediction
+    errors = table[parent.preprocessor.schema.target.name].to_numpy() - prediction
+    return X, errors, roles.weights(table)
 
 
 def learn(X: np.ndarray, y: np.ndarray) -> RandomForestRegressor:
@@ -34,14 +35,15 @@ def learn(X: np.ndarray, y: np.ndarray) -> RandomForestRegressor:
     return RandomForestRegressor(random_state=0, **options).fit(X, y)
 
 
-def estimate(X: np.ndarray, errors: np.ndarray, X_file: np.ndarray) -> Interval:
+def estimate(X: np.ndarray, errors: np.ndarray, X_file: np.ndarray, w: np.ndarray) -> Interval:
     """Estimate the MAE on a file with its 95 % interval, by a forest of the errors on other rows.
 
-    Its trees spread as the estimate does; to this comes the noise of the file's own errors.
+    Its trees spread as the estimate does; to this comes the noise of the file's own errors. w: how
+    much its rows count, of shape (n_rows_of_file,).
     """
-    forest = learn(X, np.abs(errors))
-    means = [tree.predict(X_file.astype(np.float32)).mean() for tree in forest.estimators_]
-    noise = np.var(np.abs(errors) - forest.oob_prediction_) / len(X_file)
+    forest, shares = learn(X, np.abs(errors)), w / w.sum()
+    means = [tree.predict(X_file.astype(np.float32)) @ shares for tree in forest.estimators_]
+    noise = np.var(np.abs(errors) - forest.oob_prediction_) * np.square(shares).sum()
     mean, width = float(np.mean(means)), 1.96 * float(np.sqrt(np.var(means) + noise))
     return Interval(mean, max(0.0, mean - width), mean + width)
 
@@ -53,19 +55,20 @@ def judge(work: Any, found: Evidence) -> tuple[bool, str, Interval]:
     above what was estimated, or where a forest that learnt its errors is proven to lower it.
     """
     expected, usual = Interval(np.nan, np.nan, np.nan), np.nan
-    X_file, own = errors_of(work.parent, work.rows.file)
+    X_file, own, w = errors_of(work.parent, work.rows.file)
     if "old" in work.rows.held_out:
-        X, errors = errors_of(work.parent, work.rows.held_out["old"])
-        expected, usual = estimate(X, errors, X_file), float(np.abs(errors).mean())
+        X, errors, w_old = errors_of(work.parent, work.rows.held_out["old"])
+        expected, usual = estimate(X, errors, X_file, w), np.average(np.abs(errors), weights=w_old)
     low, high = (format_amount(bound) for bound in (expected.low, expected.high))
     told = f"estimated at {format_amount(expected.estimate, found.unit)} ({low} to {high})"
     told += f", on held-out rows {format_amount(usual, found.unit)}"
     good = expected.low > usual
     if np.isfinite(own).all():
         left = own - learn(X_file, own).oob_prediction_
-        gain = paired_interval(np.abs(left) - np.abs(own))
-        good = gain.high < 0 or np.abs(own).mean() > expected.high
-        told = f"{format_amount(np.abs(own).mean(), found.unit)}, {told}"
+        gain = paired_interval(np.abs(left) - np.abs(own), weights=w)
+        mae = np.average(np.abs(own), weights=w)
+        good = gain.high < 0 or mae > expected.high
+        told = f"{format_amount(mae, found.unit)}, {told}"
         told += f"; learning its errors would change it by {format_interval(gain, found.unit)}"
     good = bool(good) and not found.findings
     told = "the file looks broken" if found.findings else f"the MAE is {told}"
