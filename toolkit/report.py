@@ -6,6 +6,7 @@ The pages lie in `templates/`; text from the data is escaped as their format ask
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,8 @@ def write(evidence: Evidence, file: str | None) -> None:
 def render(evidence: Evidence, template: str) -> str:
     """Fill "report.html", with the figures inside, or "report.md"."""
     word = "promoted" if evidence.verdict.promoted else "kept champion"
-    return _fill(template, word=word, scores=score_table(evidence), **vars(evidence))
+    scores = score_table(evidence)
+    return _template(template).render(word=word, scores=scores, **vars(evidence))
 
 
 def score_table(evidence: Evidence) -> tuple[list[str], list[list[str]]]:
@@ -112,11 +114,13 @@ def model_card(card: Mapping[str, Any], schema: Schema, *, heading: bool = True)
 
     heading: a title and the result first. Columns left out of the schema are not named.
     """
-    return _fill("model_card.md", card=card, schema=schema, heading=heading)[:MOST]
+    content = {"card": card, "schema": schema, "heading": heading}
+    return _template("model_card.md").render(content)[:MOST]
 
 
-def _fill(template: str, **content: object) -> str:
-    """Fill a template; each value is formatted, and escaped as HTML or as Markdown."""
+@cache
+def _template(name: str) -> jinja2.Template:
+    """Compile a template; each value is formatted, and escaped as HTML or as Markdown."""
 
     def shown(value: object) -> str:
         if isinstance(value, Markup):
@@ -127,7 +131,7 @@ def _fill(template: str, **content: object) -> str:
             value = translate(f"{value:,}")
         elif isinstance(value, float):
             value = translate(format_amount(value))
-        is_page = template.endswith(".html")
+        is_page = name.endswith(".html")
         return printable(value) if is_page else Markup(escape_markdown(value))
 
     pages = jinja2.Environment(
@@ -144,7 +148,7 @@ def _fill(template: str, **content: object) -> str:
     told = jinja2.pass_context(lambda _, text, *values: translate(text.format(*values)))
     pages.filters["tr"] = told  # of a page's context, or constants would be escaped as HTML
     pages.filters["file_name"] = lambda path: Path(path).name
-    return pages.get_template(template).render(content)
+    return pages.get_template(name)
 
 
 def _svg(figure: Figure) -> Markup:
