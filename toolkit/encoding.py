@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from .columns import Schema, conform
 
 BINS, FEW_ROWS_BINS, MANY_ROWS = 32, 16, 1_000
-MANY_VALUES, COMMON = 128, 20  # of fewer values, most in so many rows, each is told from the next
+MANY_VALUES, COMMON = 128, 20  # of fewer whole numbers, most in so many rows, each has its bin
 RARE = 10  # rows; a category of fewer shares one input with the other rare ones
 MANY_LEVELS = 30  # of a column that is also encoded by the mean target of each category
 MAX_LEVELS = 200  # inputs of one column; the commonest categories get their own
@@ -176,7 +176,7 @@ def _fit_numbers(values: pd.Series, kind: str) -> list[Input]:
 
     Values are cut off one range beyond their 0.5 % quantiles, so that one absurd cell does not
     squeeze all others. Bins hold equally many rows, or lie at each value where there are few, or
-    where each is common: a number that is a code, of a school say, means nothing but itself.
+    where they are whole numbers and common: a code, of a school say, means nothing but itself.
     """
     found = []
     for part in ("value",) if kind == "numeric" else PARTS:
@@ -192,7 +192,7 @@ def _fit_numbers(values: pd.Series, kind: str) -> list[Input]:
         n_bins = FEW_ROWS_BINS if len(known) < MANY_ROWS else BINS
         edges, n_rows = np.unique(z, return_counts=True)
         are_common = len(edges) <= MANY_VALUES and np.median(n_rows) >= COMMON
-        if len(edges) > n_bins + 1 and not are_common:
+        if len(edges) > n_bins + 1 and not (are_common and not (known % 1).any()):
             edges = np.unique(np.quantile(z, np.linspace(0, 1, n_bins + 1)))
         found.append(Input(str(values.name), part, "", center, scale, tuple(edges.tolist())))
     return found
