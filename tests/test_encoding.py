@@ -122,7 +122,7 @@ def test_bins_hold_equally_many_rows_or_lie_at_each_of_few_values():
 
 @pytest.mark.parametrize(
     ("n_values", "n_each", "n_edges"),
-    [(100, 20, 100), (100, 19, 33), (128, 20, 128), (129, 20, 33), (40, 20, 40), (40, 19, 17)],
+    [(100, 40, 100), (100, 39, 33), (128, 40, 128), (129, 40, 33), (20, 40, 20), (20, 39, 17)],
 )
 def test_each_value_of_a_code_has_a_bin_where_it_is_common(n_values, n_each, n_edges):
     codes = np.repeat(np.arange(n_values) ** 2.0, n_each)

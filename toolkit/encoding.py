@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from .columns import Schema, conform
 
 BINS, FEW_ROWS_BINS, MANY_ROWS = 32, 16, 1_000
-MANY_VALUES, COMMON = 128, 20  # of fewer whole numbers, most in so many rows, each has its bin
+MANY_VALUES, COMMON = 128, 40  # of fewer whole numbers, most in so many rows, each has its bin
 RARE = 10  # rows; a category of fewer shares one input with the other rare ones
 MANY_LEVELS = 30  # of a column that is also encoded by the mean target of each category
 MAX_LEVELS = 200  # inputs of one column; the commonest categories get their own
