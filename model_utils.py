@@ -549,18 +549,14 @@ def _only_used_weights(model: keras.Model, recipes: Sequence[Recipe]) -> Iterato
 # --- choosing a recipe ---------------------------------------------------------------------------
 
 
-def candidates(base: Recipe, n_rows: int, parent: Recipe | None = None) -> list[Recipe]:
+def candidates(base: Recipe, n_rows: int) -> list[Recipe]:
     """List the recipes that a training chooses from, in the sizes of `base`.
 
     Few rows may want strong regularisation, many want little of it. Like a chessboard, each weight
     decay is tried with one delta on bins and with the other without: on 33 splits of public tables
-    half of the combinations chose as well as all of them. A retraining looks around the recipe of
-    its parent.
+    half of the combinations chose as well as all of them.
     """
     decays, deltas = [0.3, 1.0, 3.0] if n_rows < FEW_ROWS else [0.03, 0.1, 0.3, 1.0], (0.1, 0.3)
-    if parent:
-        decays = [parent.weight_decay * factor for factor in (1 / 3, 1, 3)]
-        deltas = (parent.delta, parent.delta)
     return [
         replace(base, weight_decay=decay, delta=deltas[(number + (not binned)) % 2], bins=binned)
         for number, decay in enumerate(decays)
@@ -711,7 +707,7 @@ def choose_retraining(
     """
     tried = parent.ways_on(base)
     n = len(tried)
-    tried += candidates(base, len(X), parent.recipe)
+    tried += candidates(base, len(X))
     model = _search_network(X, base, scale, bins, len(tried), **options)
     parent.copy_to(model, np.flatnonzero(np.arange(member_count(model)) % len(tried) < n))
     n_valid = VALIDATION * is_new.mean() * min(len(X), SEARCH_ROWS) * member_count(model)
