@@ -352,7 +352,6 @@ class Process:
         self.url, self.files = url, [folder / f"{time.time_ns()}.{n}" for n in ("out", "err")]
         # MLflow writes the store in use into the environment of the tests.
         clean = {k: v for k, v in os.environ.items() if k not in STORE_VARIABLES}
-        clean["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{clean['PATH']}"
         with self.files[0].open("wb") as out, self.files[1].open("wb") as err:
             self.process = subprocess.Popen(
                 [sys.executable, *map(str, command)],

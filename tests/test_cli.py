@@ -216,6 +216,13 @@ def test_words_of_a_database_are_found_among_the_lines_around_them():
     assert errors.reason(error) == "disk full"
 
 
+@pytest.mark.parametrize("before", [0, 180, 195])
+def test_no_part_of_a_password_is_among_the_words_wherever_they_are_cut(before):
+    error = ValueError(f"{'-' * before} postgresql://me:Secret-word@host/loans is not there")
+    assert "me:" not in errors.reason(error)
+    assert "Secret" not in errors.reason(error)
+
+
 def test_models_folder_that_cannot_be_written_is_told_before_any_work(capsys, settings):
     settings.models_dir.write_text("a file where the folder should be")
     assert cli.run(raising(AssertionError("work began")), settings) == 2

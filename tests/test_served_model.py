@@ -1,6 +1,7 @@
 """Claims about served_model.py: the artifact scores raw rows alike wherever MLflow runs it."""
 
 import json
+import os
 import shutil
 import sys
 from dataclasses import replace
@@ -55,10 +56,12 @@ def processes(spare, logged, rows, tmp_path_factory):
     rows.to_csv(data, index=False)
     store = {"MLFLOW_TRACKING_URI": logged.store}
     champion = "models:/loan-amount@champion"
+    # MLflow starts the web server by its name, for which the README's line sets the PATH, too.
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     serve = f"-m mlflow models serve -m {champion} --env-manager local -h 127.0.0.1 -p {{port}}"
     predict = f"-m mlflow models predict -m {champion} --env-manager local -t csv -i {data}"
     return {
-        "server": spare(*serve.split(), "--workers", "1", **store),
+        "server": spare(*serve.split(), "--workers", "1", **store, PATH=path),
         "other": spare("-c", OTHER_PROGRAM, logged.uri, data, **store),
         "file": spare(*predict.split(), "-o", folder / "out.json", **store),
         "file_output": folder / "out.json",

@@ -192,7 +192,8 @@ def _fit_numbers(values: pd.Series, kind: str) -> list[Input]:
         n_bins = FEW_ROWS_BINS if len(known) < MANY_ROWS else BINS
         edges, n_rows = np.unique(z, return_counts=True)
         are_common = len(edges) <= MANY_VALUES and np.median(n_rows) >= COMMON
-        if len(edges) > n_bins + 1 and not (are_common and not (known % 1).any()):
+        are_codes = are_common and not (known % 1).any()
+        if len(edges) > n_bins + 1 and not are_codes:
             edges = np.unique(np.quantile(z, np.linspace(0, 1, n_bins + 1)))
         found.append(Input(str(values.name), part, "", center, scale, tuple(edges.tolist())))
     return found

@@ -8,7 +8,11 @@ class UserError(ValueError):
 
 
 def reason(error: BaseException) -> str:
-    """Take the words that matter out of an exception: the system's, a database's, or its first."""
+    """Take the words that matter out of an exception: the system's, a database's, or its first.
+
+    User and password in a URL are left out before the text is cut, or the cut might show a part.
+    """
     text = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
+    text = re.sub(r"//[^@/\s]*@", "//", text)
     own = re.search(r"\(\w+\.\w+Error\) (.+)", text)
     return (own[1] if own else text.splitlines()[0])[:200]

@@ -49,7 +49,7 @@ CALENDAR = (
     r"\b(year|annee|an|jahr|month|mois|week|semaine|day|jour|doy|hour|heure|time|temps|age)s?\b"
 )
 DATED = r"\b(date|datetime|timestamp|epoch|time|ts|created|updated)\b"
-CLOCK = ("%H:%M", "%H:%M:%S")  # the time of a day, whichever it was
+CLOCK = r"\d{1,2}:\d\d(:\d\d)?"  # the time of a day, whichever it was
 CODE = r"^(\d{1,5}[A-Za-z]{1,2}|[A-Za-z]{1,2}\d{1,5})$"
 PERSONAL = (  # e-mail addresses, telephone numbers, social security numbers, bank accounts
     r"^[^@\s]+@[^@\s]+\.[^@\s]+$|^(\+|00)\d[\d\s\x{A0}()-]{8,17}\d$|^0\d([ .\x{A0}-]?\d{2}){4}$"
@@ -142,7 +142,6 @@ def _date_format(cells: _Cells) -> str:
         if np.all((days >= 1_000) & (days <= 49_000)):  # 1972 to 2104
             return form
     guesses = dict.fromkeys(_guess(text, first) for text in texts[:20] for first in (True, False))
-    guesses |= dict.fromkeys(CLOCK)
     shares = {form: np.isfinite(c.parse_dates(texts, form)).mean() for form in guesses if form}
     best = max([0.9, *shares.values()])
     form, *others = [form for form, share in shares.items() if share == best] or [""]
@@ -157,6 +156,8 @@ def _date_format(cells: _Cells) -> str:
 def _guess(text: str, day_first: bool) -> str:
     """Guess the format of one date, also with a year of two digits; "" if it is none."""
     guess = partial(guess_datetime_format, dayfirst=day_first and not text[:4].isdigit())
+    if clock := re.fullmatch(CLOCK, text):
+        return "%H:%M:%S" if clock[1] else "%H:%M"
     wide = re.sub(r"(\D)(\d\d)$", r"\g<1>20\2", text)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # where day_first cannot be obeyed

@@ -157,7 +157,7 @@ def _reading(failed: str, advice: str) -> Iterator[None]:
         package = error.name or "pyarrow"
         raise UserError(f"{failed}: it needs a package: pip install {package}") from error
     except Exception as error:  # each library has classes of its own
-        why = re.sub(r"//[^@/\s]*@", "", reason(error))
+        why = reason(error)
         why = re.sub(r".*Row #(\d+): Expected (\d+) columns, got (\d+):.*", WIDTHS, why)
         raise UserError(f"{failed} ({why}); {advice}") from error
 
