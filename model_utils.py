@@ -45,7 +45,7 @@ from toolkit.encoding import Preprocessor
 from toolkit.kinds import infer_schema
 
 TARGET = "montant_pret"
-HIDDEN = (64, 32)
+HIDDEN, LAYERS = (64, 32), ("hidden_1", "hidden_2", "output")
 MEMBERS = 4
 LEARNING_RATE = 3e-3
 SEARCH_ROWS = 20_000  # rows enough to tell the candidates apart; more would only cost time
@@ -231,8 +231,9 @@ def create_nn_model(
     if build:
         outputs = layers.Reshape((1, 1), name="members")(build(input_dim)(inputs))
     else:
-        outputs = _members(_binned(inputs, bins), members, seed)
-    model = keras.Model(inputs, _in_target_units(layers.GlobalAveragePooling1D()(outputs), scale))
+        outputs = _members(_binned(inputs, bins), members)
+    outputs = _in_target_units(layers.GlobalAveragePooling1D()(outputs), scale)
+    model = _drawn(keras.Model(inputs, outputs), seed)
     model.compile(
         keras.optimizers.AdamW(recipe.learning_rate, weight_decay=recipe.weight_decay),
         loss=keras.losses.Huber(recipe.delta * scale.scale),
@@ -241,23 +242,29 @@ def create_nn_model(
     return model
 
 
-def _members(x: Any, members: int, seed: int) -> Any:
-    """Apply as many networks; each starts as one of its own would (Glorot & Bengio 2010)."""
-    equation = "bi,kio->bko"  # rows b, members k, inputs i
-    for number, width in enumerate([*HIDDEN, 1], 1):
-        is_last = number > len(HIDDEN)
-        layer = layers.EinsumDense(
-            equation,
-            (members, width),
-            bias_axes="ko",
-            activation=None if is_last else "gelu",
-            name="members" if is_last else f"hidden_{number}",
-        )
-        x, equation = layer(x), "bki,kio->bko"
-        bound = math.sqrt(6 / sum(layer.kernel.shape[1:]))
+def _members(x: Any, members: int) -> Any:
+    """Apply as many networks side by side, the first layer of all of them at once.
+
+    Behind it the rows of each member lie together. That, and gradients in the order of the weights,
+    make an update twice as fast as layers that go through members row by row.
+    """
+    x = layers.Dense(members * HIDDEN[0], "gelu", name="hidden_1")(x)
+    x = keras.ops.transpose(layers.Reshape((members, HIDDEN[0]))(x), (1, 0, 2))
+    for name, width, activation in (("hidden_2", HIDDEN[1], "gelu"), ("output", 1, None)):
+        options = {"bias_axes": "ko", "activation": activation, "name": name}
+        x = layers.EinsumDense("kbi,kio->kbo", (None, width), **options)(x)  # members k, rows b
+    return layers.Identity(name="members")(keras.ops.transpose(x, (1, 0, 2)))
+
+
+def _drawn(model: keras.Model, seed: int) -> keras.Model:
+    """Draw the kernels of each member as if it were alone (Glorot & Bengio 2010)."""
+    weights = []
+    for number, (kernel, bias) in enumerate(member_weights(model), 1):
+        bound = math.sqrt(6 / sum(kernel.shape[1:]))
         rng = np.random.default_rng((seed, number))  # the first ones are alike, however many
-        layer.kernel.assign(rng.uniform(-bound, bound, layer.kernel.shape))
-    return x
+        weights.append((rng.uniform(-bound, bound, kernel.shape), bias))
+    set_member_weights(model, weights)
+    return model
 
 
 def _binned(inputs: Any, bins: Bins) -> Any:
@@ -290,8 +297,29 @@ def _heads(model: keras.Model) -> keras.Model:
     return keras.Model(model.inputs, model.get_layer("members").output)
 
 
-def _trained_layers(model: keras.Model) -> list[layers.EinsumDense]:
-    return [layer for layer in model.layers if isinstance(layer, layers.EinsumDense)]
+def member_count(model: keras.Model) -> int:
+    """Return how many members of `create_nn_model` a network has; 0 for any other network."""
+    last = [x for x in model.layers if isinstance(x, layers.EinsumDense) and x.name == "output"]
+    return int(last[0].kernel.shape[0]) if last else 0
+
+
+def member_weights(model: keras.Model) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return kernel (n_members, n_inputs, width) and bias (n_members, 1, width) of each layer."""
+    members, weights = member_count(model), []
+    for layer in map(model.get_layer, LAYERS if members else ()):
+        kernel, bias = layer.get_weights()
+        if kernel.ndim == 2:
+            kernel = kernel.reshape(len(kernel), members, -1).swapaxes(0, 1)
+        weights.append((kernel, bias.reshape(members, 1, -1)))
+    return weights
+
+
+def set_member_weights(model: keras.Model, weights: Sequence[Sequence[np.ndarray]]) -> None:
+    """Put what `member_weights` returns into the layers of a network; nothing where it has none."""
+    for name, (kernel, bias) in zip(LAYERS, weights, strict=False):
+        layer = model.get_layer(name)
+        kernel = kernel.swapaxes(0, 1) if len(layer.kernel.shape) == 2 else kernel
+        layer.set_weights([kernel.reshape(layer.kernel.shape), bias.reshape(layer.bias.shape)])
 
 
 def copy_members(
@@ -309,23 +337,17 @@ def copy_members(
     Returns the child; the parent is left alone.
     """
     n_before, n_after = parent.input_shape[-1], child.input_shape[-1]
-    for old, new in zip(_trained_layers(parent), _trained_layers(child), strict=True):
-        kernel, bias, copied = new.kernel.numpy(), new.bias.numpy(), old.kernel.numpy()[sources]
-        if new.name == "hidden_1":
+    weights = member_weights(child)
+    for number, (old_kernel, old_bias) in enumerate(member_weights(parent)):
+        (kernel, bias), copied = weights[number], old_kernel[sources]
+        if number == 0:
             inputs, bins = copied[:, dropped[0] : n_before], copied[:, n_before + dropped[1] :]
             copied = np.zeros((len(places), *kernel.shape[1:]), np.float32)
             copied[:, : inputs.shape[1]] = inputs
             copied[:, n_after : n_after + bins.shape[1]] = bins
-        kernel[places], bias[places] = copied, old.bias.numpy()[sources]
-        new.kernel.assign(kernel)
-        new.bias.assign(bias)
+        kernel[places], bias[places] = copied, old_bias[sources]
+    set_member_weights(child, weights)
     return child
-
-
-def member_count(model: keras.Model) -> int:
-    """Return how many members of `create_nn_model` a network has; 0 for any other network."""
-    last = _trained_layers(model)[-1:]
-    return int(last[0].kernel.shape[0]) if last and last[0].name == "members" else 0
 
 
 # --- training ----------------------------------------------------------------------------------
@@ -445,7 +467,8 @@ def _dataset(blocks: list[tuple]) -> tf.data.Dataset:
 class MemberAdamW(keras.optimizers.Adam):
     """AdamW (Loshchilov & Hutter 2019) with a learning rate and weight decay for each member.
 
-    rates, decays: of shape (n_members,), the first axis of every weight.
+    rates, decays: of shape (n_members,), the first axis of weights of rank 3; others hold the
+    outputs of one member after another.
     """
 
     def __init__(self, rates: ArrayLike, decays: ArrayLike) -> None:
@@ -456,11 +479,16 @@ class MemberAdamW(keras.optimizers.Adam):
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
         """Update one weight of all members."""
-        shape = (-1, *[1] * (len(variable.shape) - 1))
-        rate = learning_rate * tf.reshape(self.rates, shape)
+        own = self.rates, self.decays
+        if len(variable.shape) == 3:
+            rates, decays = (tf.reshape(values, (-1, 1, 1)) for values in own)
+        else:
+            width = variable.shape[-1] // len(self.rates)
+            rates, decays = (tf.repeat(values, width) for values in own)
+        rate = learning_rate * rates
         is_bias = variable.name.split(":")[0].endswith("bias")  # TensorFlow says "hidden_1/bias:0"
         if not is_bias:
-            self.assign_sub(variable, variable * rate * tf.reshape(self.decays, shape))
+            self.assign_sub(variable, variable * rate * decays)
         super().update_step(gradient, variable, rate)
 
 
@@ -530,14 +558,16 @@ def _only_used_weights(model: keras.Model, recipes: Sequence[Recipe]) -> Iterato
         yield
         return
     kernel, n_inputs = model.get_layer("hidden_1").kernel, model.input_shape[-1]
-    place_of = np.arange(kernel.shape[1])  # of each weight, the number of its input
-    if kernel.shape[1] > n_inputs:
+    n_weights = kernel.shape[0]  # of each output
+    place_of = np.arange(n_weights)  # of each weight, the number of its input
+    if n_weights > n_inputs:
         place_of[n_inputs:] = np.argmax(model.get_layer("bins").kernel.numpy() != 0, axis=0)
-    used = np.ones((len(recipes), kernel.shape[1], 1), np.float32)
+    used = np.ones((n_weights, len(recipes), HIDDEN[0]), np.float32)
     for member, recipe in enumerate(recipes):
-        used[member, place_of < recipe.first_input] = 0
+        used[place_of < recipe.first_input, member] = 0
         if not recipe.bins:
-            used[member, n_inputs:] = 0
+            used[n_inputs:, member] = 0
+    used = used.reshape(kernel.shape)
     kernel.assign(kernel * used)
     kernel.constraint = lambda weights: weights * used
     try:
@@ -646,8 +676,8 @@ def _search_network(
     folds = 5 if len(X) < VERY_FEW_ROWS else 3 if len(X) < FEW_ROWS else 1
     members = n_tried * folds
     model = create_nn_model(X.shape[1], base, scale, bins, members=members, seed=seed)
-    for layer in _trained_layers(model):
-        layer.kernel.assign(np.repeat(layer.kernel.numpy()[:1], members, axis=0))
+    alike = [(np.repeat(k[:1], members, axis=0), b) for k, b in member_weights(model)]
+    set_member_weights(model, alike)
     return model
 
 
@@ -668,7 +698,7 @@ class Parent:
     def ways_on(self, base: Recipe) -> list[Recipe]:
         """List the recipes by which its members may go on, in the sizes of `base`."""
         # Its members may be of several recipes: those to copy must not lose their weights.
-        kernel = self.network.get_layer("hidden_1").kernel.numpy()
+        kernel, _ = member_weights(self.network)[0]
         bins = kernel[len(kernel) // 2 :, self.network.input_shape[-1] :].any()
         own = replace(
             base, bins=self.recipe.bins or bool(bins), delta=self.recipe.delta, first_input=0
@@ -746,9 +776,8 @@ def continue_training(
     shape = (X.shape[1], recipes[0], scale, bins)
     network = create_nn_model(*shape, members=MEMBERS * copies, seed=seed)
     parent.copy_to(network, np.array([i for i, r in enumerate(recipes) if not r.first_input], int))
-    for layer in _trained_layers(network):
-        for weights in (layer.kernel, layer.bias):
-            weights.assign(np.concatenate([weights.numpy()[:MEMBERS]] * copies))
+    alike = [[np.concatenate([w[:MEMBERS]] * copies) for w in p] for p in member_weights(network)]
+    set_member_weights(network, alike)
     mask = np.ones((len(X), MEMBERS), bool)
     if is_old is not None:
         mask = np.hstack([mask, np.repeat(is_old[:, None], MEMBERS, axis=1)])

@@ -224,7 +224,7 @@ def test_prediction_is_the_mean_of_members_in_target_units_within_bounds():
 @pytest.mark.parametrize(("bias", "bound"), [(-1e6, 500.0), (1e6, 40_000.0)])
 def test_prediction_never_leaves_the_bounds(bias, bound):
     model = create_nn_model(N_INPUTS, QUICK, TargetScale(10_000, 8_000, 500, 40_000))
-    model.get_layer("members").bias.assign(np.full((model_utils.MEMBERS, 1), bias))
+    model.get_layer("output").bias.assign(np.full((model_utils.MEMBERS, 1, 1), bias))
     np.testing.assert_array_equal(model_predict(model, X), np.full(N_ROWS, bound))
 
 
@@ -390,9 +390,7 @@ def test_callbacks_of_keras_work_early_stopping_restores_the_best_weights():
 
 
 def layer_weights(model, member):
-    kernels = [layer.kernel for layer in model_utils._trained_layers(model)]
-    biases = [layer.bias for layer in model_utils._trained_layers(model)]
-    return [weights.numpy()[member] for weights in (*kernels, *biases)]
+    return [weights[member] for pair in model_utils.member_weights(model) for weights in pair]
 
 
 def assert_same_member(model, member, other, other_member, **tolerance):
@@ -439,7 +437,7 @@ def test_member_with_a_rate_of_zero_stays_as_it_is(beside):
 
 def test_weights_that_a_recipe_does_not_have_stay_zero(beside):
     _, after = beside
-    kernel = after.get_layer("hidden_1").kernel.numpy()
+    kernel, _ = model_utils.member_weights(after)[0]
     assert not kernel[3, N_INPUTS:].any()  # no bins
     assert kernel[3, :N_INPUTS].all()
     ours = [0, 3, 4, 5]  # the first input and its three bins
@@ -495,15 +493,33 @@ def test_one_member_is_trained_as_by_adamw_of_keras_that_spares_biases():
     assert_same_weights(ours, theirs)
 
 
+def test_members_are_the_networks_that_their_weights_alone_make():
+    model = create_nn_model(N_INPUTS, QUICK, SCALE, [(0, EDGES)], members=3, seed=1)
+    x = keras.Model(model.inputs, model.get_layer("binned").output).predict(X, verbose=0)
+    for member in range(3):
+        (kernel, bias), *others = [
+            (kernel[member], bias[member]) for kernel, bias in model_utils.member_weights(model)
+        ]
+        h = x @ kernel + bias
+        for kernel, bias in others:
+            h = np.asarray(keras.activations.gelu(h)) @ kernel + bias
+        found = model_utils._heads(model).predict(X, verbose=0)[:, member]
+        np.testing.assert_allclose(found, h, rtol=1e-4, atol=1e-5)
+
+
 def test_kernels_decay_by_the_rate_of_each_member_and_biases_do_not():
-    kernel, bias = (
-        keras.Variable(np.ones((2, 3), np.float32), name=name) for name in ("kernel", "bias")
-    )
+    shapes = {"first/kernel": (3, 4), "first/bias": (4,), "kernel": (2, 3, 1), "bias": (2, 1, 3)}
+    first, _, kernel, _ = variables = [
+        keras.Variable(np.ones(shape, np.float32), name=name.split("/")[-1])
+        for name, shape in shapes.items()
+    ]
     optimizer = MemberAdamW([0.1, 0.0], [0.5, 0.5])
-    optimizer.build([kernel, bias])
-    optimizer.apply([np.zeros((2, 3), np.float32)] * 2)
-    np.testing.assert_allclose(kernel.numpy(), [[0.95] * 3, [1.0] * 3], rtol=1e-6)
-    np.testing.assert_array_equal(bias.numpy(), np.ones((2, 3)))
+    optimizer.build(variables)
+    optimizer.apply([np.zeros(shape, np.float32) for shape in shapes.values()])
+    np.testing.assert_allclose(first.numpy(), [[0.95, 0.95, 1.0, 1.0]] * 3, rtol=1e-6)
+    np.testing.assert_allclose(kernel.numpy()[..., 0], [[0.95] * 3, [1.0] * 3], rtol=1e-6)
+    for bias in variables[1::2]:
+        np.testing.assert_array_equal(bias.numpy(), np.ones(bias.shape))
 
 
 def test_loss_of_members_is_hubers_of_each_whatever_is_missing():
@@ -567,9 +583,9 @@ def test_inputs_and_bins_that_no_weight_uses_can_be_dropped():
     bins = [(0, EDGES), (1, EDGES)]
     parent = create_nn_model(N_INPUTS, QUICK, SCALE, bins, members=2, seed=1)
     kernel = parent.get_layer("hidden_1").kernel
-    used = np.ones(kernel.shape[1], np.float32)
+    used = np.ones((kernel.shape[0], 1), np.float32)
     used[[0, 3, 4, 5]] = 0
-    kernel.assign(kernel * used[:, None])
+    kernel.assign(kernel * used)
     child = create_nn_model(N_INPUTS, QUICK, SCALE, [(0, EDGES), (2, EDGES)], members=2)
     copy_members(parent, child, np.arange(2), np.arange(2), dropped=(1, 3))
     rows = np.c_[X[:, 1:], RNG(0).normal(size=N_ROWS) * 100]
@@ -753,10 +769,9 @@ def test_half_of_the_members_go_on_from_the_parent_and_half_choose_anew():
 @pytest.mark.parametrize(("members", "goes_on"), [([3], True), ([0, 1], False), ([], False)])
 def test_members_go_on_with_bins_where_one_of_those_to_copy_has_weights_for_them(members, goes_on):
     network = create_nn_model(N_INPUTS, QUICK, SCALE, [(0, (-1.0, 0.0, 1.0))])
-    kernel = network.get_layer("hidden_1").kernel
-    weights = kernel.numpy()
-    weights[np.setdiff1d(np.arange(4), members), N_INPUTS:] = 0
-    kernel.assign(weights)
+    weights = model_utils.member_weights(network)
+    weights[0][0][np.setdiff1d(np.arange(4), members), N_INPUTS:] = 0
+    model_utils.set_member_weights(network, weights)
     parent = model_utils.Parent(network, replace(QUICK, bins=False))
     assert {recipe.bins for recipe in parent.ways_on(QUICK)} == {goes_on}
 
