@@ -83,8 +83,8 @@ def test_number_is_read_as_people_write_it(write):
 
 
 def test_negative_amounts_in_brackets_and_with_signs_are_negative():
-    _, values, _ = learn(repeat("($1,234.50)", "-$7.25", "$3.00", "$-1.00"))
-    assert values[:4].tolist() == [-1234.5, -7.25, 3, -1]
+    _, values, _ = learn(repeat("($1,234.50)", "-$7.25", "$3.00", "$-1.00", "$ (2,000.00)"))
+    assert values[:5].tolist() == [-1234.5, -7.25, 3, -1, -2000]
 
 
 def test_point_of_thousands_is_recognised_by_the_column_or_the_file():
@@ -125,6 +125,15 @@ def test_mark_of_thousands_that_training_never_saw_is_not_assumed_later():
     schema, _ = infer_schema(rows, "y")
     new = rows[:1].assign(c="2.125")
     assert conform(new, schema)[0]["c"][0] == 2.125
+
+
+@pytest.mark.parametrize(("amount", "other"), [("1.250", "7,5"), ("1,250", "7.5")])
+@pytest.mark.parametrize("write", ["{:,}", "{:}", "{:.1f}"])
+def test_later_file_in_other_marks_is_read_by_its_own_other_columns(write, amount, other):
+    rows = table(c=[write.format(100 * n * n) for n in range(N)])
+    schema, _ = infer_schema(rows, "y")
+    new = pd.DataFrame({"c": [amount], "x": [other], "y": [other]})
+    assert conform(new, schema)[0].to_numpy().tolist() == [[7.5, 1250.0, 7.5]]
 
 
 def test_small_tables_of_numbers_without_marks_say_nothing():
@@ -205,6 +214,7 @@ SINCE = [float(d) for d in (DAYS - pd.Timestamp("1970-01-01")).days]
         *["%Y-%m-%d", "%d/%m/%Y", "%m/%d/%Y", "%d.%m.%Y", "%d-%m-%Y", "%Y/%m/%d", "%d/%m/%y"],
         *["%Y%m%dT%H%M%S", "%d %b %Y", "%d-%b-%y", "%B %d, %Y", "%Y-%m-%dT%H:%M:%SZ"],
         *["%Y-%m-%d %H:%M:%S", "%Y-%m-%d 00:00:00+00:00", "%d/%m/%Y %H:%M", "%m/%d/%Y %H:%M:%S"],
+        *["%m/%d/%Y %I:%M %p", "%m/%d/%y %I:%M:%S %p", "%d/%m/%y %H:%M", "%d.%m.%y", "%d%b%Y"],
     ],
 )
 def test_dates_are_days_since_1970(form):
@@ -212,6 +222,35 @@ def test_dates_are_days_since_1970(form):
     assert column.kind == "date"
     assert values.tolist() == SINCE
     assert "dates" in notes
+
+
+@pytest.mark.parametrize("form", ["%Y-%m", "%m/%Y", "%Y/%m", "%m-%Y", "%b %Y", "%B %Y", "%b-%y"])
+def test_month_is_the_date_of_its_first_day(form):
+    months = pd.date_range("2008-01-01", periods=N, freq="MS")
+    column, values, _ = learn(months.strftime(form).tolist())
+    assert column.kind == "date"
+    assert values.tolist() == [float(d) for d in (months - pd.Timestamp(0)).days]
+
+
+MONTHS = "janvier février mars avril mai juin juillet août septembre octobre novembre décembre"
+SHORT = "janv. févr. mars avr. mai juin juil. août sept. oct. nov. déc."
+
+
+@pytest.mark.parametrize("months", [MONTHS, SHORT, MONTHS.upper()])
+@pytest.mark.parametrize(
+    "form", ["{day} {month} {year}", "{month} {year}", "{day:02d}-{month}-{y}"]
+)
+def test_french_months_are_read(months, form):
+    def write(day):
+        parts = {"month": months.split()[day.month - 1], "year": day.year, "y": f"{day:%y}"}
+        return form.format(day=day.day, **parts)
+
+    column, values, _ = learn([write(day) for day in DAYS])
+    expected = DAYS if "{day" in form else DAYS.to_period("M").to_timestamp()
+    assert column.kind == "date"
+    assert values.tolist() == [float(d) for d in (expected - pd.Timestamp(0)).days]
+    first = learn([write(day).replace("1 ", "1er ", day.day == 1) for day in DAYS])[1]
+    assert first.tolist() == values.tolist()
 
 
 def test_time_of_day_is_a_fraction_and_zones_are_utc():

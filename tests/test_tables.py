@@ -136,6 +136,37 @@ def test_western_text_that_is_not_utf_8_is_recognised_and_noted(tmp_path, encodi
     assert "Windows-1252" in table.notes[0]
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        *[["été"], ["Île"], ["où", "ça"], ["N°4", "O'Neil"], ["80 €", "1\u00a0234 €"], ["créés"]],
+        *[["« été »"], ["Zürich"], ["ação"], ["niño", "¿qué?"], ["Malmö"], ["20 m²", "5 µg"]],
+    ],
+)
+def test_a_few_short_western_words_are_enough(tmp_path, words):
+    content = "mot,n\n" + "".join(f"{word},{n}\n" for n in range(9) for word in words)
+    table = open_table(write(tmp_path, content.encode("cp1252")))
+    assert read(table)["mot"].tolist() == words * 9
+
+
+@pytest.mark.parametrize(
+    ("encoding", "words"),
+    [("cp1251", ["Москва", "синий", "да"]), ("gb18030", ["北京", "上海", "红色"])],
+)
+def test_other_alphabets_are_not_taken_for_western(tmp_path, encoding, words):
+    content = "mot,n\n" + "".join(f"{word},{n}\n" for n in range(9) for word in words)
+    table = open_table(write(tmp_path, content.encode(encoding)))
+    assert read(table)["mot"].tolist() == words * 9
+
+
+def test_total_in_the_index_that_pandas_wrote_is_found(tmp_path):
+    rows = pd.DataFrame({"zone": ["a", "b"] * 5, "n": range(10)})
+    rows.loc["Total"] = ["", 1]
+    table = open_table(write(tmp_path, rows.to_csv()))
+    assert read(table)["n"].tolist() == [str(n) for n in range(10)]
+    assert "total ('Total')" in " ".join(table.notes)
+
+
 def test_index_that_pandas_kept_is_plain_and_a_named_one_is_a_column(tmp_path):
     filtered = ROWS.sort_values("prix")
     filtered.to_parquet(tmp_path / "filtered.parquet")

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from .errors import UserError
 
-MIN_ROWS = 20
+MIN_ROWS, SOME = 20, 1_000
 EXPECTED = {"numeric": "number such as 1234.5", "date": "date such as 2024-10-13"}
 MAX_NUMBER = 1e100  # beyond it, float64 cannot hold the squares that statistics need
 # pandas' own list, and what else stands for a missing number or date (compared without case).
@@ -29,6 +29,10 @@ PLAIN = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 SPACE = "[\\s\u00a0\u2009\u202f'’]"
 OTHER_MARK = {".": ",", ",": "."}
 ISO = "ISO8601"
+FRENCH = "janv févr fevr mars avr mai juin juil août aout sept oct nov déc dec"
+ENGLISH = "Jan Feb Feb Mar Apr May Jun Jul Aug Aug Sep Oct Nov Dec Dec"
+MONTHS = dict(zip(FRENCH.split(), ENGLISH.split(), strict=True))
+MONTH = rf"\b({'|'.join(MONTHS)})(?:ier|il|let|embre|obre)?\b\.?"  # short or whole
 EPOCHS = {"epoch s": 86_400.0, "epoch ms": 86_400_000.0}  # of them in a day
 
 
@@ -163,12 +167,19 @@ def marks_of(core: pd.Series, context: str = "") -> tuple[str, str, bool]:
     return decimal, other if seen[other].any() else "", bool(sure)
 
 
-def parse_numbers(text: pd.Series, column: Column) -> np.ndarray:
-    """Read texts as float64 numbers; NaN for a text that is none."""
+def usual_mark(cores: Iterable[pd.Series]) -> str:
+    """Tell the mark before decimals in most columns of a file that leave no doubt; or ""."""
+    found = [decimal for decimal, _, sure in map(marks_of, cores) if sure]
+    votes = found.count(".") - found.count(",")
+    return "." if votes > 0 else "," if votes < 0 else ""
+
+
+def parse_numbers(text: pd.Series, column: Column, context: str = "") -> np.ndarray:
+    """Read texts as float64 numbers, `context` as of `marks_of`; NaN for a text that is none."""
     core, good, decimal, thousands = text, is_like(text, PLAIN), ".", ""
-    if column.thousands == "." or good.sum() < text.count():
+    if "." in (column.thousands, OTHER_MARK.get(context)) or good.sum() < text.count():
         core = core_of(without_markers(text), column.unit)
-        decimal, thousands, sure = marks_of(core)
+        decimal, thousands, sure = marks_of(core, context)
         if not sure or not decimal:  # this file alone does not say: it is as at training
             decimal, thousands = column.decimal, column.thousands
         good = is_like(core, number_pattern(decimal, thousands))
@@ -179,6 +190,12 @@ def parse_numbers(text: pd.Series, column: Column) -> np.ndarray:
     return np.asarray(numbers).copy()
 
 
+def in_english(dates: pd.Series) -> pd.Series:
+    """Write French months as pandas knows them: 15 Mar 2024 for 15 mars 2024."""
+    text = dates.astype("str").str.replace(r"\b1er\b", "1", regex=True)
+    return text.str.replace(MONTH, lambda month: MONTHS[month[1].lower()], case=False, regex=True)
+
+
 def parse_dates(dates: pd.Series, form: str) -> np.ndarray:
     """Return days since 1970-01-01; NaN for a text that is no date of this form."""
     if form in EPOCHS:
@@ -186,6 +203,7 @@ def parse_dates(dates: pd.Series, form: str) -> np.ndarray:
     if not pd.api.types.is_datetime64_any_dtype(dates.dtype):
         # A minus sign is of no date that people write, and one that pandas stumbles over.
         dates = dates.where(~dates.astype(str).str.startswith("-"))
+        dates = in_english(dates) if "%b" in form else dates
     known = pd.to_datetime(dates, format=form, errors="coerce", utc=True)
     micro = known.dt.as_unit("us") - pd.Timestamp(0, tz="UTC")  # whole numbers, without loss
     return (micro / pd.Timedelta(days=1)).to_numpy(np.float64, copy=True)
@@ -198,7 +216,7 @@ def to_level(text: str, width: int) -> str:
     return text.zfill(width) if text.isdigit() else text
 
 
-def read_cells(values: pd.Series, column: Column) -> tuple[Any, np.ndarray]:
+def read_cells(values: pd.Series, column: Column, context: str = "") -> tuple[Any, np.ndarray]:
     """Read a column: (its cells as `conform` returns them, where one is not of the kind)."""
     bad = np.zeros(len(values), bool)
     if column.kind == "date" and pd.api.types.is_datetime64_any_dtype(values.dtype):
@@ -212,7 +230,7 @@ def read_cells(values: pd.Series, column: Column) -> tuple[Any, np.ndarray]:
             is_same = all(each == level for each, level in levels.items())
             return (text if is_same else text.map(levels).astype("str")), bad
         if column.kind == "numeric":
-            cells = parse_numbers(text, column)
+            cells = parse_numbers(text, column, context)
         else:
             cells = parse_dates(text, column.date_format)
             left = np.isnan(cells)
@@ -253,13 +271,19 @@ def conform(
             f"{source} has the column {min(extra)!r}, which the model was not trained on; remove "
             "it, or train a new model with mlflow_monitoring.py"
         )
-    cells = {each.name: _cells(rows[each.name], each, source, first_line) for each in columns}
+    texts = [
+        core_of(without_markers(as_text(rows[each.name][:SOME], each.markers)), each.unit)
+        for each in columns
+        if each.kind == "numeric" and not pd.api.types.is_numeric_dtype(rows[each.name])
+    ]
+    place = usual_mark(texts), source, first_line
+    cells = {each.name: _cells(rows[each.name], each, *place) for each in columns}
     table = pd.DataFrame(cells, index=rows.index)
     return _without_absurd(table, schema, source, first_line) if need_target else (table, [])
 
 
-def _cells(values: pd.Series, column: Column, source: str, first_line: int) -> Any:
-    cells, bad = read_cells(values, column)
+def _cells(values: pd.Series, column: Column, mark: str, source: str, first_line: int) -> Any:
+    cells, bad = read_cells(values, column, mark)
     if bad.any():
         places = np.flatnonzero(bad)
         raise UserError(

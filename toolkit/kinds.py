@@ -8,7 +8,9 @@ import unicodedata
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from datetime import datetime
+from functools import cached_property
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -23,7 +25,7 @@ SAMPLE = 10_000  # rows that say how a column is written; all rows are then read
 MONEY = r"(?:US\$|C\$|A\$|R\$|[$€£¥₹₽]|USD|EUR|GBP|CHF|JPY|Rs\.?|Fr\.?|kr\.?|zł)"
 UNIT = r"[^\W\d_]{1,9}\.?[²³23]?(?: ?/ ?[^\W_]{1,6})?(?: [^\W\d_]{1,6})?"
 AMOUNT = (
-    rf"[+-]?\(?({MONEY})? ?[+-]?[\d.,](?:[\d.,]|{SPACE})*?(?:[eE][+-]?\d+)?\)?{SPACE}?"
+    rf"[+-]?\(?({MONEY})? ?[+-]?\(?[\d.,](?:[\d.,]|{SPACE})*?(?:[eE][+-]?\d+)?\)?{SPACE}?"
     rf"({MONEY}|[%‰]|°\s?[CF]?|[µμ]?{UNIT})?"
 )
 # Of the words of a column's name, joined by spaces.
@@ -49,7 +51,11 @@ CALENDAR = (
     r"\b(year|annee|an|jahr|month|mois|week|semaine|day|jour|doy|hour|heure|time|temps|age)s?\b"
 )
 DATED = r"\b(date|datetime|timestamp|epoch|time|ts|created|updated)\b"
-CLOCK = r"\d{1,2}:\d\d(:\d\d)?"  # the time of a day, whichever it was
+# Dates that pandas does not guess: of a month, of a clock, with two digits a year, with AM or PM.
+DAYS = [f"%d{mark}%m{mark}%y{clock}" for mark in "/.-" for clock in ("", " %H:%M")]
+DAYS += [f"%d/%m/{year} %I:%M{second} %p" for year in ("%Y", "%y") for second in ("", ":%S")]
+OTHERS = "%H:%M|%H:%M:%S|%m/%Y|%Y/%m|%m.%Y|%m-%Y|%b %Y|%B %Y|%b-%y|%d%b%Y|%d-%b-%y|%d %b %y"
+FORMS = [*OTHERS.split("|"), *DAYS, *(re.sub("%d(.)%m", r"%m\1%d", form) for form in DAYS)]
 CODE = r"^(\d{1,5}[A-Za-z]{1,2}|[A-Za-z]{1,2}\d{1,5})$"
 PERSONAL = (  # e-mail addresses, telephone numbers, social security numbers, bank accounts
     r"^[^@\s]+@[^@\s]+\.[^@\s]+$|^(\+|00)\d[\d\s\x{A0}()-]{8,17}\d$|^0\d([ .\x{A0}-]?\d{2}){4}$"
@@ -136,13 +142,12 @@ def _date_format(cells: _Cells) -> str:
     """Find how dates are written, or "": UserError where day and month cannot be told apart."""
     if cells.is_plain and not (cells.said or cells.called(DATED)):
         return ""
-    texts, name = cells.sample.drop_duplicates(), cells.name
+    texts, name = c.in_english(cells.sample.drop_duplicates()), cells.name
     for form in c.EPOCHS if cells.is_plain else ():
         days = c.parse_dates(texts, form)
         if np.all((days >= 1_000) & (days <= 49_000)):  # 1972 to 2104
             return form
-    guesses = dict.fromkeys(_guess(text, first) for text in texts[:20] for first in (True, False))
-    shares = {form: np.isfinite(c.parse_dates(texts, form)).mean() for form in guesses if form}
+    shares = {f: np.isfinite(c.parse_dates(texts, f)).mean() for f in _guesses(texts[:20])}
     best = max([0.9, *shares.values()])
     form, *others = [form for form, share in shares.items() if share == best] or [""]
     if others and "." not in form:
@@ -153,16 +158,22 @@ def _date_format(cells: _Cells) -> str:
     return form
 
 
-def _guess(text: str, day_first: bool) -> str:
-    """Guess the format of one date, also with a year of two digits; "" if it is none."""
-    guess = partial(guess_datetime_format, dayfirst=day_first and not text[:4].isdigit())
-    if clock := re.fullmatch(CLOCK, text):
-        return "%H:%M:%S" if clock[1] else "%H:%M"
-    wide = re.sub(r"(\D)(\d\d)$", r"\g<1>20\2", text)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # where day_first cannot be obeyed
-        form = guess(text) or (guess(wide) or "").replace("%Y", "%y")
-    return ISO if form.startswith(("%Y-%m-%d", "%Y%m%dT")) else form
+def _guesses(texts: pd.Series) -> list[str]:
+    """List formats that at least one of the texts may be written in as a date."""
+    found = [form for form in FORMS if any(_is_written(text, form) for text in texts)]
+    for text, day_first in product(texts, (True, False)):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # where day_first cannot be obeyed
+            form = guess_datetime_format(text, day_first and not text[:4].isdigit()) or ""
+        found.append(ISO if form.startswith(("%Y-%m-%d", "%Y%m%dT")) else form)
+    return [form for form in dict.fromkeys(found) if form]
+
+
+def _is_written(text: str, form: str) -> bool:
+    try:
+        return bool(datetime.strptime(text, form))
+    except ValueError:
+        return False
 
 
 def _number(cells: _Cells) -> _Found | None:
@@ -273,12 +284,10 @@ def infer_schema(
     cells = [_Cells(rows[n], said.get(n, "").removeprefix("keep"), markers) for n in names]
     # All columns together tell which mark is before decimals.
     texts = [each for each in cells if types.is_string_dtype(each.values)]
-    marks = [c.marks_of(c.core_of(each.sample, each.unit[0])) for each in texts]
-    sure = [decimal for decimal, _, is_sure in marks if is_sure]
-    votes = sure.count(".") - sure.count(",")
+    mark = c.usual_mark(c.core_of(each.sample, each.unit[0]) for each in texts)
     found, notes = [], []
     for each in cells:
-        each.decimal = "." if votes > 0 else "," if votes < 0 else ""
+        each.decimal = mark
         column, remarks = _column(each, is_wanted=each.name in said)
         found += [column] if column else []
         notes += remarks

@@ -49,6 +49,11 @@ UNNAMED = r"|Unnamed: \d+|__index_level_\d+__"
 TOTAL = re.compile(r"(grand |sous-)?(totale?|totaux|sum|somme|summe|gesamt)( g[ée]n[ée]rale?)?\W*")
 # Of the encodings without a mark of their own, those that spreadsheets and old programs write.
 ENCODINGS = ["cp1252", "cp1250", "cp1251", "mac_roman", "shift_jis", "gb18030"]
+# What Windows-1252 has beside ASCII in the words of Western Europe, and what it never has there.
+WESTERN = re.compile(r"[\x00-\x7f\xa0-\xffŒœŸ€‚„‘’“”–—…•™‰]*")
+FOREIGN = re.compile(
+    r"[^\W\d_a-zA-Z]{3}|\b[^\W\d_a-zA-Z]{2,}\b|[£¥¹²³][^\W\d]|[^\W\d_][¿¡™‰][^\W\d_]"
+)
 WIDTHS = r"line \1 has \3 fields, not \2"
 Blocks = Iterator[pd.DataFrame]
 Piece = list[Callable[[], Blocks]]
@@ -71,6 +76,7 @@ class Table:
     first_line: int = 1
     columns: list[str] = field(default_factory=list)
     share: tuple[int, int] = (0, 1)
+    label: str = ""  # of the last row, in a column without a name
     keep: Any = None  # a temporary folder that must outlive the readers
 
     def blocks(self) -> Blocks:
@@ -110,6 +116,7 @@ class Table:
         unnamed = rows.columns.astype(str).str.strip().str.fullmatch(UNNAMED)
         if unnamed.any():
             self.note("a column without a name (an index of rows) is left out")
+            self.label = str(rows.loc[:, unnamed].iloc[-1, 0]) if len(rows) else ""
         rows = named(rows.loc[:, ~unnamed], self.source).rename(columns=str.strip)
         self.columns = self.columns or list(rows)
         if sorted(rows) != sorted(self.columns):
@@ -123,7 +130,15 @@ class Table:
         if n_filled < len(rows):
             self.note(f"{len(rows) - n_filled} empty rows at the end are left out")
         rows = rows[:n_filled]
-        tail = rows[-10_000:]
+        if total := self._total(rows[-10_000:]):
+            self.note(f"the last row is a total ({total!r}) and is left out")
+            rows = rows[:-1]
+        return rows
+
+    def _total(self, tail: pd.DataFrame) -> str:
+        """Return the word that makes the last row a total, or ""."""
+        if TOTAL.fullmatch(self.label.strip().casefold()):
+            return self.label
         for name, cell in tail.iloc[-1].items():
             is_total = isinstance(cell, str) and TOTAL.fullmatch(cell.strip().casefold())
             if not is_total or (tail[name][:-1] == cell).any():
@@ -133,9 +148,8 @@ class Table:
             larger = numbers.iloc[-1] > numbers[:-1].max()
             emptied = others.iloc[-1].isna() & (others.notna().mean() > 0.5)
             if (larger | emptied).any():
-                self.note(f"the last row is a total ({cell.strip()!r}) and is left out")
-                return rows[:-1]
-        return rows
+                return cell.strip()
+        return ""
 
 
 def _together(parts: list[pd.DataFrame]) -> pd.DataFrame:
@@ -412,9 +426,11 @@ def _encoding(file: Path, sample: bytes, table: Table) -> str:
     except UnicodeDecodeError:
         from charset_normalizer import from_bytes
     telling = b"\n".join([line for line in sample.splitlines() if not line.isascii()][:500])
-    found = from_bytes(telling, cp_isolation=ENCODINGS, threshold=0.5)
-    chaos = {name: match.chaos for match in found for name in match.could_be_from_charset}
-    # Windows-1252 is by far the most frequent; the others must look better, not as good.
-    best = min(ENCODINGS, key=lambda name: chaos.get(name, 1.0))
+    text, best = telling.decode("cp1252", "replace"), "cp1252"
+    if not WESTERN.fullmatch(text) or FOREIGN.search(text):  # else a few short words mislead it
+        found = from_bytes(telling, cp_isolation=ENCODINGS, threshold=0.5)
+        chaos = {name: match.chaos for match in found for name in match.could_be_from_charset}
+        # Windows-1252 is by far the most frequent; the others must look better, not as good.
+        best = min(ENCODINGS, key=lambda name: chaos.get(name, 1.0))
     table.note(f"{file.name} is not UTF-8 and was read as {best.replace('cp', 'Windows-')}")
     return best
