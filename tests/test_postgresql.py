@@ -59,7 +59,7 @@ def wait_until_ready(question: list) -> None:
 
 
 @pytest.fixture(scope="module")
-def places(launch, database, files, tmp_path_factory) -> list[Place]:
+def places(launch, spare, database, files, tmp_path_factory) -> list[Place]:
     """Train and retrain one registered model with two clients at once, each in its own folder."""
     serve = "-m mlflow server --host 127.0.0.1 --port {port} --workers 1"
     stores = ["--backend-store-uri", database, "--artifacts-destination", "./artifacts"]
@@ -67,14 +67,14 @@ def places(launch, database, files, tmp_path_factory) -> list[Place]:
     server.ready("/health")
     places = [Place(tmp_path_factory.mktemp(f"client_{i}"), server.url) for i in (0, 1)]
     flags = ["--tracking-uri", server.url, "--experiment", "loans", "--epochs", 2]
-    both(launch, places, "mlflow_monitoring.py", *flags, "--data", files / "old.csv")
+    both(spare, places, "mlflow_monitoring.py", *flags, "--data", files / "old.csv")
     retrain = ["--data", files / "new.csv", "--no-controls", "--promote", "always"]
-    both(launch, places, "mlflow_retrain.py", *flags, *retrain)
+    both(spare, places, "mlflow_retrain.py", *flags, *retrain)
     return places
 
 
-def both(launch, places: list[Place], script: str, *flags) -> None:
-    started = [launch(ROOT / script, *flags, folder=place.folder) for place in places]
+def both(start, places: list[Place], script: str, *flags) -> None:
+    started = [start(ROOT / script, *flags, folder=place.folder) for place in places]
     for process in started:
         assert process.wait() == 0, process.err
         assert process.err == ""
