@@ -290,6 +290,13 @@ def test_seconds_are_dates_when_asked_or_called_so():
     assert learn(births.strftime("%Y%m%d"), "birth date")[1].tolist() == [d - 30_000 for d in SINCE]
 
 
+def test_years_beyond_nanoseconds_are_dates_too():
+    years = [str(1000 + 37 * n) for n in range(N)]
+    column, values, _ = learn(years, "date")
+    assert column.kind == "date"
+    assert np.diff(values).min() > 37 * 365
+
+
 def test_wrong_date_is_refused_with_its_line():
     values = DAYS.strftime("%d/%m/%Y").tolist()
     values[4] = "31/02/2024"
@@ -464,6 +471,7 @@ def test_columns_are_found_by_name_and_extra_ones_refused_only_when_strict():
     numbered = pd.DataFrame({0: repeat(1, 2, 4), 1: np.arange(N) % 7.0})
     schema, _ = infer_schema(numbered, "1")
     assert conform(numbered, schema)[0].columns.tolist() == ["0", "1"]
+    assert "toolkit:" in refused(conform, rows.assign(**{"toolkit:role": "train"}), schema)
     twice = pd.DataFrame([[1, 2]], columns=["0", 0])
     assert "two columns named '0'" in refused(conform, twice, schema)
 

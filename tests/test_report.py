@@ -13,7 +13,7 @@ from toolkit import comparison, drift, figures, report
 from toolkit.words import escape_markdown, format_amount, format_interval
 
 RNG = np.random.default_rng
-ATTACK = "<script>alert(1)</script>|`x`[a](http://e.vil)\n# **head** ![i](j)"
+ATTACK = "<script>alert(1)</script>|`x`[a](http://e.vil)\n# **head** ![i](j) {0} {x}"
 
 
 IMPORTANCE = [f"{m}{end}" for m in ("parent", "retrained") for end in ("", "_low", "_high")]

@@ -74,6 +74,7 @@ def refused(source, **options):
         (CSV + "Total,,35495\n", "t.csv", "total"),
         (CSV + "183.75,Total,35495\n", "t.csv", "total"),
         (CSV + ",,\n,,\n", "t.csv", "2 empty rows"),
+        ('a 24" screen\n\n' + CSV, "t.csv", "above the header in line 3"),
         (ROWS.to_csv(), "t.csv", "without a name"),
         (ROWS.to_csv().replace(",age", "Unnamed: 0,age", 1), "t.csv", "without a name"),
         (ROWS.to_json(orient="records", lines=True), "t.jsonl", ""),
@@ -345,6 +346,16 @@ def test_category_called_total_is_no_total_row(tmp_path):
     table = open_table(write(tmp_path, energy))
     assert len(read(table)) == 13
     assert not table.notes
+
+
+@pytest.mark.parametrize("above", ["", "sep=;\n", 'a title with 24" in it\n\n'])
+def test_name_of_several_lines_is_one(tmp_path, above):
+    lines = "".join(f'{n};"of\n{n}"\n' for n in range(20))
+    table = open_table(write(tmp_path, f'{above}"price\n(€)";"a\n\nb"\n{lines}'))
+    rows = read(table)
+    assert rows["price\n(€)"].tolist() == [str(n) for n in range(20)]
+    assert rows["a\n\nb"].tolist() == [f"of\n{n}" for n in range(20)]
+    assert table.first_line == 5 + above.count("\n")
 
 
 def test_fields_with_separators_quotes_and_line_breaks_are_whole(tmp_path):

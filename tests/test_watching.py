@@ -4,6 +4,7 @@ The simulations stand for a model whose errors grow along x, on files that lie e
 """
 
 import json
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,6 +17,13 @@ from toolkit.report import Evidence
 from toolkit.words import format_amount
 
 TARGET = "montant_pret"
+
+
+@pytest.fixture(autouse=True)
+def few_trees(monkeypatch):
+    """Grow 30 trees instead of 100: nothing here is about their number, and much time is theirs."""
+    forest = partial(watching.RandomForestRegressor, n_estimators=30)
+    monkeypatch.setattr(watching, "RandomForestRegressor", forest)
 
 
 def model():

@@ -95,6 +95,8 @@ def named(rows: pd.DataFrame, source: str) -> pd.DataFrame:
     if names.has_duplicates:
         twice = names[names.duplicated()][0]
         raise UserError(f"{source} has two columns named {twice!r}; rename or remove one")
+    if names.str.startswith("toolkit:").any():
+        raise UserError(f"{source} has columns named toolkit:…, as the toolkit does; rename them")
     return rows.reset_index(drop=True).set_axis(names, axis=1)
 
 
@@ -205,7 +207,8 @@ def parse_dates(dates: pd.Series, form: str) -> np.ndarray:
         dates = dates.where(~dates.astype(str).str.startswith("-"))
         dates = in_english(dates) if "%b" in form else dates
     known = pd.to_datetime(dates, format=form, errors="coerce", utc=True)
-    micro = known.dt.as_unit("us") - pd.Timestamp(0, tz="UTC")  # whole numbers, without loss
+    start = pd.Timestamp(0, tz="UTC").as_unit("us")  # in nanoseconds the year 7746 has no place
+    micro = known.dt.as_unit("us") - start  # whole numbers, without loss
     return (micro / pd.Timedelta(days=1)).to_numpy(np.float64, copy=True)
 
 

@@ -145,7 +145,9 @@ def _template(name: str) -> jinja2.Template:
     pages.filters |= {"interval": format_interval, "svg": _svg}
     pages.filters["amount"] = lambda *args, **named: translate(format_amount(*args, **named))
     pages.globals["tr"] = translate
-    told = jinja2.pass_context(lambda _, text, *values: translate(text.format(*values)))
+    told = jinja2.pass_context(
+        lambda _, text, *values: translate(text.format(*values) if values else text)
+    )
     pages.filters["tr"] = told  # of a page's context, or constants would be escaped as HTML
     pages.filters["file_name"] = lambda path: Path(path).name
     return pages.get_template(name)

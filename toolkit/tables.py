@@ -376,10 +376,7 @@ def _csv_start(sample: bytes, file: Path, table: Table) -> tuple[str, str, list[
     lines = re.split(r"\r\n|\n|\r", text)
     marked = re.fullmatch(r'"?sep=(.)"?[,;\t]*', lines[0])
     lines[0] = "" if marked else lines[0]
-    cells = {
-        mark: [next(csv.reader([line], delimiter=mark), []) for line in lines[:200]]
-        for mark in (marked[1] if marked else ",;\t|")
-    }
+    cells = {mark: _cells(lines[:200], mark) for mark in (marked[1] if marked else ",;\t|")}
     separator = max(cells, key=lambda mark: _evenness(cells[mark]))
     start = _header_line(cells[separator], file, table)
     if separator != ",":
@@ -390,10 +387,23 @@ def _csv_start(sample: bytes, file: Path, table: Table) -> tuple[str, str, list[
     return encoding, separator, names if any(lines[table.first_line - 1 :]) else []
 
 
+def _cells(lines: list[str], mark: str) -> list[list[str]]:
+    """Cut each line into its cells; what a quoted one of 2 to 4 lines spans is empty behind it."""
+    cells = list[list[str]]()
+    while rest := lines[len(cells) :]:
+        for most in (5, 1):  # a quote that nothing closes is one of its line
+            reader = csv.reader([line + "\n" for line in rest[:most]], delimiter=mark)
+            record = next(reader)
+            if reader.line_num < 5:
+                break
+        cells += [record, *[[]] * (reader.line_num - 1)]
+    return cells
+
+
 def _evenness(lines: list[list[str]]) -> tuple[int, int, int]:
     """Rate a separator: it should cut most lines, from the header on, into equally many fields."""
     widths = [len(cells) for cells in lines]
-    usual = max(set(widths), key=widths.count)
+    usual = max({*widths} - {0} or {0}, key=widths.count)  # empty lines say nothing
     return (widths.count(usual) if usual > 1 else 0), -widths.index(usual), usual
 
 
