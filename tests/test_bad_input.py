@@ -135,7 +135,7 @@ FILES = {
     "empty column": (
         [TRAIN],
         csv(lambda rows: rows.assign(age=None)),
-        "column 'age' is empty in every training row; expected values: fill it or leave it out wi",
+        "columns that are empty in every row: 'age'; expected values: fill them or leave them out",
     ),
     "nothing but names": (
         [TRAIN],

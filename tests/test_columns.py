@@ -507,8 +507,13 @@ def test_target_must_be_there_vary_and_be_finite():
 
 
 def test_empty_column_and_no_column_at_all_are_refused():
-    assert "'c' is empty" in refused(learn, repeat(None))
-    assert "'c' is empty" in refused(learn, repeat("", "n.c."))
+    assert "empty in every row: 'c';" in refused(learn, repeat(None))
+    assert "empty in every row: 'c';" in refused(learn, repeat("", "n.c."))
+    several = table(c=repeat(None), d=repeat("?"), nom=repeat(None))  # no name is used anyway
+    message = refused(infer_schema, several, "y")
+    assert "empty in every row: 'c', 'd';" in message
+    assert message.endswith("--drop 'c' 'd'")
+    assert infer_schema(several, "y", drop=["c", "d"])[0].features == ("x",)
     assert "no usable feature" in refused(infer_schema, table()[["y"]].assign(nom="A"), "y")
 
 

@@ -101,6 +101,10 @@ class _Cells:
         return known.iloc[:: len(known) // SAMPLE + 1]
 
     @cached_property
+    def is_empty(self) -> bool:
+        return bool(self.values.isna().all() or (not self.is_number and self.filled.isna().all()))
+
+    @cached_property
     def is_plain(self) -> bool:
         return self.is_number or bool(is_like(self.sample, PLAIN).all())
 
@@ -211,12 +215,6 @@ def _number(cells: _Cells) -> _Found | None:
 def _kind(cells: _Cells) -> _Found:
     """Tell whether a column is a date, a number or a category, and how it is written."""
     said = cells.said.split(" ")[0]
-    empty = cells.values.isna().all() or (not cells.is_number and cells.filled.isna().all())
-    if empty and said != "target":
-        raise UserError(
-            f"column {cells.name!r} is empty in every training row; expected values: fill it or "
-            f"leave it out with --drop {cells.name!r}"
-        )
     is_code = not said and (cells.called(ZIP) or cells.is_bool)
     # Text is meant where a typed format says so.
     is_text = not said and isinstance(cells.values.dtype, pd.CategoricalDtype)
@@ -282,6 +280,13 @@ def infer_schema(
     names = [target, *(name for name in rows if name != target and said.get(name) != "drop")]
     markers = tuple(map(str, flags.get("na", ())))
     cells = [_Cells(rows[n], said.get(n, "").removeprefix("keep"), markers) for n in names]
+    empty = [x for x in cells[1:] if x.is_empty and (x.name in said or not _identifies(x))]
+    if names := ", ".join(repr(each.name) for each in empty):
+        flag = " ".join(repr(each.name) for each in empty)
+        raise UserError(
+            f"{source} has columns that are empty in every row: {names}; expected values: fill "
+            f"them or leave them out with --drop {flag}"
+        )
     # All columns together tell which mark is before decimals.
     texts = [each for each in cells if types.is_string_dtype(each.values)]
     mark = c.usual_mark(c.core_of(each.sample, each.unit[0]) for each in texts)
