@@ -281,11 +281,11 @@ def infer_schema(
     markers = tuple(map(str, flags.get("na", ())))
     cells = [_Cells(rows[n], said.get(n, "").removeprefix("keep"), markers) for n in names]
     empty = [x for x in cells[1:] if x.is_empty and (x.name in said or not _identifies(x))]
-    if names := ", ".join(repr(each.name) for each in empty):
-        flag = " ".join(repr(each.name) for each in empty)
+    if empty:
+        quoted = [repr(each.name) for each in empty]
         raise UserError(
-            f"{source} has columns that are empty in every row: {names}; expected values: fill "
-            f"them or leave them out with --drop {flag}"
+            f"{source} has columns that are empty in every row: {', '.join(quoted)}; expected "
+            f"values: fill them or leave them out with --drop {' '.join(quoted)}"
         )
     # All columns together tell which mark is before decimals.
     texts = [each for each in cells if types.is_string_dtype(each.values)]
