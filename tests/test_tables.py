@@ -152,9 +152,15 @@ def test_a_few_short_western_words_are_enough(tmp_path, words):
 
 @pytest.mark.parametrize(
     ("encoding", "words"),
-    [("cp1251", ["Москва", "синий", "да"]), ("gb18030", ["北京", "上海", "红色"])],
+    [
+        ("cp1251", ["Москва", "синий", "да"]),
+        ("gb18030", ["北京", "上海", "红色"]),
+        ("iso8859-15", ["80 €", "œuvre d'été"]),
+    ],
 )
-def test_other_alphabets_are_not_taken_for_western(tmp_path, encoding, words):
+def test_other_alphabets_and_the_euro_of_latin_9_are_not_taken_for_windows_1252(
+    tmp_path, encoding, words
+):
     content = "mot,n\n" + "".join(f"{word},{n}\n" for n in range(9) for word in words)
     table = open_table(write(tmp_path, content.encode(encoding)))
     assert read(table)["mot"].tolist() == words * 9

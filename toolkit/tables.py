@@ -54,6 +54,7 @@ WESTERN = re.compile(r"[\x00-\x7f\xa0-\xffŒœŸ€‚„‘’“”–—…�
 FOREIGN = re.compile(
     r"[^\W\d_a-zA-Z]{3}|\b[^\W\d_a-zA-Z]{2,}\b|[£¥¹²³][^\W\d]|[^\W\d_][¿¡™‰][^\W\d_]"
 )
+LATIN_9 = re.compile(r"¤|[¼½][^\W\d]")  # its € and Œ, œ, read as Windows-1252
 WIDTHS = r"line \1 has \3 fields, not \2"
 Blocks = Iterator[pd.DataFrame]
 Piece = list[Callable[[], Blocks]]
@@ -436,7 +437,8 @@ def _encoding(file: Path, sample: bytes, table: Table) -> str:
     except UnicodeDecodeError:
         from charset_normalizer import from_bytes
     telling = b"\n".join([line for line in sample.splitlines() if not line.isascii()][:500])
-    text, best = telling.decode("cp1252", "replace"), "cp1252"
+    text = telling.decode("cp1252", "replace")
+    best = "iso8859-15" if LATIN_9.search(text) else "cp1252"
     if not WESTERN.fullmatch(text) or FOREIGN.search(text):  # else a few short words mislead it
         found = from_bytes(telling, cp_isolation=ENCODINGS, threshold=0.5)
         chaos = {name: match.chaos for match in found for name in match.could_be_from_charset}
