@@ -105,11 +105,13 @@ def test_csv_stays_as_it_is_written_and_empty_cells_are_missing(tmp_path):
     assert rows["a"].isna().tolist() == [False, True, True, False]
 
 
-def test_text_of_a_typed_format_is_a_category_and_decimals_are_floats(tmp_path):
+def test_text_of_a_typed_format_is_a_category_decimals_and_durations_are_numbers(tmp_path):
     rows = ROWS.assign(code=["01", "02", "75", "75"])
     rows["sum"] = pd.Series([1, 2, 3, 4], dtype=pd.ArrowDtype(pa.decimal128(9, 2)))
+    rows["took"] = pd.to_timedelta([90, 3600, 1.5, None], unit="s")
     rows.to_parquet(tmp_path / "t.parquet")
     found = read(open_table(str(tmp_path / "t.parquet")))
+    np.testing.assert_array_equal(found["took"], [90, 3600, 1.5, np.nan])
     assert isinstance(found["code"].dtype, pd.CategoricalDtype)
     assert found["sum"].dtype == np.float64
 

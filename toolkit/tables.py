@@ -342,11 +342,16 @@ def _excel_as_csv(file: Path, table: Table) -> bytes:
 
 
 def _typed_blocks(batches: Iterable[pa.RecordBatch]) -> Blocks:
-    """Read typed rows; text as categories, decimals as floats; the index pandas kept is plain."""
+    """Read typed rows: text as categories, decimals as floats, durations as seconds.
+
+    The index that pandas kept is plain.
+    """
     options = {"ignore_metadata": True, "date_as_object": False, "strings_to_categorical": True}
     for batch in batches:
         decimals = [part.name for part in batch.schema if pa.types.is_decimal(part.type)]
         rows = pa.Table.from_batches([batch]).to_pandas(**options)
+        for name in rows.select_dtypes("timedelta"):
+            rows[name] = rows[name].dt.total_seconds()
         yield rows.astype(dict.fromkeys(decimals, "float64"))
 
 
