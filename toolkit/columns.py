@@ -95,8 +95,6 @@ def named(rows: pd.DataFrame, source: str) -> pd.DataFrame:
     if names.has_duplicates:
         twice = names[names.duplicated()][0]
         raise UserError(f"{source} has two columns named {twice!r}; rename or remove one")
-    if names.str.startswith("toolkit:").any():
-        raise UserError(f"{source} has columns named toolkit:…, as the toolkit does; rename them")
     return rows.reset_index(drop=True).set_axis(names, axis=1)
 
 

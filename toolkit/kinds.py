@@ -277,7 +277,9 @@ def infer_schema(
     """
     rows = c.named(rows, source)
     said = _said(rows, target, source, flags)
-    names = [target, *(name for name in rows if name != target and said.get(name) != "drop")]
+    own = [name for name in rows if name.startswith("toolkit:")]  # of `roles.py`, in a buffer
+    left = {target, *own, *(name for name in said if said[name] == "drop")}
+    names = [target, *(name for name in rows if name not in left)]
     markers = tuple(map(str, flags.get("na", ())))
     cells = [_Cells(rows[n], said.get(n, "").removeprefix("keep"), markers) for n in names]
     empty = [x for x in cells[1:] if x.is_empty and (x.name in said or not _identifies(x))]
@@ -290,7 +292,7 @@ def infer_schema(
     # All columns together tell which mark is before decimals.
     texts = [each for each in cells if types.is_string_dtype(each.values)]
     mark = c.usual_mark(c.core_of(each.sample, each.unit[0]) for each in texts)
-    found, notes = [], []
+    found, notes = [], ["columns named toolkit:… are left out, as this toolkit's own"] * bool(own)
     for each in cells:
         each.decimal = mark
         column, remarks = _column(each, is_wanted=each.name in said)
