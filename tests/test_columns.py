@@ -85,6 +85,8 @@ def test_number_is_read_as_people_write_it(write):
 def test_negative_amounts_in_brackets_and_with_signs_are_negative():
     _, values, _ = learn(repeat("($1,234.50)", "-$7.25", "$3.00", "$-1.00", "$ (2,000.00)"))
     assert values[:5].tolist() == [-1234.5, -7.25, 3, -1, -2000]
+    _, values, _ = learn(repeat("£(1.50)", "£ (2,250.25)", "£0.10"))
+    assert values[:3].tolist() == [-1.5, -2250.25, 0.1]
 
 
 def test_point_of_thousands_is_recognised_by_the_column_or_the_file():

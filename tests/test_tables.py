@@ -75,6 +75,7 @@ def refused(source, **options):
         (CSV + "183.75,Total,35495\n", "t.csv", "total"),
         (CSV + ",,\n,,\n", "t.csv", "2 empty rows"),
         ('a 24" screen\n\n' + CSV, "t.csv", "above the header in line 3"),
+        ('"a quote that nothing closes\n\n' + CSV, "t.csv", "above the header in line 3"),
         (ROWS.to_csv(), "t.csv", "without a name"),
         (ROWS.to_csv().replace(",age", "Unnamed: 0,age", 1), "t.csv", "without a name"),
         (ROWS.to_json(orient="records", lines=True), "t.jsonl", ""),
