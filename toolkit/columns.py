@@ -15,7 +15,8 @@ import pyarrow.compute as pc
 
 from .errors import UserError
 
-MIN_ROWS, SOME = 20, 1_000
+MIN_ROWS = 20
+MARK_ROWS = 1_000  # tell which mark is before the decimals of a file
 EXPECTED = {"numeric": "number such as 1234.5", "date": "date such as 2024-10-13"}
 MAX_NUMBER = 1e100  # beyond it, float64 cannot hold the squares that statistics need
 # pandas' own list, and what else stands for a missing number or date (compared without case).
@@ -273,7 +274,7 @@ def conform(
             "it, or train a new model with mlflow_monitoring.py"
         )
     texts = [
-        core_of(without_markers(as_text(rows[each.name][:SOME], each.markers)), each.unit)
+        core_of(without_markers(as_text(rows[each.name][:MARK_ROWS], each.markers)), each.unit)
         for each in columns
         if each.kind == "numeric" and not pd.api.types.is_numeric_dtype(rows[each.name])
     ]
