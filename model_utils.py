@@ -676,9 +676,7 @@ def _search_network(
     folds = 5 if len(X) < VERY_FEW_ROWS else 3 if len(X) < FEW_ROWS else 1
     members = n_tried * folds
     model = create_nn_model(X.shape[1], base, scale, bins, members=members, seed=seed)
-    alike = [(np.repeat(k[:1], members, axis=0), b) for k, b in member_weights(model)]
-    set_member_weights(model, alike)
-    return model
+    return copy_members(model, model, np.zeros(members, int), np.arange(members))
 
 
 # --- retraining ----------------------------------------------------------------------------------
@@ -776,14 +774,13 @@ def continue_training(
     shape = (X.shape[1], recipes[0], scale, bins)
     network = create_nn_model(*shape, members=MEMBERS * copies, seed=seed)
     parent.copy_to(network, np.array([i for i, r in enumerate(recipes) if not r.first_input], int))
-    alike = [[np.concatenate([w[:MEMBERS]] * copies) for w in p] for p in member_weights(network)]
-    set_member_weights(network, alike)
+    numbers = np.arange(MEMBERS)
+    copy_members(network, network, np.tile(numbers, copies), np.arange(MEMBERS * copies))
     mask = np.ones((len(X), MEMBERS), bool)
     if is_old is not None:
         mask = np.hstack([mask, np.repeat(is_old[:, None], MEMBERS, axis=1)])
     every = [*recipes] * copies
     history = train_members(network, X, y, scale, every, mask=mask, seed=seed, **options)
-    numbers = np.arange(MEMBERS)
     parts = [
         copy_members(network, create_nn_model(*shape), numbers + MEMBERS * copy, numbers)
         for copy in range(copies)

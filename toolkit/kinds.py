@@ -165,11 +165,11 @@ def _date_format(cells: _Cells) -> str:
 def _guesses(texts: pd.Series) -> list[str]:
     """List formats that at least one of the texts may be written in as a date."""
     found = [form for form in FORMS if any(_is_written(text, form) for text in texts)]
-    for text, day_first in product(texts, (True, False)):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # where day_first cannot be obeyed
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # where day_first cannot be obeyed
+        for text, day_first in product(texts, (True, False)):
             form = guess_datetime_format(text, day_first and not text[:4].isdigit()) or ""
-        found.append(ISO if form.startswith(("%Y-%m-%d", "%Y%m%dT")) else form)
+            found.append(ISO if form.startswith(("%Y-%m-%d", "%Y%m%dT")) else form)
     return [form for form in dict.fromkeys(found) if form]
 
 
