@@ -177,6 +177,13 @@ def test_total_in_the_index_that_pandas_wrote_is_found(tmp_path):
     assert "total ('Total')" in " ".join(table.notes)
 
 
+def test_total_in_the_index_of_another_file_takes_no_row_from_the_last(tmp_path):
+    rows = pd.DataFrame({"zone": ["a", "b"] * 5, "n": range(10)})
+    rows.rename(index={9: "Total"}).to_csv(tmp_path / "1.csv")
+    rows.to_csv(tmp_path / "2.csv", index=False)
+    assert len(read(open_table(str(tmp_path)))) == 20
+
+
 def test_index_that_pandas_kept_is_plain_and_a_named_one_is_a_column(tmp_path):
     filtered = ROWS.sort_values("prix")
     filtered.to_parquet(tmp_path / "filtered.parquet")

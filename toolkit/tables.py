@@ -117,7 +117,8 @@ class Table:
         unnamed = rows.columns.astype(str).str.strip().str.fullmatch(UNNAMED)
         if unnamed.any():
             self.note("a column without a name (an index of rows) is left out")
-            self.label = str(rows.loc[:, unnamed].iloc[-1, 0]) if len(rows) else ""
+        if len(rows):
+            self.label = str(rows.loc[:, unnamed].iloc[-1, 0]) if unnamed.any() else ""
         rows = named(rows.loc[:, ~unnamed], self.source).rename(columns=str.strip)
         self.columns = self.columns or list(rows)
         if sorted(rows) != sorted(self.columns):
@@ -382,7 +383,7 @@ def _csv_start(sample: bytes, file: Path, table: Table) -> tuple[str, str, list[
     lines = re.split(r"\r\n|\n|\r", text)
     marked = re.fullmatch(r'"?sep=(.)"?[,;\t]*', lines[0])
     lines[0] = "" if marked else lines[0]
-    cells = {mark: _cells(lines[:200], mark) for mark in (marked[1] if marked else ",;\t|")}
+    cells = {mark: _records(lines[:200], mark) for mark in (marked[1] if marked else ",;\t|")}
     separator = max(cells, key=lambda mark: _evenness(cells[mark]))
     start = _header_line(cells[separator], file, table)
     if separator != ",":
@@ -393,7 +394,7 @@ def _csv_start(sample: bytes, file: Path, table: Table) -> tuple[str, str, list[
     return encoding, separator, names if any(lines[table.first_line - 1 :]) else []
 
 
-def _cells(lines: list[str], mark: str) -> list[list[str]]:
+def _records(lines: list[str], mark: str) -> list[list[str]]:
     """Cut each line into its cells; what a quoted one of 2 to 4 lines spans is empty behind it."""
     cells = list[list[str]]()
     while rest := lines[len(cells) :]:
