@@ -271,6 +271,19 @@ def test_excel_is_read_or_its_package_is_named(tmp_path, monkeypatch):
     assert table.first_line == 3
 
 
+def test_of_an_excel_file_the_sheet_with_the_most_cells_is_read_and_named(tmp_path):
+    pytest.importorskip("openpyxl")
+    path = tmp_path / "t.xlsx"
+    with pd.ExcelWriter(path) as file:
+        pd.DataFrame({"Notes": ["source: survey", "amounts in €"]}).to_excel(
+            file, sheet_name="about"
+        )
+        ROWS.to_excel(file, sheet_name="données", index=False)
+    table = open_table(path)
+    assert_same_rows(table)
+    assert table.notes == ["t.xlsx has 2 sheets; only 'données' was read"]
+
+
 def test_excel_without_its_package_names_it(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "openpyxl", None)
     assert "pip install openpyxl" in refused(write(tmp_path, b"PK\x03\x04", "t.xlsx"))

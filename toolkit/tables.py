@@ -336,7 +336,7 @@ def _excel_as_csv(file: Path, table: Table) -> bytes:
     import openpyxl  # noqa: F401 - pandas would not name the package that is missing
 
     sheets = pd.read_excel(file, sheet_name=None, header=None)
-    name, rows = next((each for each in sheets.items() if len(each[1])), ("", pd.DataFrame()))
+    name, rows = max(sheets.items(), key=lambda each: each[1].size)  # beside covers and legends
     if len(sheets) > 1:
         table.note(f"{file.name} has {len(sheets)} sheets; only {name!r} was read")
     return rows.to_csv(index=False, header=False).encode()
