@@ -234,6 +234,38 @@ def test_month_is_the_date_of_its_first_day(form):
     assert values.tolist() == [float(d) for d in (months - pd.Timestamp(0)).days]
 
 
+@pytest.mark.parametrize("form", ["{y}Q{q}", "{y} Q{q}", "{y}-T{q}", "Q{q} {y}", "T{q}/{y}"])
+def test_quarter_is_the_date_of_its_first_day(form):
+    quarters = pd.date_range("1990-01-01", periods=N, freq="QS")
+    texts = [form.format(y=day.year, q=day.quarter) for day in quarters]
+    column, values, _ = learn(texts)
+    assert column.kind == "date"
+    assert values.tolist() == [float(d) for d in (quarters - pd.Timestamp(0)).days]
+
+
+def test_numbers_of_four_digits_are_years_only_where_they_may_be():
+    assert learn(repeat(1999, 2004, 2011), "time")[0].kind == "date"
+    assert learn(repeat(5040, 2388, 4999), "time")[0].kind == "numeric"
+    assert learn(repeat(20240131, 20231201), "time")[0].kind == "date"
+
+
+def test_numbers_beside_some_codes_are_codes():
+    column, _, notes = learn(repeat(*range(1000, 1030), "c168", "c203", "c204"), "station")
+    assert column.kind == "categorical"
+    assert "codes or numbers as text" in notes
+    assert "'12k'" in refused(learn, [*range(N - 3), "12k", "40k", "50k"])
+
+
+def test_codes_that_begin_like_a_quarter_are_no_dates():
+    assert learn([f"T{n}" for n in repeat(11990, 22010, 42015)])[0].kind == "categorical"
+
+
+def test_letter_behind_few_numbers_is_no_unit():
+    families = [*range(100, 150), "136A"] * 4
+    assert learn(families)[0].kind == "categorical"
+    assert learn([f"{n} g" for n in range(100, 150)] * 4 + ["9"])[0].unit == "g"
+
+
 MONTHS = "janvier février mars avril mai juin juillet août septembre octobre novembre décembre"
 SHORT = "janv. févr. mars avr. mai juin juil. août sept. oct. nov. déc."
 
@@ -293,7 +325,7 @@ def test_seconds_are_dates_when_asked_or_called_so():
 
 
 def test_years_beyond_nanoseconds_are_dates_too():
-    years = [str(1000 + 37 * n) for n in range(N)]
+    years = [f"{1000 + 37 * n}-06-01" for n in range(N)]
     column, values, _ = learn(years, "date")
     assert column.kind == "date"
     assert np.diff(values).min() > 37 * 365
@@ -333,6 +365,9 @@ PEOPLE = repeat("Martin", "Durand", "Petit", "Moreau")
         ("compte", repeat("FR76 3000 6000 0112 3456 7890 189", "DE89 3704 0044 0532 0130 00")),
         ("joindre", repeat("06 12 34 56 78", "0698765432", "+33 6 11 22 33 44")),
         ("call", repeat("(555) 123-4567", "555-123-4567")),
+        ("ssn", RNG.integers(100_000_000, 999_999_999, N)),
+        ("telephone", RNG.integers(600_000_000, 799_999_999, N)),  # its zero was lost
+        ("mobile", [str(v) for v in RNG.integers(33_600_000_000, 33_799_999_999, N)]),
         ("adresse", [f"{n} rue de la Paix" for n in range(N)]),
         ("remarks", [f"all different {n}" for n in range(N)]),
         ("number", range(5, N + 5)),
@@ -369,6 +404,12 @@ def test_persons_and_ids_are_left_out_by_name_without_their_values(name, values)
         ("PhoneService", repeat("Yes", "No")),
         ("mobile", repeat("1", "0")),
         ("street", repeat("Pave", "Grvl")),
+        ("pieces of mail", [str(int(v)) for v in SPREAD]),
+        ("X3Ssn.Porch", repeat(0, 0, 168, 320, 144)),
+        ("share of ids", repeat("0.25", "0.5")),
+        ("income_in_zip", repeat("9.7", "9.2")),
+        ("Season", range(1890, 1890 + N)),
+        ("mobile phones per home", [f"{v / 1000:.3f}" for v in SPREAD]),
         ("year", range(1900, 1900 + N)),
         ("doy", range(1, N + 1)),
         ("population", [int(v) * 3 for v in sorted(SPREAD)]),

@@ -387,6 +387,14 @@ def test_name_of_several_lines_is_one(tmp_path, above):
     assert table.first_line == 5 + above.count("\n")
 
 
+def test_text_of_many_lines_is_one_cell(tmp_path):
+    letter = "Dear all,\n\n" + "a line; of text, as said\n" * 30
+    content = "letter;n\n" + "".join(f'"{letter}";{n}\n' for n in range(9))
+    table = open_table(write(tmp_path, content))
+    assert read(table)["letter"].tolist() == [letter] * 9
+    assert table.first_line == 2
+
+
 def test_fields_with_separators_quotes_and_line_breaks_are_whole(tmp_path):
     content = 'text,n\n"a, ""b""\nc",1\n"d;e;f",2\nplain,3\n'
     assert read(open_table(write(tmp_path, content)))["text"].tolist() == [

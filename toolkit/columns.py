@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 
 from .errors import UserError
 
+TEXT = pa.large_string()  # as pandas has it
 MIN_ROWS = 20
 MARK_ROWS = 1_000  # tell which mark is before the decimals of a file
 EXPECTED = {"numeric": "number such as 1234.5", "date": "date such as 2024-10-13"}
@@ -34,6 +35,7 @@ FRENCH = "janv févr fevr mars avr mai juin juil août aout sept oct nov déc de
 ENGLISH = "Jan Feb Feb Mar Apr May Jun Jul Aug Aug Sep Oct Nov Dec Dec"
 MONTHS = dict(zip(FRENCH.split(), ENGLISH.split(), strict=True))
 MONTH = rf"\b({'|'.join(MONTHS)})(?:ier|il|let|embre|obre)?\b\.?"  # short or whole
+QUARTER = r"^(?:((?:1[89]|20)\d\d)[ -]?[QT]([1-4])|[QT]([1-4])[ /-]((?:1[89]|20)\d\d))$"
 EPOCHS = {"epoch s": 86_400.0, "epoch ms": 86_400_000.0}  # of them in a day
 
 
@@ -99,6 +101,17 @@ def named(rows: pd.DataFrame, source: str) -> pd.DataFrame:
     return rows.reset_index(drop=True).set_axis(names, axis=1)
 
 
+def arrow(text: pd.Series) -> pa.Array:
+    """Return texts as an array of Arrow, whose functions take a tenth of the time of pandas'."""
+    found = pa.array(text.array, TEXT, from_pandas=True)
+    return found.combine_chunks() if isinstance(found, pa.ChunkedArray) else found
+
+
+def _masked(text: pd.Series, texts: pa.Array, mask: pa.Array) -> pd.Series:
+    kept = pc.if_else(pc.fill_null(mask, True), pa.scalar(None, TEXT), texts)
+    return pd.Series(pd.array(kept, dtype="str"), text.index, name=text.name, copy=False)
+
+
 def as_text(values: pd.Series, markers: Iterable[str] = ()) -> pd.Series:
     """Return a column as text without outer spaces, 3 for 3.0; missing, or a marker, is NaN."""
     if values.dtype == object:  # of JSON, where a cell may be a list
@@ -107,8 +120,8 @@ def as_text(values: pd.Series, markers: Iterable[str] = ()) -> pd.Series:
         codes, levels = pd.factorize(values)
         texts = as_text(pd.Series([_written(level) for level in levels], dtype="str"), markers)
         return pd.Series(texts.array.take(codes, allow_fill=True), name=values.name)
-    text = values.str.strip()
-    return text.mask(text.isin({*NO_VALUE, *markers}))
+    text = pc.utf8_trim_whitespace(arrow(values))
+    return _masked(values, text, pc.is_in(text, pa.array([*NO_VALUE, *markers], TEXT)))
 
 
 def _written(value: Any) -> str:
@@ -120,23 +133,30 @@ def _written(value: Any) -> str:
 
 def without_markers(text: pd.Series) -> pd.Series:
     """Return texts without those that mean a missing number or date, in any case."""
-    return text.mask(text.str.lower().isin(NO_NUMBER))
+    found = pc.is_in(pc.utf8_lower(arrow(text)), pa.array(NO_NUMBER, TEXT))
+    return _masked(text, arrow(text), found) if pc.any(found).as_py() else text
 
 
-def is_like(text: pd.Series, pattern: str) -> np.ndarray:
+def is_like(text: pd.Series | pa.Array, pattern: str) -> np.ndarray:
     """Mark the texts that a pattern matches as a whole; missing ones are False."""
-    found = pc.match_substring_regex(pa.array(text.array), f"^(?:{pattern})$")
-    return np.asarray(pc.fill_null(found, False), bool)
+    texts = arrow(text) if isinstance(text, pd.Series) else text
+    return _bools(pc.match_substring_regex(texts, f"^(?:{pattern})$"))
 
 
-def core_of(text: pd.Series, unit: str) -> pd.Series:
+def _bools(found: pa.Array) -> np.ndarray:
+    return pc.fill_null(found, False).to_numpy(zero_copy_only=False)
+
+
+def core_of(text: pd.Series, unit: str) -> pa.Array:
     """Take the unit, brackets of a negative amount and spaces between thousands off."""
+    core = arrow(text)
     if unit:
         mark = rf"^([+-]?\(?){re.escape(unit)}\s*|{SPACE}*{re.escape(unit)}(\)?)$"
-        text = text.str.replace(mark, r"\1\2", regex=True)
-    text = text.str.replace("−", "-").str.replace(r"^\((.*)\)$", r"-\1", regex=True)
-    spaced = is_like(text, rf"[+-]?\d{{1,3}}(?:{SPACE}\d{{3}})+(?:[.,]\d+)?")
-    return text.mask(spaced, text.str.replace(SPACE, "", regex=True))
+        core = pc.replace_substring_regex(core, mark, r"\1\2")
+    core = pc.replace_substring(core, "−", "-")
+    core = pc.replace_substring_regex(core, r"^\((.*)\)$", r"-\1")
+    spaced = is_like(core, rf"[+-]?\d{{1,3}}(?:{SPACE}\d{{3}})+(?:[.,]\d+)?")
+    return pc.if_else(spaced, pc.replace_substring_regex(core, SPACE, ""), core)
 
 
 def number_pattern(decimal: str, thousands: str) -> str:
@@ -145,14 +165,14 @@ def number_pattern(decimal: str, thousands: str) -> str:
     return rf"[+-]?(?:{grouped}(?:\d+\{decimal}?\d*|\{decimal}\d+)(?:[eE][+-]?\d+)?)"
 
 
-def marks_of(core: pd.Series, context: str = "") -> tuple[str, str, bool]:
+def marks_of(core: pa.Array, context: str = "") -> tuple[str, str, bool]:
     """Tell (decimal mark, that of thousands, whether it is sure); "" for a mark not seen.
 
     `context` is the decimal mark of other columns of the file.
     """
     fits = {mark: is_like(core, number_pattern(mark, OTHER_MARK[mark])) for mark in ".,"}
-    core = core[fits["."] | fits[","]]
-    seen = {mark: core.str.contains(mark, regex=False) for mark in ".,"}
+    are_numbers = fits["."] | fits[","]
+    seen = {mark: _bools(pc.match_substring(core, mark)) & are_numbers for mark in ".,"}
     points, commas = fits["."].sum(), fits[","].sum()
     if not (seen["."] | seen[","]).any():
         return "", "", True
@@ -168,7 +188,7 @@ def marks_of(core: pd.Series, context: str = "") -> tuple[str, str, bool]:
     return decimal, other if seen[other].any() else "", bool(sure)
 
 
-def usual_mark(cores: Iterable[pd.Series]) -> str:
+def usual_mark(cores: Iterable[pa.Array]) -> str:
     """Tell the mark before decimals in most columns of a file that leave no doubt; or ""."""
     found = [decimal for decimal, _, sure in map(marks_of, cores) if sure]
     votes = found.count(".") - found.count(",")
@@ -177,23 +197,27 @@ def usual_mark(cores: Iterable[pd.Series]) -> str:
 
 def parse_numbers(text: pd.Series, column: Column, context: str = "") -> np.ndarray:
     """Read texts as float64 numbers, `context` as of `marks_of`; NaN for a text that is none."""
-    core, good, decimal, thousands = text, is_like(text, PLAIN), ".", ""
-    if "." in (column.thousands, OTHER_MARK.get(context)) or good.sum() < text.count():
+    core, decimal, thousands = arrow(text), ".", ""
+    good = is_like(core, PLAIN)
+    n_texts = len(core) - core.null_count
+    if "." in (column.thousands, OTHER_MARK.get(context)) or good.sum() < n_texts:
         core = core_of(without_markers(text), column.unit)
         decimal, thousands, sure = marks_of(core, context)
         if not sure or not decimal:  # this file alone does not say: it is as at training
             decimal, thousands = column.decimal, column.thousands
         good = is_like(core, number_pattern(decimal, thousands))
-    core = core.where(good)
+    core = pc.if_else(good, core, pa.scalar(None, TEXT))
     for mark, plain in (("+", ""), (thousands, ""), (decimal, ".")):
-        core = core.str.replace(mark, plain, regex=False) if mark not in ("", plain) else core
-    numbers = pc.cast(pa.array(core.array, pa.string()), pa.float64())  # exact, unlike pandas
-    return np.asarray(numbers).copy()
+        core = pc.replace_substring(core, mark, plain) if mark not in ("", plain) else core
+    return pc.cast(core, pa.float64()).to_numpy(zero_copy_only=False).copy()  # exact, unlike pandas
 
 
 def in_english(dates: pd.Series) -> pd.Series:
-    """Write French months as pandas knows them: 15 Mar 2024 for 15 mars 2024."""
+    """Write dates as pandas knows them: 15 Mar 2024 for 15 mars 2024, 2024-04 for T2 2024."""
     text = dates.astype("str").str.replace(r"\b1er\b", "1", regex=True)
+    text = text.str.replace(
+        QUARTER, lambda m: f"{m[1] or m[4]}-{3 * int(m[2] or m[3]) - 2:02d}", regex=True
+    )
     return text.str.replace(MONTH, lambda month: MONTHS[month[1].lower()], case=False, regex=True)
 
 
@@ -204,7 +228,7 @@ def parse_dates(dates: pd.Series, form: str) -> np.ndarray:
     if not pd.api.types.is_datetime64_any_dtype(dates.dtype):
         # A minus sign is of no date that people write, and one that pandas stumbles over.
         dates = dates.where(~dates.astype(str).str.startswith("-"))
-        dates = in_english(dates) if "%b" in form else dates
+        dates = in_english(dates) if "%b" in form or form == "%Y-%m" else dates
     known = pd.to_datetime(dates, format=form, errors="coerce", utc=True)
     start = pd.Timestamp(0, tz="UTC").as_unit("us")  # in nanoseconds the year 7746 has no place
     micro = known.dt.as_unit("us") - start  # whole numbers, without loss
@@ -239,8 +263,9 @@ def read_cells(values: pd.Series, column: Column, context: str = "") -> tuple[An
             cells[left] = parse_dates(text[left], ISO)  # whatever program wrote the new file
         left = np.isnan(cells)
         bad[left] = without_markers(text[left]).notna()
-    plain = pd.to_numeric(pd.Series(column.markers, dtype=object), errors="coerce").dropna()
-    cells[np.isin(cells, plain)] = np.nan
+    if column.markers:
+        plain = pd.to_numeric(pd.Series(column.markers, dtype=object), errors="coerce").dropna()
+        cells[np.isin(cells, plain)] = np.nan
     return cells, bad | (np.abs(cells) > MAX_NUMBER)
 
 

@@ -14,6 +14,7 @@ from itertools import product
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from pandas.api import types
 from pandas.tseries.api import guess_datetime_format
 
@@ -21,6 +22,7 @@ from . import columns as c
 from .columns import ISO, PLAIN, SPACE, Column, Schema, is_like
 from .errors import UserError
 
+MAX_DAYS = 62_000  # before and after 1970: the years 1800 to 2139
 SAMPLE = 10_000  # rows that say how a column is written; all rows are then read that way
 MONEY = r"(?:US\$|C\$|A\$|R\$|[$€£¥₹₽]|USD|EUR|GBP|CHF|JPY|Rs\.?|Fr\.?|kr\.?|zł)"
 UNIT = r"[^\W\d_]{1,9}\.?[²³23]?(?: ?/ ?[^\W_]{1,6})?(?: [^\W\d_]{1,6})?"
@@ -38,10 +40,8 @@ PERSON = (
     r"|^(names?|noms?( complet| (de )?(famille|naissance|jeune fille)| usage)?)$"
     rf"|\b(name|nom)\b.*{WHO}|{WHO}.*\b(name|nom)\b"
 )
-ID = (
-    r"\b(id|uuid|guid|uid|ssn|nir|nss|secu|iban|siret|siren|matricule|identifiant|identifier"
-    r"|social security)\b"
-)
+ID = r"\b(id|uuid|guid|uid|iban|matricule|identifiant|identifier)\b"
+LONG_ID = r"\b(ssn|nir|nss|secu|siret|siren|social security)\b"
 CONTACT = (
     r"\b(e ?mails?|mails?|courriels?|phone|telephone|tel|portable|mobile|fax|address|adresse|addr"
     r"|street|rue|ip|passport|passeport|immatriculation)\b"
@@ -74,6 +74,7 @@ class _Cells:
     said: str
     markers: tuple[str, ...]
     decimal: str = ""  # the mark before decimals in the other columns
+    numbers: np.ndarray | None = None  # float64, once they are read
 
     def __post_init__(self) -> None:
         self.name = str(self.values.name)
@@ -109,22 +110,37 @@ class _Cells:
         return self.is_number or bool(is_like(self.sample, PLAIN).all())
 
     @cached_property
+    def has_fractions(self) -> bool:
+        if self.is_number:
+            return bool((np.nan_to_num(self.values.to_numpy(float, na_value=0)) % 1).any())
+        return self.is_plain and bool(is_like(self.sample, r".*\.\d*[1-9].*").any())
+
+    @cached_property
     def unit(self) -> tuple[str, float]:
         """The unit that numbers carry, and the share of the texts that are numbers with it."""
         if self.is_plain:
             return "", 1.0
         units = self.sample.str.extract(f"^{AMOUNT}$").fillna("")
         found = (units[0] + units[1]).str.strip()[is_like(self.sample, AMOUNT)]
-        unit = next(iter(found[found != ""].value_counts().index), "")
+        units = found[found != ""].value_counts() / len(self.sample)
+        # A letter behind few numbers makes a code of them, as in 136A.
+        unit = next((u for u, share in units.items() if share >= 0.1 or not u.isalpha()), "")
         return unit, found.isin(["", unit]).sum() / len(self.sample)
+
+    @cached_property
+    def core(self) -> pa.Array:
+        return c.core_of(self.sample, self.unit[0])
 
     def missing(self, text: pd.Series) -> list[str]:
         """Note the cells that a text lacks though something stands there."""
-        found = self.values[self.values.notna().to_numpy() & text.isna().to_numpy()]
+        lacks = self.values.notna().to_numpy() & text.isna().to_numpy()
+        if not lacks.any():
+            return []
+        found = self.values[lacks]
         texts = found.astype(str).str.strip().unique()[:5]
         listed = ", ".join(repr(each) if each else "blank" for each in texts)
         note = f"column {self.name!r}: {len(found):,} cells ({listed}) are read as missing"
-        return [note] if len(found) else []
+        return [note]
 
 
 def _date(cells: _Cells) -> _Found | None:
@@ -151,7 +167,10 @@ def _date_format(cells: _Cells) -> str:
         days = c.parse_dates(texts, form)
         if np.all((days >= 1_000) & (days <= 49_000)):  # 1972 to 2104
             return form
-    shares = {f: np.isfinite(c.parse_dates(texts, f)).mean() for f in _guesses(texts[:20])}
+    shares = {}
+    for form in _guesses(texts[:20]):  # 5040 seconds are not the year 5040
+        reach = MAX_DAYS if form in ("%Y", "%Y%m%d") else np.inf
+        shares[form] = np.mean(np.abs(c.parse_dates(texts, form)) < reach)
     best = max([0.9, *shares.values()])
     form, *others = [form for form, share in shares.items() if share == best] or [""]
     if others and "." not in form:
@@ -182,32 +201,38 @@ def _is_written(text: str, form: str) -> bool:
 
 def _number(cells: _Cells) -> _Found | None:
     if cells.is_number:
-        return replace(cells.column, kind="numeric"), []
+        column = replace(cells.column, kind="numeric")
+        cells.numbers, _ = c.read_cells(cells.values, column)
+        return column, []
     name, said, (unit, share) = cells.name, cells.said, cells.unit
     if not said and (share <= 0.5 or is_like(cells.sample, r"0\d+").mean() > 0.005):
         return None
-    core = c.core_of(cells.sample, unit)
-    decimal, thousands, sure = c.marks_of(core, cells.decimal)
+    decimal, thousands, sure = c.marks_of(cells.core, cells.decimal)
     if not sure and said == "numeric":
         decimal, thousands = ".", ","
     elif not sure:
-        example = core[core.str.contains(r"\d[.,]\d{3}")].iloc[0]
+        texts = cells.core.to_pylist()
+        example = next(text for text in texts if re.search(r"\d[.,]\d{3}", text))
         way = "" if said else f", or say --numeric {name!r} (then a point is before decimals)"
         raise UserError(
             f"column {name!r} holds numbers such as {example!r}, which can be read as thousands or "
             f"as a decimal number; write the numbers without the mark of thousands{way}"
         )
     column = Column(name, "numeric", decimal or ".", thousands, unit, markers=cells.markers)
-    numbers, bad = c.read_cells(cells.values, column)
-    wrong, known = cells.filled[bad], cells.filled.dropna()
-    codes = is_like(wrong, CODE).all() and wrong.nunique() * 2 <= len(wrong)
-    words = len(wrong) > 0.1 * len(known) and known.nunique() <= 50
-    if bad.any() and not said and (codes or words):
-        return None
-    human = ~is_like(known, PLAIN) | ((thousands == ".") & known.str.contains(".", regex=False))
+    cells.numbers, bad = c.read_cells(cells.values, column)
+    if bad.any() and not said:
+        wrong, known = cells.filled[bad], cells.filled.dropna()
+        repeat = wrong.nunique() * 2 <= len(wrong)
+        begin = wrong.nunique() > 2 and wrong.str.contains("^[A-Za-z]").all()
+        codes = is_like(wrong, CODE).all() and (repeat or begin)
+        if codes or (len(wrong) > 0.1 * len(known) and known.nunique() <= 50):
+            return None
+    human = ~is_like(cells.filled, PLAIN) & cells.filled.notna().to_numpy()
+    if thousands == ".":
+        human |= is_like(cells.filled, r".*\..*")
     notes = [
-        f"column {name!r} holds numbers such as {text!r}, read as {numbers[place]}"
-        for place, text in known[human][:1].items()
+        f"column {name!r} holds numbers such as {text!r}, read as {cells.numbers[place]}"
+        for place, text in cells.filled[human][:1].items()
     ]
     return column, [*notes, *cells.missing(cells.filled)]
 
@@ -215,7 +240,7 @@ def _number(cells: _Cells) -> _Found | None:
 def _kind(cells: _Cells) -> _Found:
     """Tell whether a column is a date, a number or a category, and how it is written."""
     said = cells.said.split(" ")[0]
-    is_code = not said and (cells.called(ZIP) or cells.is_bool)
+    is_code = not said and (cells.is_bool or (cells.called(ZIP) and not cells.has_fractions))
     # Text is meant where a typed format says so.
     is_text = not said and isinstance(cells.values.dtype, pd.CategoricalDtype)
     found = _date(cells) if said in ("", "date") and not is_code else None
@@ -234,14 +259,19 @@ def _kind(cells: _Cells) -> _Found:
 
 def _identifies(cells: _Cells) -> str:
     """Say why a column names persons or rows, by its name or its values; "" if it does not."""
-    if cells.is_number and (np.nan_to_num(cells.values.to_numpy(float, na_value=0)) % 1).any():
+    if cells.has_fractions:
         return ""
     if cells.called(ID) and not cells.called(r"\b(type|kind|statut|status)\b"):
         return "it is called like an id"
-    known = c.as_text(cells.values[: SAMPLE if cells.is_number else 20 * SAMPLE]).dropna()
+    texts = c.as_text(cells.values[:SAMPLE]) if cells.is_number else cells.text[: 20 * SAMPLE]
+    known = texts.dropna()
+    is_long = is_like(known[:SAMPLE], r"\d{8,15}").sum() > 0.8 * len(known[:SAMPLE])
+    is_amount = len(known) and cells.is_plain and not is_long
+    if cells.called(LONG_ID) and not is_amount:
+        return "it is called like an id"
     if is_like(known[:SAMPLE], PERSONAL).sum() > 0.8 * len(known[:SAMPLE]):
         return "it holds addresses or numbers of persons"
-    if cells.is_number:
+    if is_amount:  # of mail, say, or of mobile telephones
         return ""
     if cells.called(PERSON):
         return "it is called like a person's name"
@@ -257,12 +287,13 @@ def _counts_rows(cells: _Cells, column: Column) -> str:
             return f"{n_levels:,} different texts in {n_known:,} rows identify the rows"
     if column.kind != "numeric" or cells.called(CALENDAR) or len(cells.values) < c.MIN_ROWS:
         return ""
-    numbers, _ = c.read_cells(cells.values, column)
-    if not np.isfinite(numbers).all() or (numbers % 1).any():
+    numbers = cells.numbers
+    if numbers is None or not np.isfinite(numbers).all() or (numbers % 1).any():
         return ""
     steps = np.diff(np.sort(numbers))
     is_regular = steps.all() and np.mean(steps == np.median(steps)) > 0.9
-    return "it is a running number" if is_regular else ""
+    are_years = numbers.min() >= 1800 and numbers.max() <= 2100
+    return "it is a running number" if is_regular and not are_years else ""
 
 
 def infer_schema(
@@ -291,7 +322,7 @@ def infer_schema(
         )
     # All columns together tell which mark is before decimals.
     texts = [each for each in cells if types.is_string_dtype(each.values)]
-    mark = c.usual_mark(c.core_of(each.sample, each.unit[0]) for each in texts)
+    mark = c.usual_mark(each.core for each in texts)
     found, notes = [], ["columns named toolkit:… are left out, as this toolkit's own"] * bool(own)
     for each in cells:
         each.decimal = mark

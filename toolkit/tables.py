@@ -395,13 +395,13 @@ def _csv_start(sample: bytes, file: Path, table: Table) -> tuple[str, str, list[
 
 
 def _records(lines: list[str], mark: str) -> list[list[str]]:
-    """Cut each line into its cells; what a quoted one of 2 to 4 lines spans is empty behind it."""
+    """Cut each line into its cells; the lines that a quoted one goes on in are empty."""
     cells = list[list[str]]()
-    while rest := lines[len(cells) :]:
-        for most in (5, 1):  # a quote that nothing closes is one of its line
-            reader = csv.reader([line + "\n" for line in rest[:most]], delimiter=mark)
+    while rest := [line + "\n" for line in lines[len(cells) :]]:
+        for tried in (rest, rest[:1]):  # a quote that nothing closes is one of its line
+            reader = csv.reader(tried, delimiter=mark)
             record = next(reader)
-            if reader.line_num < 5:
+            if reader.line_num < len(rest):
                 break
         cells += [record, *[[]] * (reader.line_num - 1)]
     return cells
