@@ -318,6 +318,19 @@ def speak(**options):
     return subprocess.run([sys.executable, "-c", SPEAK], cwd=ROOT, stderr=-1, **options)
 
 
+def test_many_notes_alike_are_told_in_one_line_that_names_all_columns(capsys):
+    dates = [f"column 'day {n}' holds dates (%d/%m/%Y)" for n in range(4)]
+    cells = [f"column 'v{n}': {n} cells ('.') are read as missing" for n in range(40)]
+    cli.Terminal().notes([*dates, *cells, "column 'z' holds dates (ISO8601)"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:5] == [f"note: {note}" for note in [*dates, cells[0]]]
+    names = ", ".join(f"'v{n}'" for n in range(1, 40))
+    assert lines[5:] == [
+        f"note: likewise 39 more columns: {names}",
+        "note: column 'z' holds dates (ISO8601)",
+    ]
+
+
 def test_log_that_knows_no_euro_sign_gets_another_one_and_json_stays_exact():
     answer = speak(stdout=-1, env=os.environ | {"PYTHONIOENCODING": "ascii"})
     words, _, _, result = answer.stdout.decode("ascii").split("\n", 3)

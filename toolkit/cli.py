@@ -38,6 +38,8 @@ STORE = "sqlite:///mlflow.db"  # where 'mlflow ui' looks without a flag
 USUAL = {"tracking_uri": STORE, "experiment": NAME, "model_name": NAME}
 NO_RESULT = {"quiet", "json", "resume", "exit_code", "lang"}  # settings that change none
 KEPT = 3  # exit code
+MANY = 4  # notes; more that differ in column and amount alone are told together
+QUOTED = r"""('[^']*'|"[^"]*")"""
 VIEW = "verdicts"  # of the columns that MLflow shows of runs
 STYLES = {"better": "bold green", "no_worse": "bold green", "worse": "bold yellow"}
 
@@ -281,9 +283,17 @@ class Terminal(Console):
             self.out(translate(text), style=style, highlight=False)
 
     def notes(self, notes: Sequence[str]) -> None:
-        """Print what was recognised, left out or guessed, a line each."""
+        """Print what was recognised, left out or guessed, a line each, and many alike together."""
+        alike: dict[str, list[str]] = {}
         for note in notes:
-            self.say(f"note: {note}")
+            alike.setdefault(re.sub(rf"{QUOTED}|\d[\d,]*", "", note), []).append(note)
+        for first, *others in alike.values():
+            several = len(others) >= MANY
+            for note in [first] if several else [first, *others]:
+                self.say(f"note: {note}")
+            if several:
+                names = ", ".join(name for note in others for name in re.findall(QUOTED, note)[:1])
+                self.say(f"note: likewise {len(others)} more columns: {names}")
 
     def table(self, header: Sequence[str], rows: Sequence[Sequence[str]], bold: str = "") -> None:
         """Print aligned columns, folded where too wide; the row named `bold` stands out."""
