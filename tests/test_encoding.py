@@ -126,7 +126,7 @@ def test_bins_hold_equally_many_rows_or_lie_at_each_of_few_values():
 )
 def test_each_value_of_a_code_has_a_bin_where_it_is_common(n_values, n_each, n_edges):
     codes = np.repeat(np.arange(n_values) ** 2.0, n_each)
-    (number,) = fit(table_of(x=codes)).inputs
+    (number,) = fit(table_of(x=codes), y=RNG(0).random(len(codes))).inputs
     assert len(number.edges) == n_edges
     (measured,) = fit(table_of(x=codes / 4)).inputs  # no code has a fraction
     assert len(measured.edges) == min(n_edges, 33 if len(codes) >= 1_000 else 17)
@@ -231,6 +231,40 @@ def test_categories_that_never_repeat_have_no_mean_target():
 
 def test_few_categories_need_no_mean_target():
     assert not only(fit(table_of(c=["a", "b", "d"] * 40)), "mean")
+
+
+def schools(rng, n_schools=60, n_rows=8):
+    """Make numbers of schools, the effect of each on its rows, and folds."""
+    codes = np.repeat(rng.permutation(9 * n_schools)[:n_schools], n_rows).astype(float)
+    effects = np.repeat(rng.normal(size=n_schools), n_rows)
+    return codes, effects, rng.integers(0, FOLDS, len(codes))
+
+
+def test_numbers_that_are_codes_have_the_mean_target_of_each_code():
+    codes, effects, folds = schools(RNG(0))
+    y = effects + RNG(1).normal(size=len(codes))
+    preprocessor = fit(table_of(x=codes), y, folds)
+    assert [each.part for each in preprocessor.inputs] == ["value", "mean"]
+    z = (y - y.mean()) / y.std()
+    X = preprocessor.transform(table_of(x=[codes[0], codes[-1], 0.5, np.nan]))
+    expected = [z[codes == code].sum() / (8 + encoding.SMOOTHING) for code in codes[[0, -1]]]
+    np.testing.assert_allclose(X[:, 1], [*expected, 0, 0], rtol=1e-5)
+    copy = Preprocessor.from_dict(json.loads(json.dumps(preprocessor.to_dict())))
+    np.testing.assert_array_equal(
+        copy.transform(table_of(x=codes)), preprocessor.transform(table_of(x=codes))
+    )
+
+
+def test_numbers_that_are_amounts_or_say_nothing_have_no_mean_target():
+    for seed in range(20):
+        rng = RNG(seed)
+        ages = rng.integers(18, 90, 900).astype(float)
+        smooth = np.sin(ages / 15) + rng.normal(size=900)
+        folds = rng.integers(0, FOLDS, 900)
+        assert not only(fit(table_of(x=ages), smooth, folds), "mean")
+        codes, effects, folds = schools(rng)
+        assert not only(fit(table_of(x=codes), rng.normal(size=len(codes)), folds), "mean")
+        assert not only(fit(table_of(x=codes + 0.5), effects, folds), "mean")
 
 
 # --- growing -------------------------------------------------------------------------------------
