@@ -191,7 +191,7 @@ def say(settings: Settings, terminal: cli.Terminal, run: Any, found: Any, facts:
 class Child:
     """Hold a retrained network, its curves, and every model's predictions by part of rows.
 
-    card: what the model's card says of it.
+    card: what the model's card says of it. control: a network and its preprocessor, or None.
     """
 
     network: Any
@@ -229,7 +229,8 @@ def train_child(settings: Settings, parent: Any, rows: Any, checkpoint: Any, tel
             fresh = slice(model_utils.MEMBERS // 2, None)
             found["scratch"] = model_utils.member_predictions(child.network, X, fresh)
         if child.control:
-            found["control"] = model_utils.model_predict(child.control, X)
+            control, encode = child.control
+            found["control"] = model_utils.model_predict(control, encode.transform(table))
         found["mean"] = np.full(len(table), np.average(y, weights=weights(rows.train)))
         found["median"] = np.full(len(table), y.median())
         recent = y[rows.new] if rows.new.any() else y
@@ -269,6 +270,8 @@ def continue_members(
     options["callbacks"] = checkpoint.callbacks(name, tell)
     old = ~rows.new if settings.controls and not rows.new.all() else None
     network, control, history = model_utils.continue_training(*data, recipes, old, **options)
+    if control:  # it must not know new rows by the mean target of their category
+        control = control, preprocessor.without(rows.train, y, folds, rows.new)
     continued = sum(not recipe.first_input for recipe in recipes)
     card = {
         "recipe": asdict(recipes[continued]),  # the best of the fresh members

@@ -255,6 +255,32 @@ def test_numbers_that_are_codes_have_the_mean_target_of_each_code():
     )
 
 
+def test_targets_of_some_rows_can_be_forgotten_in_the_means_of_the_latest_fit():
+    table, y, folds = many_levels()
+    table["x"], _, _ = schools(RNG(0), n_schools=100)
+    y += np.repeat(RNG(2).normal(size=100), 8)
+    unknown = RNG(3).random(len(y)) < 0.3
+    first = fit(table, y, folds)
+    both, _ = first.widen(table, y, folds)
+    left = both.without(table, y, folds, unknown)
+    n = both.first_input
+    assert left.inputs[:n] == both.inputs[:n]
+    means = [number for number, each in enumerate(both.inputs[n:], n) if each.part == "mean"]
+    assert len(means) == 2
+    z = (y - y.mean()) / y.std()
+    for number in means:
+        name = both.inputs[number].column
+        for level in both.inputs[number].levels[:5]:
+            rows = (table[name] == level).to_numpy() & ~unknown
+            expected = z[rows].sum() / (rows.sum() + encoding.SMOOTHING)
+            made = left.transform(table[table[name] == level])[0, number]
+            assert made == pytest.approx(expected, rel=1e-5)
+    others = [number for number in range(len(both.inputs)) if number not in means]
+    np.testing.assert_array_equal(
+        left.transform(table)[:, others], both.transform(table)[:, others]
+    )
+
+
 def test_numbers_that_are_amounts_or_say_nothing_have_no_mean_target():
     for seed in range(20):
         rng = RNG(seed)

@@ -823,6 +823,22 @@ def test_new_category_becomes_known_and_the_parent_stays_as_it_was(workshop):
 
 
 @pytest.mark.usefixtures("no_training")
+def test_control_knows_new_rows_no_more_by_the_mean_target_of_their_code(fresh_place):
+    rng = np.random.default_rng(0)
+    for name, first in (("old", 1000), ("new", 5000)):
+        code = np.repeat(first + rng.permutation(999)[:40], 10)
+        effect = np.repeat(rng.normal(0, 100, 40), 10)
+        rows = pd.DataFrame({"code": code, "x": rng.normal(size=400)})
+        rows.assign(y=effect + rng.normal(size=400)).to_csv(fresh_place.folder / name, index=False)
+    assert fresh_place.train("--data", "old", "--target", "y", "--epochs", 2) == 0, fresh_place.err
+    assert fresh_place.retrain("--data", "new", "--epochs", 2) == 0, fresh_place.err
+    found = fresh_place.run.data.metrics
+    # Nothing is trained, so that both are one network: they differ by what they know of codes.
+    assert found["old/MAE_control"] == pytest.approx(found["old/MAE_retrained"], rel=1e-6)
+    assert found["new/MAE_control"] != pytest.approx(found["new/MAE_retrained"], rel=1e-4)
+
+
+@pytest.mark.usefixtures("no_training")
 def test_replay_0_trains_on_rows_of_the_new_file_alone_and_buffer_rows_0_keeps_none(
     workshop, files
 ):

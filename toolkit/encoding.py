@@ -102,7 +102,8 @@ class Preprocessor:
                 inputs += [*_fit_levels(counts, len(values)), *missing]
             many = kind == "categorical" and len(counts) > MANY_LEVELS and counts.iloc[0] > 1
             if many or (kind == "numeric" and _are_codes(values, counts, z, folds)):
-                inputs.append(_fit_mean(values, counts, z, folds))
+                levels = tuple(counts[counts > 1].index)
+                inputs.append(_fit_mean(values, levels, z, folds))
         return cls(schema, tuple(inputs))
 
     def transform(self, rows: pd.DataFrame, folds: np.ndarray | None = None) -> np.ndarray:
@@ -146,6 +147,21 @@ class Preprocessor:
             if each.part == "level" and (each.column, each.level) not in known:
                 new.setdefault(each.column, []).append(each.level)
         return Preprocessor(self.schema, (*kept, *fresh), len(kept)), new
+
+    def without(
+        self, rows: pd.DataFrame, y: np.ndarray, folds: np.ndarray, unknown: np.ndarray
+    ) -> "Preprocessor":
+        """Forget the targets of `unknown` rows, bool of shape (n_rows,), in mean targets.
+
+        Those of the latest fit alone, whose arguments the others are; all inputs keep their places.
+        """
+        z, left = (y - y.mean()) / (y.std() or 1.0), ~unknown
+        inputs = list(self.inputs)
+        for number, each in enumerate(inputs):
+            if each.part == "mean" and number >= self.first_input:
+                values = rows[each.column][left]
+                inputs[number] = _fit_mean(values, each.levels, z[left], folds[left])
+        return Preprocessor(self.schema, tuple(inputs), self.first_input)
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain numbers, texts and lists, for JSON."""
@@ -249,8 +265,7 @@ def _mean_of_others(
     return (sums + smoothing * prior) / (n_rows + smoothing)
 
 
-def _fit_mean(values: pd.Series, counts: pd.Series, z: np.ndarray, folds: np.ndarray) -> Input:
-    levels = tuple(counts[counts > 1].index)
+def _fit_mean(values: pd.Series, levels: tuple, z: np.ndarray, folds: np.ndarray) -> Input:
     codes = _codes(values, levels)
     known, shape = codes >= 0, (len(levels), FOLDS)
     cells = codes[known] * FOLDS + folds[known]
