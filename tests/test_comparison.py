@@ -605,6 +605,8 @@ def test_next_file_of_a_target_with_a_long_tail_is_no_broken_one():
     alone = [not 1 / 4 <= new.std() / old.std() <= 4 for old, new in pairs]
     assert sum(alone) > 10  # the spread moves by chance
     assert sum(bool(found(*pair)) for pair in pairs) <= 1
+    assert not any(drift._rescaled(*pair) for pair in pairs)
+    assert all(drift._rescaled(old, new * factor) for old, new in pairs for factor in (0.002, 500))
     assert all(found(*pair, factor) for pair in pairs[:50] for factor in (0.02, 50))
 
 

@@ -162,14 +162,17 @@ def _rescaled(old: np.ndarray, new: np.ndarray) -> str:
     The mean moved beyond 8 standard deviations, or with the spread by one factor outside 1/8 to 8.
     A clock (in the order of the file) or a counter (whole, without repetition) may run on.
     """
-    factor = new.std() / old.std()
+    shapes = [np.quantile(values, np.linspace(0.05, 0.95, 19)) for values in (old, new)]
+    before, after = map(np.ptp, shapes)
+    distinct = len(np.unique(new))
+    if min(before, after) == 0 or distinct <= FEW_VALUES / 2:
+        return ""
+    # The few largest of a long tail come by chance: both measures of the spread must say so.
+    factor, other = new.std() / old.std(), after / before
     far = abs(new.mean() - old.mean()) > 8 * max(old.std(), new.std())
     one_factor = abs(new.mean() - factor * old.mean()) < 2 * new.std()
-    shapes = [np.quantile(values, np.linspace(0.05, 0.95, 19)) for values in (old, new)]
-    distinct = len(np.unique(new))
-    if not (far or (one_factor and not 1 / 8 <= factor <= 8)) or distinct <= FEW_VALUES / 2:
-        return ""
-    if min(np.ptp(shape) for shape in shapes) == 0:
+    natural = 1 / 8 <= factor <= 8 or 1 / 8 <= other <= 8
+    if not (far or (one_factor and not natural)):
         return ""
     apart = np.abs(np.subtract(*(stats.zscore(shape) for shape in shapes))).mean()
     in_order = abs(stats.spearmanr(new, np.arange(len(new))).statistic) > 0.99
