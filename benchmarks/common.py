@@ -152,7 +152,10 @@ def _dates(values: pd.Series) -> dict[str, pd.Series] | None:
     texts = values.dropna().astype(str)
     if not len(texts) or not texts.str.match(r"\d{1,4}[-/]\d{1,2}[-/]\d{1,4}").all():
         return None
-    dates = pd.to_datetime(values, dayfirst=True)
+    try:
+        dates = pd.to_datetime(values, dayfirst=not texts.str.match(r"\d{4}").all())
+    except ValueError:  # the month first, or no dates at all
+        dates = pd.to_datetime(values, errors="coerce")
     days = (dates - pd.Timestamp(0)) / pd.Timedelta("1D")
     parts = {"day_of_year": dates.dt.dayofyear, "month": dates.dt.month, "hour": dates.dt.hour}
     parts |= {"weekday": dates.dt.weekday, "days": days}

@@ -20,7 +20,7 @@ BINS, FEW_ROWS_BINS, MANY_ROWS = 32, 16, 1_000
 MANY_VALUES, COMMON = 128, 40  # of fewer whole numbers, most in so many rows, each has its bin
 RARE = 10  # rows; a category of fewer shares one input with the other rare ones
 MANY_LEVELS = 30  # of a column that is also encoded by the mean target of each category, or code
-SOME = 3  # rows that at least half of the codes are in
+REPEATS = 3  # rows; numbers may be codes where at least half of them stand in as many
 MAX_LEVELS = 200  # inputs of one column; the commonest categories get their own
 FOLDS = 5  # a training row never meets its own target in the mean of its category
 SMOOTHING = 10.0  # rows of the overall mean that each category's mean is mixed with
@@ -234,12 +234,12 @@ def _fit_levels(counts: pd.Series, n_rows: int) -> list[Input]:
 
 
 def _are_codes(values: pd.Series, counts: pd.Series, z: np.ndarray, folds: np.ndarray) -> bool:
-    """Tell whether whole numbers are codes, of schools say, whose neighbours are no likes.
+    """Tell whether whole numbers are codes, of schools say: neighbours are not alike.
 
-    So it is where the mean target of the same number, on rows of other folds, has a lower squared
+    They are where the mean target of the same number, on rows of other folds, has a lower squared
     error than that of all numbers in its bin: by 1 %, and by twice the standard error.
     """
-    if len(counts) <= MANY_LEVELS or (counts.index % 1).any() or counts.median() < SOME:
+    if len(counts) <= MANY_LEVELS or (counts.index % 1).any() or counts.median() < REPEATS:
         return False
     known = values.notna().to_numpy()
     codes = np.unique(values[known], return_inverse=True)[1]
