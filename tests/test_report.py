@@ -10,6 +10,9 @@ import pandas as pd
 import pytest
 
 from toolkit import comparison, drift, figures, report
+from toolkit.columns import Column, Schema
+from toolkit.evidence import _caveats
+from toolkit.roles import Roles
 from toolkit.words import escape_markdown, format_amount, format_interval
 
 RNG = np.random.default_rng
@@ -304,3 +307,12 @@ def test_text_from_the_data_stays_text_and_the_card_short():
 def test_odd_cells_stay_in_their_column(value):
     line = markdown(leakage={"odd": value}).split("| odd |")[1].splitlines()[0]
     assert line.replace(r"\|", "").count("|") == 1
+
+
+def test_rows_that_belong_together_are_a_caveat_unless_a_flag_held_them_out_as_one():
+    schema = Schema(Column("y", "numeric"), (Column("x", "numeric"),))
+    y = np.repeat(np.random.default_rng(0).normal(size=30), 5)
+    rows = SimpleNamespace(file=pd.DataFrame({"y": y}), tries=1)
+    (said,) = _caveats(schema, Roles(1, 1), rows)
+    assert said.startswith("Rows beside each other have alike targets")
+    assert _caveats(schema, Roles(1, 1, group="g"), rows) == []

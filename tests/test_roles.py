@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from dataclasses import asdict
 
 import numpy as np
@@ -355,3 +356,15 @@ def test_retraining_needs_two_new_held_out_rows_and_the_advice_is_to_wait():
     with pytest.raises(UserError, match="1 of which"):
         roles.check_enough_new(one, "few.csv")
     roles.check_enough_new(two, "two.csv")
+
+
+def test_file_in_which_rows_belong_together_is_told_apart_from_one_in_any_order_or_sorted():
+    rng = np.random.default_rng(0)
+    storms = np.repeat(rng.normal(size=60), 10) + rng.normal(0, 0.3, 600)
+    said = roles.alike_beside(storms)
+    assert re.search(r"rank correlation 0\.[78]\d\).*--group COLUMN or --time COLUMN", said)
+    assert roles.alike_beside(np.cumsum(rng.normal(size=300)))
+    for silent in (rng.permutation(storms), np.sort(storms), -np.sort(storms), storms[:49]):
+        assert roles.alike_beside(silent) == ""
+    assert roles.alike_beside(np.ones(100)) == ""
+    assert not any(roles.alike_beside(rng.lognormal(0, 2, 50)) for _ in range(200))

@@ -75,7 +75,7 @@ def weigh(work: Any, child: Any, found: Evidence, whole: np.ndarray) -> None:
     limits = {"max_forgetting": settings.max_forgetting, "promote": settings.promote}
     found.verdict = comparison.decide(held["new"], held.get("old"), findings, unit, **limits)
     mlflow.set_tag("verdict_kind", found.verdict.kind)
-    found.leakage, found.caveats = rows.counts, _caveats(schema, work.role, rows.tries)
+    found.leakage, found.caveats = rows.counts, _caveats(schema, work.role, rows)
     if "control" in new:
         of_new = y["new"], new, unit, labels["new"], weights["new"]
         found.attribution = comparison.attribution(*of_new)
@@ -120,9 +120,12 @@ def predict(model: Any, rows: pd.DataFrame) -> np.ndarray:
     return encoding.predict(model.network, model.preprocessor.transform(rows))
 
 
-def _caveats(schema: Schema, role: roles.Roles, tries: int) -> list[str]:
+def _caveats(schema: Schema, role: roles.Roles, rows: roles.RetrainingRows) -> list[str]:
     """Say what the way of holding rows out leaves open."""
-    caveats = []
+    caveats, tries = list[str](), rows.tries
+    alike = roles.alike_beside(rows.file[schema.target.name].to_numpy())
+    if alike and not (role.group or role.time):
+        caveats.append(f"{alike[0].upper()}{alike[1:]}.")
     date = next((name for name, kind in schema.kinds.items() if kind == "date"), None)
     if date and not role.time:
         caveats.append(

@@ -200,7 +200,8 @@ def read_first(settings: Any) -> tuple[Rows, Schema, list[str]]:
             f"the target {target!r} is {y.min():g} in every row of {data}; expected a column that "
             "varies: choose another one with --target"
         )
-    return rows, schema, notes
+    alike = "" if settings.group or time else roles.alike_beside(y.to_numpy())
+    return rows, schema, [*notes, *([alike] if alike else [])]
 
 
 def read_again(settings: Any, parent: Any, generation: int) -> tuple[Rows, roles.Roles, list[str]]:

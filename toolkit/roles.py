@@ -21,6 +21,7 @@ TRAIN, HELD_OUT = "train", "held_out"
 OWN = ["toolkit:hash", "toolkit:role", "toolkit:generation", "toolkit:group", "toolkit:weight"]
 HASH, ROLE, GENERATION, GROUP, WEIGHT = OWN
 MIN_TRAIN, MIN_HELD_OUT = 10, 2
+MIN_RANKED = 50  # rows; a correlation of fewer says little
 
 
 def row_hashes(table: pd.DataFrame) -> np.ndarray:
@@ -237,6 +238,20 @@ def check_enough_new(rows: RetrainingRows, source: str) -> None:
             f"expected at least {MIN_HELD_OUT} to judge by: wait for more rows, and pass all of "
             "them in one file or folder"
         )
+
+
+def alike_beside(y: np.ndarray) -> str:
+    """Say that targets, in the order of a file, are alike in rows beside each other; or ""."""
+    ranks, place = pd.Series(y).rank().to_numpy(), np.arange(len(y))
+    if len(y) < MIN_RANKED or np.ptp(ranks) == 0 or abs(np.corrcoef(ranks, place)[0, 1]) > 0.95:
+        return ""  # too few, or sorted by the target
+    correlation = np.corrcoef(ranks[1:], ranks[:-1])[0, 1]
+    told = (
+        f"rows beside each other have alike targets (rank correlation {correlation:.2f}): where "
+        "they belong together, as those of a patient or a day, a model is judged on rows that it "
+        "partly knows; a first training with --group COLUMN or --time COLUMN holds them out as one"
+    )
+    return told if correlation >= 0.5 else ""
 
 
 def blocks_of_rows(table: pd.DataFrame, role: Roles, blocks: int = 30) -> np.ndarray | None:
