@@ -358,6 +358,7 @@ def held(difference, mae=2300.0, rows=80):
 
 GAIN, UNCLEAR, HARM = (-420, -540, -300), (-12, -40, 15), (40, 10, 70)
 KEPT, OPEN, FORGOT = (12, -20, 44), (90, -20, 200), (200, 120, 280)  # 115 are allowed
+FORGOT_MORE = (301, 120, 480)
 
 
 @pytest.mark.parametrize(
@@ -365,7 +366,8 @@ KEPT, OPEN, FORGOT = (12, -20, 44), (90, -20, 200), (200, 120, 280)  # 115 are a
     [
         (GAIN, KEPT, "better"),
         (GAIN, OPEN, "better"),
-        (GAIN, FORGOT, "worse"),
+        (GAIN, FORGOT, "better"),  # what was forgotten is less than what was gained
+        (GAIN, FORGOT_MORE, "worse"),
         (UNCLEAR, KEPT, "no_worse"),
         (UNCLEAR, OPEN, "no_worse"),
         (UNCLEAR, FORGOT, "worse"),
@@ -395,6 +397,7 @@ def test_verdict_turns_at_exactly_the_allowed_forgetting_and_at_zero():
     new = held((-10, -12, -8))
     assert comparison.decide(new, held((9, 5.0, 20), 100)).promoted
     assert not comparison.decide(new, held((9, 5.01, 20), 100)).promoted
+    assert comparison.decide(new, held((8, 5.01, 20), 100)).promoted  # a gain of 8 is proven
     assert comparison.decide(new, held((9, 9, 20), 100), max_forgetting=0.1).promoted
     for interval, kind in (
         ((1, 0, 2), "no_worse"),
@@ -428,8 +431,15 @@ def test_verdict_turns_at_exactly_the_allowed_forgetting_and_at_zero():
         (
             GAIN,
             FORGOT,
+            "better: MAE on new rows -420 € (-540 to -300), a proven gain; "
+            "on old rows +200 € (+120 to +280), forgetting beyond the 115 € allowed is proven, "
+            "but the gain outweighs it",
+        ),
+        (
+            GAIN,
+            FORGOT_MORE,
             "worse: MAE on new rows -420 € (-540 to -300), a proven gain; "
-            "on old rows +200 € (+120 to +280), forgetting beyond the 115 € allowed is proven",
+            "on old rows +301 € (+120 to +480), forgetting beyond the 115 € allowed is proven",
         ),
     ],
 )
