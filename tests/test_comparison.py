@@ -358,7 +358,7 @@ def held(difference, mae=2300.0, rows=80):
 
 GAIN, UNCLEAR, HARM = (-420, -540, -300), (-12, -40, 15), (40, 10, 70)
 KEPT, OPEN, FORGOT = (12, -20, 44), (90, -20, 200), (200, 120, 280)  # 115 are allowed
-FORGOT_MORE = (301, 120, 480)
+FORGOT_MORE = (421, 240, 480)
 
 
 @pytest.mark.parametrize(
@@ -396,8 +396,10 @@ def test_only_proven_harm_or_proven_forgetting_keeps_the_champion(new, old, kind
 def test_verdict_turns_at_exactly_the_allowed_forgetting_and_at_zero():
     new = held((-10, -12, -8))
     assert comparison.decide(new, held((9, 5.0, 20), 100)).promoted
-    assert not comparison.decide(new, held((9, 5.01, 20), 100)).promoted
-    assert comparison.decide(new, held((8, 5.01, 20), 100)).promoted  # a gain of 8 is proven
+    assert comparison.decide(new, held((10, 5.01, 20), 100)).promoted  # as much was gained
+    assert not comparison.decide(new, held((10.1, 5.01, 20), 100)).promoted
+    unproven = held((-20, -40, 0))
+    assert not comparison.decide(unproven, held((10, 5.01, 20), 100)).promoted
     assert comparison.decide(new, held((9, 9, 20), 100), max_forgetting=0.1).promoted
     for interval, kind in (
         ((1, 0, 2), "no_worse"),
@@ -439,7 +441,7 @@ def test_verdict_turns_at_exactly_the_allowed_forgetting_and_at_zero():
             GAIN,
             FORGOT_MORE,
             "worse: MAE on new rows -420 € (-540 to -300), a proven gain; "
-            "on old rows +301 € (+120 to +480), forgetting beyond the 115 € allowed is proven",
+            "on old rows +421 € (+240 to +480), forgetting beyond the 115 € allowed is proven",
         ),
     ],
 )

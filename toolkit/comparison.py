@@ -188,9 +188,9 @@ def decide(
     """Judge the differences in MAE on new and old rows, each `evaluate`'s result.
 
     *suspicious*: any of `findings`; never promoted. *worse*: the interval on new rows lies above
-    zero, or that on old rows above `max_forgetting` (a share) of the parent's MAE there, and the
-    gain on new rows is not proven to be as large. *better*: else, where the interval on new rows
-    lies below zero. *no_worse*: all between, promoted too, since fresh rows pay on the next file.
+    zero, or that on old rows above `max_forgetting` (a share) of the parent's MAE there, without a
+    proven gain on new rows that is as large. *better*: else, where the interval on new rows lies
+    below zero. *no_worse*: all between, promoted too, since fresh rows pay on the next file.
     `promote` is "auto", "proven", "always" or "never".
     """
     if findings:
@@ -205,7 +205,7 @@ def decide(
         limit = f"the {format_amount(allowed, unit)} allowed"
         text = f"within {limit}" if old.change.high <= allowed else f"not proven to exceed {limit}"
         if old.change.low > allowed:
-            outweighed = -new.change.high >= old.change.estimate
+            outweighed = gain and -new.change.estimate >= old.change.estimate
             harm, text = harm or not outweighed, f"forgetting beyond {limit} is proven"
             text += ", but the gain outweighs it" if outweighed else ""
         found += f"on old rows {format_interval(old.change, unit)}, {text}"
