@@ -250,7 +250,8 @@ def test_numbers_of_four_digits_are_years_only_where_they_may_be():
 
 
 def test_numbers_beside_some_codes_are_codes():
-    column, _, notes = learn(repeat(*range(1000, 1030), "c168", "c203", "c204"), "station")
+    stations = [*repeat(*range(1000, 1030))[: N - 3], "c168", "c203", "c204"]
+    column, _, notes = learn(stations, "station")
     assert column.kind == "categorical"
     assert "codes or numbers as text" in notes
     assert "'12k'" in refused(learn, [*range(N - 3), "12k", "40k", "50k"])

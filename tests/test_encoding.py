@@ -291,6 +291,17 @@ def test_numbers_that_are_amounts_or_say_nothing_have_no_mean_target():
         codes, effects, folds = schools(rng)
         assert not only(fit(table_of(x=codes), rng.normal(size=len(codes)), folds), "mean")
         assert not only(fit(table_of(x=codes + 0.5), effects, folds), "mean")
+    for n_rows in (2, 3):
+        codes, effects, folds = schools(RNG(0), n_rows=n_rows)
+        assert len(only(fit(table_of(x=codes), effects, folds), "mean")) == n_rows - 2
+
+
+def test_codes_are_seldom_found_in_few_rows_of_noise():
+    found = 0
+    for seed in range(200):
+        codes, _, folds = schools(RNG(seed), n_schools=40, n_rows=3)
+        found += len(only(fit(table_of(x=codes), RNG(seed).standard_t(3, 120), folds), "mean"))
+    assert found <= 8
 
 
 # --- growing -------------------------------------------------------------------------------------
