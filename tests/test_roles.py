@@ -367,4 +367,6 @@ def test_file_in_which_rows_belong_together_is_told_apart_from_one_in_any_order_
     for silent in (rng.permutation(storms), np.sort(storms), -np.sort(storms), storms[:49]):
         assert roles.alike_beside(silent) == ""
     assert roles.alike_beside(np.ones(100)) == ""
+    with np.errstate(all="raise"):
+        assert roles.alike_beside(np.eye(1, 100)[0]) == ""  # the first row alone differs
     assert not any(roles.alike_beside(rng.lognormal(0, 2, 50)) for _ in range(200))
