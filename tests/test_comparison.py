@@ -278,6 +278,11 @@ def test_column_matters_as_far_as_the_rows_do_whose_predictions_it_changes():
     assert found["m"].iloc[0] < 1e-6 < 1 < alike["m"].iloc[0]
 
 
+def lost_skill(y, predictions, whole, weights=None):
+    options = {part: {"weights": weights and weights[part]} for part in y}
+    return comparison.lost_skill(y, predictions, whole, options)
+
+
 def test_skill_is_lost_on_the_rows_that_count():
     y = {"new": targets(200), "old": targets(200, 1)}
     wrong = np.where(np.arange(200) < 150, 60_000.0, y["new"])  # the child, on many light rows
@@ -287,13 +292,13 @@ def test_skill_is_lost_on_the_rows_that_count():
         "old": {"parent": y["old"], "retrained": y["old"]} | constants,
     }
     whole = (y["new"], y["new"])
-    (finding,) = comparison.lost_skill(y, predictions, whole)
+    (finding,) = lost_skill(y, predictions, whole)
     assert "proven worse than the constants" in finding
     weights = {"new": np.where(np.arange(200) < 150, 1e-6, 1.0), "old": np.ones(200)}
-    assert comparison.lost_skill(y, predictions, whole, None, weights) == []
+    assert lost_skill(y, predictions, whole, weights) == []
     blind = {"new": np.ones(200), "old": np.where(np.arange(200) < 100, 1e-6, 1.0)}
     predictions["old"]["parent"] = np.where(np.arange(200) < 100, y["old"], 20_000.0)
-    assert comparison.lost_skill(y, predictions, whole, None, blind) == []  # it never had any
+    assert lost_skill(y, predictions, whole, blind) == []  # it never had any
 
 
 # --- what is refused
@@ -507,7 +512,7 @@ def skill(new_relation, old_relation=0.9, child=None, n=400, seed=0):
         models = {"parent": parent, "retrained": parent if child is None else child(y)}
         sets += [y, models | {"mean": np.full(n, 100.0), "median": np.full(n, 100.5)}]
     y, predictions = ({"new": sets[k], "old": sets[k + 2]} for k in (0, 1))
-    return comparison.lost_skill(y, predictions, (sets[0], sets[1]["parent"]))
+    return lost_skill(y, predictions, (sets[0], sets[1]["parent"]))
 
 
 def test_shuffled_target_is_found_and_a_weaker_or_never_strong_relation_is_not():
@@ -530,8 +535,8 @@ def test_whole_file_of_the_parents_predictions_counts_in_place_of_few_held_out_r
     constants = {"mean": mean, "median": mean}
     old = {"parent": noisy(y_old, 900, 2), "retrained": y_old} | constants
     sets = {"new": y[:25], "old": y_old}, {"new": dict.fromkeys(old, y[:25]), "old": old}
-    assert comparison.lost_skill(*sets, (y[:25], y[:25])) == []
-    assert len(comparison.lost_skill(*sets, (y, parent))) == 1
+    assert lost_skill(*sets, (y[:25], y[:25])) == []
+    assert len(lost_skill(*sets, (y, parent))) == 1
 
 
 def test_child_proven_worse_than_every_constant_is_found_where_the_target_was_predictable():

@@ -3,18 +3,20 @@
 Here belongs whatever follows from targets and predictions alone, arrays of shape (n_rows,). A
 *difference* is retrained minus parent, so negative is better; a *gain* is the reverse. Amounts are
 in units of the target. `groups` labels rows that vary together (a customer, a house, a day),
-`weights`, above 0, say how much each row counts in means: alike where there are none.
+`weights`, above 0, say how much each row counts in means: alike where there are none. `options`
+are those of `paired_interval`.
 """
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 from scipy import special, stats
-from sklearn.metrics import mean_absolute_error, r2_score
+from sklearn.metrics import r2_score
 
 from toolkit.words import format_amount, format_interval, printable
 
@@ -23,6 +25,7 @@ MISSING, OTHER = "(missing)", "(other)"
 SIZABLE_GROUP = 20  # rows; the mean of fewer says little about a group
 LARGEST = 12  # categories of a column that are compared one by one
 Predict = Callable[[pd.DataFrame], np.ndarray]
+PerRow: TypeAlias = ArrayLike | None  # of shape (n_rows,)
 
 
 @dataclass(frozen=True)
@@ -64,11 +67,7 @@ class Verdict:
 
 
 def paired_interval(
-    difference: ArrayLike,
-    *,
-    groups: ArrayLike | None = None,
-    confidence: float = 0.95,
-    weights: ArrayLike | None = None,
+    difference: ArrayLike, groups: PerRow = None, confidence: float = 0.95, weights: PerRow = None
 ) -> Interval:
     """Estimate the mean of per-row differences with its interval; with weights it is a ratio.
 
@@ -106,16 +105,11 @@ def paired_interval(
 
 
 def mae_difference(
-    y: ArrayLike,
-    parent: ArrayLike,
-    retrained: ArrayLike,
-    groups: ArrayLike | None = None,
-    confidence: float = 0.95,
-    weights: ArrayLike | None = None,
+    y: ArrayLike, parent: ArrayLike, retrained: ArrayLike, **options: Any
 ) -> Interval:
     """Estimate MAE of retrained minus MAE of parent."""
     change = np.abs(np.subtract(y, retrained)) - np.abs(np.subtract(y, parent))
-    return paired_interval(change, groups=groups, confidence=confidence, weights=weights)
+    return paired_interval(change, **options)
 
 
 def confidence_of(number: int) -> float:
@@ -127,17 +121,10 @@ def confidence_of(number: int) -> float:
     return 1 - 0.045 * 0.1 ** (number - 1)
 
 
-def evaluate(
-    y: ArrayLike,
-    predictions: Mapping[str, ArrayLike],
-    groups: ArrayLike | None = None,
-    confidence: float = 0.95,
-    weights: ArrayLike | None = None,
-) -> HeldOut:
+def evaluate(y: ArrayLike, predictions: Mapping[str, ArrayLike], **options: Any) -> HeldOut:
     """Score each model on the same rows; R² of a single row is NaN."""
-    models = predictions[PARENT], predictions[RETRAINED]
-    change = mae_difference(y, *models, groups, confidence, weights)
-    n_rows, lines = len(np.asarray(y)), {}
+    change = mae_difference(y, predictions[PARENT], predictions[RETRAINED], **options)
+    n_rows, weights, lines = len(np.asarray(y)), options.get("weights"), {}
     for name, values in predictions.items():
         error = np.subtract(y, values)
         means = (np.average(each, weights=weights) for each in (np.abs(error), np.square(error)))
@@ -148,25 +135,18 @@ def evaluate(
 
 
 def attribution(
-    y: ArrayLike,
-    predictions: Mapping[str, ArrayLike],
-    unit: str = "",
-    groups: ArrayLike | None = None,
-    weights: ArrayLike | None = None,
+    y: ArrayLike, predictions: Mapping[str, ArrayLike], unit: str = "", **options: Any
 ) -> Attribution:
     """Split the gain on new rows into what more training brings and what the new data bring.
 
     `predictions` are those of "parent", "retrained" and "control", the parent trained for as many
     further updates on old rows only.
     """
-    models = predictions[PARENT], predictions["control"], predictions[RETRAINED]
-    pairs = {"total": models[::2], "more training": models[:2], "new data": models[1:]}
-    gains = {
-        name: mae_difference(y, after, before, groups, weights=weights)
-        for name, (before, after) in pairs.items()
-    }
-    total, _, new = gains.values()
-    gain, by_more, by_new = (format_amount(part.estimate, unit) for part in gains.values())
+    before, control, after = (predictions[name] for name in (PARENT, "control", RETRAINED))
+    total = mae_difference(y, after, before, **options)
+    more = mae_difference(y, control, before, **options)
+    new = mae_difference(y, after, control, **options)
+    gain, by_more, by_new = (format_amount(part.estimate, unit) for part in (total, more, new))
     head = f"of the gain of {gain}"
     if total.estimate <= 0:
         head = f"there is no gain but a loss of {format_amount(-total.estimate, unit)}"
@@ -174,6 +154,7 @@ def attribution(
     if new.low <= 0:
         tail = f"{by_more} by more training and {format_interval(new, unit)} by the new data, "
         tail += "which is no proven gain"
+    gains = {"total": total, "more training": more, "new data": new}
     return Attribution(gains, f"{head}, {tail}")
 
 
@@ -220,22 +201,18 @@ def lost_skill(
     y: Mapping[str, ArrayLike],
     predictions: Mapping[str, Mapping[str, ArrayLike]],
     whole: tuple[ArrayLike, ArrayLike],
-    groups: ArrayLike | None = None,
-    weights: Mapping[str, ArrayLike] | None = None,
+    options: Mapping[str, Mapping[str, Any]],
 ) -> list[str]:
     """Find a file whose target has nothing to do with its features; for `decide`'s findings.
 
-    `y`, `predictions` (of "parent", "retrained", "mean" and "median") and `weights` are those of
+    `y`, `predictions` (of "parent", "retrained", "mean" and "median") and `options` are those of
     the "new" and "old" held-out rows; `whole` is the target of the whole new file with the parent's
-    predictions, made before any training. Found is, where the target was not hard to predict:
-
-    - With 99.5 % confidence (Spearman, Fisher's z) the parent's rank correlation with the target is
-      below a quarter of that on old rows.
-    - The child is proven worse than the constants mean and median on new rows.
+    predictions, made before any training. Found is, where the target was not hard to predict, that
+    with 99.5 % confidence (Spearman, Fisher's z) the parent's rank correlation with the target is
+    below a quarter of that on old rows, and a child proven worse than mean and median on new rows.
     """
     findings, new, old = [], predictions["new"], predictions["old"]
-    pairs = (y["old"], old[PARENT]), whole
-    tables = [pd.DataFrame(np.column_stack(pair)) for pair in pairs]
+    tables = [pd.DataFrame(np.column_stack(pair)) for pair in ((y["old"], old[PARENT]), whole)]
     was, now = (np.nan_to_num(table.corr("spearman").iloc[0, 1]) for table in tables)
     n_old, n_new = map(len, tables)
     margin = 2.576 * 1.03 / math.sqrt(max(1, n_new - 3))
@@ -245,15 +222,16 @@ def lost_skill(
             f"target: its rank correlation with the parent's predictions fell from {was:.2f} "
             f"to {now:.2f}, as if it were shuffled"
         )
-    w_new, w_old = ((weights or {}).get(part) for part in ("new", "old"))
-    errors = {k: mean_absolute_error(y["old"], old[k], sample_weight=w_old) for k in old}
-    options, constants = (groups, 0.95, w_new), (new[name] for name in ("mean", "median"))
-    worse = [mae_difference(y["new"], each, new[RETRAINED], *options) for each in constants]
-    predictable = errors[PARENT] <= 0.8 * min(errors["mean"], errors["median"])
-    if predictable and all(found.low > 0 for found in worse):
+    mean, median = (
+        mae_difference(y["new"], new[constant], new[RETRAINED], **options["new"])
+        for constant in ("mean", "median")
+    )
+    errors = evaluate(y["old"], old, **options["old"]).scores["MAE"]
+    predictable = errors[PARENT] <= 0.8 * errors[["mean", "median"]].min()
+    if predictable and min(mean.low, median.low) > 0:
         findings.append(
             "target: on new rows the retrained model is proven worse than the constants "
-            f"mean and median, by {format_interval(worse[-1])}"
+            f"mean and median, by {format_interval(median)}"
         )
     return findings
 
@@ -262,10 +240,10 @@ def groups(
     rows: pd.DataFrame,
     categorical_columns: Iterable[str],
     y: ArrayLike,
-    parent_prediction: ArrayLike | None,
+    parent_prediction: PerRow,
     child_prediction: ArrayLike,
     inside: Mapping[str, ArrayLike] | None = None,
-    weights: ArrayLike | None = None,
+    weights: PerRow = None,
 ) -> pd.DataFrame:
     """Compare actual and predicted means, MAE and bias per category, before and after.
 
@@ -305,8 +283,7 @@ def importance(
     rows: pd.DataFrame,
     y: ArrayLike,
     columns: Sequence[str],
-    groups: ArrayLike | None = None,
-    weights: ArrayLike | None = None,
+    **options: PerRow,
 ) -> pd.DataFrame:
     """Measure by how much each model's MAE rises when a column's values are shuffled among rows.
 
@@ -317,7 +294,7 @@ def importance(
     rng = np.random.default_rng(0)
     chosen = rng.permutation(len(rows))[:2_000]
     rows, y = rows.iloc[chosen], np.asarray(y, float)[chosen]
-    units, w = (None if of is None else np.asarray(of)[chosen] for of in (groups, weights))
+    given = {name: np.asarray(of)[chosen] for name, of in options.items() if of is not None}
     before = {model: np.abs(predict(rows) - y) for model, predict in models.items()}
     n_shuffles, lines = min(10, 2_000 // len(rows)), []
     for name in columns[:100]:
@@ -327,7 +304,7 @@ def importance(
         line: dict[str, object] = {"column": name}
         for model, predict in models.items():
             after = np.abs(predict(shuffled).reshape(n_shuffles, -1) - y).mean(axis=0)
-            rise = paired_interval(after - before[model], groups=units, weights=w)
+            rise = paired_interval(after - before[model], **given)
             line |= {model: rise.estimate, f"{model}_low": rise.low, f"{model}_high": rise.high}
         lines.append(line)
     return pd.DataFrame(lines).nlargest(20, [*models][-1]).reset_index(drop=True)

@@ -60,37 +60,31 @@ def weigh(work: Any, child: Any, found: Evidence, whole: np.ndarray) -> None:
     work, child: of mlflow_retrain.py. whole: what the parent predicts for the file's new rows.
     """
     rows, schema, settings = work.rows, work.parent.preprocessor.schema, work.settings
-    predictions, new, unit = child.predictions, child.predictions["new"], found.unit
-    y = {part: table[schema.target.name].to_numpy() for part, table in rows.held_out.items()}
-    labels = {part: roles.blocks_of_rows(table, work.role) for part, table in rows.held_out.items()}
-    weights = {part: roles.weights(table) for part, table in rows.held_out.items()}
-    sure = comparison.confidence_of(rows.tries)
-    for part in y:
-        options = (y[part], predictions[part], labels[part], sure, weights[part])
-        found.held_out[part] = comparison.evaluate(*options)
-    findings, held = list(found.findings), found.held_out
+    made, held, unit, target = child.predictions, found.held_out, found.unit, schema.target.name
+    y, options, sure = dict[str, Any](), dict[str, Any](), comparison.confidence_of(rows.tries)
+    for part, table in rows.held_out.items():
+        y[part], labels = table[target].to_numpy(), roles.blocks_of_rows(table, work.role)
+        options[part] = {"groups": labels, "weights": roles.weights(table)}
+        held[part] = comparison.evaluate(y[part], made[part], confidence=sure, **options[part])
+    findings, of_new, new = list(found.findings), options["new"], rows.held_out["new"]
     if "old" in y:
-        of_file = rows.file[schema.target.name], whole
-        findings += comparison.lost_skill(y, predictions, of_file, labels["new"], weights)
+        findings += comparison.lost_skill(y, made, (rows.file[target], whole), options)
     limits = {"max_forgetting": settings.max_forgetting, "promote": settings.promote}
     found.verdict = comparison.decide(held["new"], held.get("old"), findings, unit, **limits)
     mlflow.set_tag("verdict_kind", found.verdict.kind)
     found.leakage, found.caveats = rows.counts, _caveats(schema, work.role, rows)
-    if "control" in new:
-        of_new = y["new"], new, unit, labels["new"], weights["new"]
-        found.attribution = comparison.attribution(*of_new)
+    if "control" in made["new"]:
+        found.attribution = comparison.attribution(y["new"], made["new"], unit, **of_new)
     _count_inside(found, work.parent, child, y)
-    texts = [name for name, kind in schema.kinds.items() if kind == "categorical"]
-    table, models = rows.held_out["new"], {"parent": work.parent, "retrained": child}
-    if texts:
-        made = new["parent"], new["retrained"], found.inside, weights["new"]
-        found.groups = comparison.groups(table, texts, y["new"], *made)
+    if texts := [name for name, kind in schema.kinds.items() if kind == "categorical"]:
+        compared = made["new"]["parent"], made["new"]["retrained"], found.inside, of_new["weights"]
+        found.groups = comparison.groups(new, texts, y["new"], *compared)
+    models = {"parent": work.parent, "retrained": child}
     predicts = {name: functools.partial(predict, model) for name, model in models.items()}
-    asked = table, y["new"], schema.features, labels["new"], weights["new"]
-    found.importance = comparison.importance(predicts, *asked)
-    names = [name for name in found.importance["column"] if table[name].notna().any()]
+    found.importance = comparison.importance(predicts, new, y["new"], schema.features, **of_new)
+    names = [name for name in found.importance["column"] if new[name].notna().any()]
     shown = [name for name in names if schema.kinds[name] != "date"][:2]
-    found.dependence = {name: comparison.dependence(predicts, table, name) for name in shown}
+    found.dependence = {name: comparison.dependence(predicts, new, name) for name in shown}
 
 
 def _count_inside(
