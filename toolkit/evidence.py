@@ -95,17 +95,17 @@ def _count_inside(
     Each half of the held-out rows counts by the child's errors on the other half; its card is given
     the errors on all of them.
     """
-    y, n_new = np.concatenate([*targets.values()]), len(targets["new"])
+    y, n_new, bounds = np.concatenate([*targets.values()]), len(targets["new"]), dict[str, Any]()
     made = np.concatenate([child.predictions[part]["retrained"] for part in targets])
     if ranges.KEPT in parent.card:
-        before = child.predictions["new"]["parent"]
-        found.inside["parent"] = ranges.inside(parent.card, before, targets["new"])
-    inside = np.zeros(len(y), bool)
+        bounds["parent"] = ranges.around(parent.card, child.predictions["new"]["parent"])
+    low, high = bounds["retrained"] = np.empty((2, len(y)))
     for half in (0, 1):
         own, others = slice(half, None, 2), slice(1 - half, None, 2)
         card = child.card | {ranges.KEPT: ranges.keep(made[others], y[others])}
-        inside[own] = ranges.inside(card, made[own], y[own])
-    found.inside["retrained"] = inside[:n_new]
+        low[own], high[own] = ranges.around(card, made[own])
+    for name, (low, high) in bounds.items():
+        found.inside[name] = (low[:n_new] <= y[:n_new]) & (y[:n_new] <= high[:n_new])
     child.card[ranges.KEPT] = ranges.keep(made, y)
 
 

@@ -51,9 +51,3 @@ def _difficulty(predicted: np.ndarray, errors: np.ndarray, asked: np.ndarray) ->
     means = np.array([errors[each].mean() for each in bins])
     places = [predicted[each].mean() for each in bins]
     return np.interp(asked, places, np.maximum(means, 0.1 * errors.mean() or 1.0))
-
-
-def inside(card: Mapping[str, Any], prediction: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Tell which targets lie within 90 % ranges, bool of shape (n_rows,)."""
-    low, high = around(card, prediction)
-    return (low <= y) & (y <= high)
