@@ -28,28 +28,26 @@ def look(
     Prints what was found. Returns (evidence, what the parent predicts for the file's new rows).
     """
     schema, unit = parent.preprocessor.schema, parent.card.get("unit", "")
-    target, kinds = schema.target.name, schema.kinds
+    target, measured = schema.target.name, dict(schema.kinds)
     y, prediction = rows.file[target].to_numpy(), predict(parent, rows.file)
     error = float(np.average(np.abs(y - prediction), weights=roles.weights(rows.file)))
     steps = parent.card.get("lineage", [])
     history = {step["generation"]: step["prequential"] for step in steps if "prequential" in step}
     history[int(rows.file[roles.GENERATION].max())] = error
     found = Evidence(unit, error, len(y), history)
-    lines, has_target = list[str](), np.isfinite(error)
-    if has_target:
-        lines.append(
+    if np.isfinite(error):
+        measured |= {target: "numeric"}
+        terminal.say(
             f"parent {parent.uri}: its MAE on the {len(y):,} new rows of {data}, before any "
             f"training on them, is {format_amount(error, unit)}"
         )
     if rows.remembered.empty:
-        lines.append("drift: unknown, the parent remembers no training row")
-    else:
-        measured = {**kinds, target: "numeric"} if has_target else kinds
-        found.drift = drift.drift(rows.remembered, rows.file, measured)
-        found.findings = drift.suspicious(rows.remembered, rows.file, kinds, target)
-        lines += drift.drift_summary(found.drift)
-        lines += [f"suspicious: {finding}" for finding in found.findings]
-    for line in lines:
+        terminal.say("drift: unknown, the parent remembers no training row")
+        return found, prediction
+    found.drift = drift.drift(rows.remembered, rows.file, measured)
+    found.findings = drift.suspicious(rows.remembered, rows.file, schema.kinds, target)
+    signs = (f"suspicious: {finding}" for finding in found.findings)
+    for line in (*drift.drift_summary(found.drift), *signs):
         terminal.say(line)
     return found, prediction
 
