@@ -157,10 +157,9 @@ def keep(work: Work, trained: Any, child: "Child", found: Any) -> dict[str, Any]
 
     Returns what `registry.publish` does, and metrics.
     """
-    from toolkit import artifact, evidence, registry, report, roles, tracking
+    from toolkit import artifact, evidence, registry, report, tracking
 
-    settings, target = work.settings, child.preprocessor.schema.target.name
-    new = work.rows.held_out["new"]
+    settings = work.settings
     promotion = {
         "champion": work.champion,
         "wanted": found.verdict.promoted,
@@ -168,8 +167,7 @@ def keep(work: Work, trained: Any, child: "Child", found: Any) -> dict[str, Any]
     }
     with tracking.resumable():
         artifact.save_folder(trained, settings.models_dir / MODEL_NAME)
-        of_new = new[target].to_numpy(), child.predictions["new"], roles.weights(new)
-        metrics = evidence.log_evidence(child.curves, *of_new, found)
+        metrics = evidence.log_evidence(work, child, found)
         short = report.short_result(found)
         name = settings.model_name, trained, MODEL_NAME, short
         facts = registry.publish(work.client, *name, **promotion)

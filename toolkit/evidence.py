@@ -143,20 +143,13 @@ def log_inputs(work: Any, run_id: str) -> None:
     tracking.log_inputs(work.settings, target, parts, parent=parent.uri)
 
 
-def log_evidence(
-    curves: Mapping[str, list[float]],
-    y_new: np.ndarray,
-    predictions: Mapping[str, np.ndarray],
-    weights: np.ndarray,
-    found: Evidence,
-) -> dict[str, float]:
+def log_evidence(work: Any, child: Any, found: Evidence) -> dict[str, float]:
     """Log metrics, curves, figures, tables and the report; return the metrics.
 
-    y_new, predictions (by model), weights: of the new held-out rows.
+    work, child: of mlflow_retrain.py.
     """
-    metrics, unit = report.metrics(found), found.unit
-    tracking.log_numbers(metrics, curves, step=len(curves["final_loss"]))
-    shown = {name: predictions[name] for name in ("parent", "retrained")}
+    metrics, unit, new = report.metrics(found), found.unit, work.rows.held_out["new"]
+    tracking.log_numbers(metrics, child.curves, step=len(child.curves["final_loss"]))
     drawn: dict[Any, Any] = {
         figures.before_after: found.held_out,
         figures.over_generations: found.history if len(found.history) > 1 else None,
@@ -167,9 +160,12 @@ def log_evidence(
     pictures = {f.__name__: f(of, unit) for f, of in drawn.items() if of is not None}
     if found.drift is not None:
         pictures["drift"] = figures.drift_figure(found.drift)
-    scattered = figures.predicted_against_actual(y_new, shown, unit, weights)
+    y, shown = new[child.preprocessor.schema.target.name], child.predictions["new"]
+    shown = {name: shown[name] for name in ("parent", "retrained")}
+    scattered = figures.predicted_against_actual(y, shown, unit, roles.weights(new))
     pictures["predicted_against_actual"] = scattered
-    found.figures = pictures | {"learning_curve": figures.learning_curve(curves)}
+    pictures["learning_curve"] = figures.learning_curve(child.curves)
+    found.figures = pictures
     tracking.log_figures(found.figures)
     for name in ("groups", "drift", "importance"):
         if (table := getattr(found, name)) is not None:
