@@ -240,17 +240,16 @@ def check_enough_new(rows: RetrainingRows, source: str) -> None:
 
 def alike_beside(y: np.ndarray) -> str:
     """Say that targets, in the order of a file, are alike in rows beside each other; or ""."""
-    ranks, place = pd.Series(y).rank().to_numpy(), np.arange(len(y))
-    if len(y) < MIN_RANKED or min(np.ptp(ranks[1:]), np.ptp(ranks[:-1])) == 0:
+    if len(y) < MIN_RANKED:
         return ""
-    correlation = np.corrcoef(ranks[1:], ranks[:-1])[0, 1]
-    is_sorted = abs(np.corrcoef(ranks, place)[0, 1]) > 0.95
+    ranks = pd.Series(y).rank()
+    correlation, order = ranks.autocorr(), ranks.corr(pd.Series(ranks.index))
     told = (
         f"rows beside each other have alike targets (rank correlation {correlation:.2f}): where "
         "they belong together, as those of a patient or a day, a model is judged on rows that it "
         "partly knows; a first training with --group COLUMN or --time COLUMN holds them out as one"
     )
-    return told if correlation >= 0.5 and not is_sorted else ""
+    return told if correlation >= 0.5 and abs(order) <= 0.95 else ""
 
 
 def blocks_of_rows(table: pd.DataFrame, role: Roles, blocks: int = 30) -> np.ndarray | None:
