@@ -116,12 +116,6 @@ def weights(table: pd.DataFrame, mean: float | None = None) -> np.ndarray:
     return found if mean is None else found * (mean / found.mean())
 
 
-def together(*tables: pd.DataFrame) -> pd.DataFrame:
-    """Join tables; empty ones do not count, since their columns may be of other types."""
-    filled = [table for table in tables if len(table)] or [tables[0]]
-    return pd.concat(filled, ignore_index=True)
-
-
 def smallest(table: pd.DataFrame, limit: int) -> pd.DataFrame:
     """Keep the `limit` rows of each role whose scrambled hashes are the smallest.
 
@@ -144,7 +138,7 @@ def unseen(table: pd.DataFrame, before: pd.DataFrame) -> pd.DataFrame:
 
 def remember(buffer: pd.DataFrame, table: pd.DataFrame, limit: int) -> pd.DataFrame:
     """Add the rows of a training to a replay buffer, and cut each role to `limit` rows."""
-    return smallest(together(unseen(table, buffer), buffer), limit)
+    return smallest(pd.concat([unseen(table, buffer), buffer]), limit)
 
 
 def own_columns(table: pd.DataFrame) -> pd.DataFrame:
@@ -197,7 +191,7 @@ class RetrainingRows:
     @property
     def counts(self) -> dict[str, int]:
         """Count the rows by role and age, for the report."""
-        both = self.train[HASH].isin(together(*self.held_out.values())[HASH])
+        both = self.train[HASH].isin(pd.concat(self.held_out.values())[HASH])
         return {
             "new rows to train on": int(self.new.sum()),
             "remembered rows to train on": int((~self.new).sum()),
@@ -217,13 +211,14 @@ def gather(
     """
     buffer = table.head(0) if buffer.empty else buffer
     fresh, is_refused = unseen(table, buffer), buffer[GENERATION] > parent_generation
-    old, new = buffer[~is_refused], together(fresh, buffer[is_refused])
+    old, new = buffer[~is_refused], pd.concat([fresh, buffer[is_refused]])
     remembered = part(old, TRAIN)
     replayed = remembered if replay is None else smallest(remembered, replay)
     held_out = {"new": part(new, HELD_OUT), "old": part(old, HELD_OUT)}
     if held_out["old"].empty:
         del held_out["old"]
-    train, seen_before = together(part(new, TRAIN), replayed), len(table) - len(fresh)
+    train = pd.concat([part(new, TRAIN), replayed], ignore_index=True)
+    seen_before = len(table) - len(fresh)
     return RetrainingRows(fresh, train, held_out, parent_generation, seen_before, remembered)
 
 
