@@ -3,7 +3,7 @@
 Numbers come from comparison.py and drift.py. pyplot, slow and with a global state, is not imported.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from toolkit.words import format_amount, format_interval
 
 # Okabe and Ito, https://jfly.uni-koeln.de/color: told apart with any kind of colour vision.
 BLUE, ORANGE, GREY, LIGHT = "#0072B2", "#D55E00", "#666666", "#BBBBBB"
+COLOURS = {PARENT: BLUE, RETRAINED: ORANGE}
 CURVES = (BLUE, ORANGE, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MAX_POINTS = 2_000
 MAX_LINES = 80  # categories or columns in one picture
@@ -77,8 +78,8 @@ def predicted_against_actual(
     maes = {name: np.average(each, weights=weights) for name, each in errors.items()}
     titles = [f"{name}: MAE {format_amount(mae, unit)}" for name, mae in maes.items()]
     figure, panels = _canvas(3.7, titles, sharex=True, sharey=True)
-    colours = [BLUE, ORANGE][-len(panels) :]
-    for axes, made, colour in zip(panels, predictions.values(), colours, strict=True):
+    for axes, (name, made) in zip(panels, predictions.items(), strict=True):
+        colour = COLOURS.get(name, ORANGE)
         axes.axline((y[0], y[0]), slope=1, color="black", linewidth=0.8)
         dots = axes.scatter(y[shown], np.asarray(made)[shown], 10, colour, alpha=0.4, linewidths=0)
         dots.set_rasterized(True)  # or a page would hold 2,000 paths
@@ -93,21 +94,17 @@ def predicted_against_actual(
 def error_per_group(groups_table: pd.DataFrame, unit: str = "") -> Figure:
     """Draw the MAE of the largest categories in `comparison.groups`' table; a star means worse."""
     table = groups_table.nlargest(MAX_LINES, "rows").sort_index()
-    worse = table["worse"] if "worse" in table else [False] * len(table)
-    labels, places = [], []
-    for line, bad in zip(table.itertuples(), worse, strict=True):
-        header = _label(line.column)
-        if header not in labels:  # the column's name stands above
-            labels.append(header)
-        places.append(len(labels))
-        labels.append(
-            f"{_label(line.category)} ({translate(f'{line.rows:,}')}){' *' if bad else ''}"
-        )
-    figure, (axes,) = _canvas(0.2 * len(labels) + 1.4, ["Mean absolute error per group"])
+    labels, places = list[str](), list[int]()
+    for column, lines in table.groupby("column", sort=False):
+        labels.append(_label(column))  # stands above its categories
+        for line in lines.itertuples():
+            star = " *" if getattr(line, "worse", False) else ""
+            places.append(len(labels))
+            labels.append(f"{_label(line.category)} ({translate(f'{line.rows:,}')}){star}")
+    xlabel = _with_unit("MAE", unit) + translate(", number of rows in brackets")
+    figure, axes = _lines("Mean absolute error per group", labels, xlabel, 0.2 * len(labels) + 1.4)
     series = {PARENT: "MAE_before", RETRAINED: "MAE_after"}
     _bars(axes, places, {name: table[key] for name, key in series.items() if key in table})
-    xlabel = _with_unit("MAE", unit) + translate(", number of rows in brackets")
-    _name_lines(axes, labels, xlabel)
     for place in set(range(len(labels))).difference(places):
         axes.get_yticklabels()[place].set_fontweight("bold")
     return figure
@@ -118,8 +115,9 @@ def before_after(held_out: Mapping[str, HeldOut], unit: str = "") -> Figure:
 
     The bar is the interval of the difference: where it does not reach the parent, that is proven.
     """
-    title = "Same held-out rows, both models: left is better"
-    figure, (axes,) = _canvas(1.7 + 0.9 * len(held_out), [title])
+    labels = [f"{_label(translate(k))} ({translate(f'{v.rows:,}')})" for k, v in held_out.items()]
+    title, height = "Same held-out rows, both models: left is better", 1.7 + 0.9 * len(labels)
+    figure, axes = _lines(title, labels, _with_unit("MAE", unit), height)
     for line, held in enumerate(held_out.values()):
         parent, child = held.scores["MAE"][[PARENT, RETRAINED]]
         bounds = parent + held.change.low, parent + held.change.high
@@ -130,11 +128,6 @@ def before_after(held_out: Mapping[str, HeldOut], unit: str = "") -> Figure:
         axes.annotate(text, (at, line - 0.26), ha="center", va="bottom", fontsize=9)
         axes.plot(parent, line, "o", color=BLUE, markersize=9, label=translate(PARENT))
         axes.plot(child, line, "D", color=ORANGE, markersize=8, label=translate(RETRAINED))
-    labels = [
-        f"{_label(translate(name))} ({translate(f'{held.rows:,}')})"
-        for name, held in held_out.items()
-    ]
-    _name_lines(axes, labels, _with_unit("MAE", unit))
     handles = dict(zip(*axes.get_legend_handles_labels()[::-1], strict=True))
     figure.legend(handles.values(), handles, loc="outside lower center", ncols=4, frameon=False)
     return figure
@@ -144,15 +137,14 @@ def drift_figure(drift_table: pd.DataFrame) -> Figure:
     """Draw the distance of the farthest columns in `drift.drift`'s table; bars are cut at 2."""
     table = drift_table.sort_values("distance", ascending=False, na_position="last")[:MAX_LINES]
     title = "New rows against old ones (orange: drifted)"
-    figure, (axes,) = _canvas(0.25 * len(table) + 1.4, [title])
+    xlabel = translate("distance in standard deviations; of text from 0 to 1")
+    figure, axes = _lines(title, map(_label, table["column"]), xlabel, 0.25 * len(table) + 1.4)
     colours = np.where(table["drifted"], ORANGE, LIGHT)
     lengths = table["distance"].fillna(0.0).clip(upper=MAX_DISTANCE)
     bars = axes.barh(range(len(table)), lengths, 0.7, color=colours)
     shown = [translate(format_amount(value)) for value in table["distance"]]
     axes.bar_label(bars, shown, padding=3, size=9)
     axes.axvline(DRIFT_DISTANCE, color="black", ls="--", lw=1, label=translate("threshold"))
-    xlabel = translate("distance in standard deviations; of text from 0 to 1")
-    _name_lines(axes, [_label(name) for name in table["column"]], xlabel)
     axes.margins(x=0.1)
     axes.legend(loc="lower right", frameon=False)
     return figure
@@ -160,13 +152,12 @@ def drift_figure(drift_table: pd.DataFrame) -> Figure:
 
 def importance(table: pd.DataFrame, unit: str = "") -> Figure:
     """Draw `comparison.importance`'s table: the rise of each model's MAE, with its interval."""
-    title = "Rise of the error when a column is shuffled"
-    figure, (axes,) = _canvas(0.3 * len(table) + 1.4, [title])
-    _bars(axes, range(len(table)), {name: table[name] for name in (PARENT, RETRAINED)})
-    for bars, name in zip(axes.containers, (PARENT, RETRAINED), strict=True):
+    title, xlabel = "Rise of the error when a column is shuffled", _with_unit("rise in MAE", unit)
+    figure, axes = _lines(title, map(_label, table["column"]), xlabel, 0.3 * len(table) + 1.4)
+    _bars(axes, range(len(table)), {name: table[name] for name in COLOURS})
+    for bars, name in zip(axes.containers, COLOURS, strict=True):
         middles = [bar.get_y() + bar.get_height() / 2 for bar in bars]
         axes.hlines(middles, table[f"{name}_low"], table[f"{name}_high"], GREY, lw=1.5)
-    _name_lines(axes, [_label(name) for name in table["column"]], _with_unit("rise in MAE", unit))
     return figure
 
 
@@ -176,7 +167,7 @@ def dependence(tables: Mapping[str, pd.DataFrame], unit: str = "") -> Figure:
     for axes, table in zip(panels, tables.values(), strict=True):
         is_number = pd.api.types.is_numeric_dtype(table.index)
         places, style = (table.index, ".-") if is_number else (range(len(table)), "o")
-        for name, colour in ((PARENT, BLUE), (RETRAINED, ORANGE)):
+        for name, colour in COLOURS.items():
             axes.plot(places, table[name], style, color=colour, label=translate(name))
         if not is_number:
             names = [_label(name, 18) for name in table.index]
@@ -206,14 +197,14 @@ def _bars(axes: Axes, places: Sequence[int], series: Mapping[str, pd.Series]) ->
     height = 0.8 / len(series)
     for number, (name, lengths) in enumerate(series.items()):
         at = np.array(places) + (number - (len(series) - 1) / 2) * height
-        colour = BLUE if name == PARENT else ORANGE
-        axes.barh(at, lengths, height, color=colour, label=translate(name))
+        axes.barh(at, lengths, height, color=COLOURS[name], label=translate(name))
     if len(series) > 1:
         axes.figure.legend(loc="outside lower center", ncols=2, frameon=False)
 
 
-def _name_lines(axes: Axes, labels: Sequence[str], xlabel: str) -> None:
-    """Put one label per horizontal line, the first on top."""
+def _lines(title: str, labels: Iterable, xlabel: str, height: float) -> tuple[Figure, Axes]:
+    """Return a figure and its panel, whose horizontal lines are named by `labels` from the top."""
+    (figure, (axes,)), labels = _canvas(height, [title]), list(labels)
     axes.set_xlabel(xlabel)
     axes.xaxis.set_major_formatter(AMOUNTS)
     axes.xaxis.set_major_locator(MaxNLocator(6))  # long labels leave little room
@@ -221,6 +212,7 @@ def _name_lines(axes: Axes, labels: Sequence[str], xlabel: str) -> None:
     axes.set_ylim(len(labels) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0)
     axes.grid(visible=False, axis="y")
+    return figure, axes
 
 
 def _with_unit(name: str, unit: str) -> str:
