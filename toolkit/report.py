@@ -66,8 +66,7 @@ def write(evidence: Evidence, file: str | None) -> None:
 def render(evidence: Evidence, template: str) -> str:
     """Fill "report.html", with the figures inside, or "report.md"."""
     word = "promoted" if evidence.verdict.promoted else "kept champion"
-    scores = score_table(evidence)
-    return _template(template).render(word=word, scores=scores, **vars(evidence))
+    return _template(template).render(word=word, scores=score_table(evidence), **vars(evidence))
 
 
 def score_table(evidence: Evidence) -> tuple[list[str], list[list[str]]]:
@@ -84,8 +83,7 @@ def score_table(evidence: Evidence) -> tuple[list[str], list[list[str]]]:
 
 def metrics(evidence: Evidence) -> dict[str, float]:
     """Name every score and interval as a run logs them: "MAE", "new/MAE_parent", …"""
-    found: dict[str, float | None] = {"prequential/MAE": evidence.prequential}
-    found["estimated/hit"] = evidence.hit
+    found = {"prequential/MAE": evidence.prequential, "estimated/hit": evidence.hit}
     for part, held in evidence.held_out.items():
         scores = held.scores.rename(columns={"R²": "R2"})
         found |= {f"{part}/{s}_{m}": value for (m, s), value in scores.stack().items()}
@@ -93,8 +91,7 @@ def metrics(evidence: Evidence) -> dict[str, float]:
             found |= scores.loc[RETRAINED].to_dict()
         for end, bound in zip(("", "_low", "_high"), vars(held.change).values(), strict=True):
             found[f"{part}/MAE_difference{end}"] = bound
-    for name, lies_within in evidence.inside.items():
-        found[f"new/inside_90_{name}"] = lies_within.mean()
+    found |= {f"new/inside_90_{name}": rows.mean() for name, rows in evidence.inside.items()}
     return {name: float(value) for name, value in found.items() if value is not None}
 
 
@@ -114,8 +111,7 @@ def model_card(card: Mapping[str, Any], schema: Schema, *, heading: bool = True)
 
     heading: a title and the result first. Columns left out of the schema are not named.
     """
-    content = {"card": card, "schema": schema, "heading": heading}
-    return _template("model_card.md").render(content)[:MOST]
+    return _template("model_card.md").render(card=card, schema=schema, heading=heading)[:MOST]
 
 
 @cache
@@ -144,12 +140,11 @@ def _template(name: str) -> jinja2.Template:
     )
     pages.filters |= {"interval": format_interval, "svg": _svg}
     pages.filters["amount"] = lambda *args, **named: translate(format_amount(*args, **named))
+    pages.filters["file_name"] = lambda path: Path(path).name
     pages.globals["tr"] = translate
-    told = jinja2.pass_context(
+    pages.filters["tr"] = jinja2.pass_context(  # or constants would be escaped as HTML
         lambda _, text, *values: translate(text.format(*values) if values else text)
     )
-    pages.filters["tr"] = told  # of a page's context, or constants would be escaped as HTML
-    pages.filters["file_name"] = lambda path: Path(path).name
     return pages.get_template(name)
 
 
