@@ -64,13 +64,12 @@ def predictions(
     network: Any, preprocessor: Any, card: Any, interval: float | None, source: Any
 ) -> Iterator[dict[str, Any]]:
     """Predict a table block by block: "prediction", and "low" and "high" with an `interval`."""
-    from model_utils import model_predict
-    from toolkit.ranges import around
+    from toolkit import encoding, ranges
 
     for rows in source.blocks():
-        found = {"prediction": model_predict(network, preprocessor.encode(rows, source.source))}
+        found = {"prediction": encoding.predict(network, preprocessor.encode(rows, source.source))}
         if interval:
-            found["low"], found["high"] = around(card, found["prediction"], interval)
+            found["low"], found["high"] = ranges.around(card, found["prediction"], interval)
         yield found
 
 
