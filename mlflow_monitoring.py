@@ -131,11 +131,11 @@ def fit(
         recipes, curves = ([replace(base, bins=False)], {}) if build else search(sample_weight=w)
     train, encode = model_utils.train_members, (preprocessor, role, roles.weights(table).mean())
     if rows.shares:
-        X, y = engine.share_rows(rows, *encode)
+        X, y = rows.shares, encode
         train = partial(engine.train, train, checkpoint.folder / name)
     elif rows.n_rows > len(rows.table):
         X, y, w = rows.encode_blocks(*encode)
-    final = model_utils.sized_recipe(sum(map(len, X)) if isinstance(X, list) else len(X), *sizes)
+    final = model_utils.sized_recipe(rows.n_rows * len(table) // len(rows.table), *sizes)
     recipes = [replace(r, epochs=final.epochs, batch_size=final.batch_size) for r in recipes]
     create = partial(model_utils.create_nn_model, seed=settings.seed, build=build)
     network = create(preprocessor.width, recipes[0], scale, preprocessor.bins)

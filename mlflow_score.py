@@ -50,7 +50,8 @@ def score(settings: Settings) -> int:
     with terminal.progress(f"scoring {settings.data}"):
         source = tables.open_table(settings.data, settings.query)
         if settings.workers > 1:
-            found = engine.stream(predict, engine.shares_of(source, settings))
+            shares = engine.shares_of(source, settings)
+            found = engine.stream(lambda share: (yield from predict(share.open())), shares)
         else:
             found = predict(source)
         n_rows = write(found, settings.output)

@@ -1,5 +1,6 @@
 """Claims about toolkit/engine.py: workers give what one process gives, and survive a killed one."""
 
+import copy
 import os
 import signal
 import subprocess
@@ -138,7 +139,8 @@ def test_predictions_are_in_the_order_of_the_rows(parquet):
     network = model_utils.create_nn_model(fitted.width)
     predict = partial(mlflow_score.predictions, network, fitted, {}, None)
     shares = engine.shares_of(tables.open_table(parquet), settings_for(parquet, 3))
-    found = [block["prediction"] for block in engine.stream(predict, shares)]
+    made = engine.stream(lambda share: (yield from predict(share.open())), shares)
+    found = [block["prediction"] for block in made]
     expected = [block["prediction"] for block in predict(tables.open_table(parquet))]
     np.testing.assert_array_equal(np.hstack(found), np.hstack(expected))
 
@@ -164,13 +166,13 @@ def train_by_sgd(network, X, y, kill_once, *, sample_weight, seed, train):
 
 @pytest.fixture(scope="module")
 def work(parquet):
-    """Give (network, shares with their numbers of rows, arguments of encode)."""
+    """Give (network, shares, arguments of encode, the folder of the shares)."""
     rows, role, _, fitted, _ = prepared(parquet, 2, weight="b")
     scale = model_utils.TargetScale(0.0, 1.0, -99.0, 99.0)
     network = model_utils.create_nn_model(fitted.width, model_utils.Recipe(), scale, seed=1)
     return (
         network,
-        engine._map(engine.Share.counted, rows.shares, role),
+        rows.shares,
         (fitted, role, roles.weights(rows.table).mean()),
         rows.keep,
     )
@@ -178,7 +180,7 @@ def work(parquet):
 
 def losses_of_one_process(network, shares, encode):
     """Train on the minibatches that the workers share, as one process would."""
-    heads = model_utils._heads(distributed.copied(network))
+    heads = model_utils._heads(copy.deepcopy(network))
     heads.compile(keras.optimizers.SGD(0.1, momentum=0.5), model_utils.MemberHuber([1.0] * 4))
     data = [tuple(map(np.array, share.rows().encode(*encode))) for share in shares]
     losses, blocks = [], 2  # of at most 400 rows of each worker
@@ -205,16 +207,17 @@ def losses_of_one_process(network, shares, encode):
                 total += float(heads.loss(z, heads(X), sample_weight=w)) * len(X)
                 n_rows += len(X)
                 heads.train_on_batch(X, z, sample_weight=w)
-        assert n_rows == sum(map(len, shares))
+        assert n_rows == sum(len(y) for _, y, _ in data)
         losses.append(total / n_rows)
     return losses
 
 
 def test_two_workers_have_the_losses_of_one_process(work, tmp_path):
     network, shares, encode, _ = work
-    assert len(shares[0]) != len(shares[1])
+    sizes = [len(share.rows().encode(*encode)[1]) for share in shares]
+    assert sizes[0] != sizes[1]
     expected = losses_of_one_process(network, shares, encode)
-    options = (distributed.copied(network), shares, encode, None)
+    options = (copy.deepcopy(network), shares, encode, None)
     history = engine.train(train_by_sgd, tmp_path / "training", *options, seed=SEED)
     np.testing.assert_allclose(history.history["loss"], expected, rtol=1e-5)
     assert expected[-1] < expected[0] / 2
@@ -225,7 +228,7 @@ def test_two_workers_have_the_losses_of_one_process(work, tmp_path):
 def test_killed_worker_is_started_again_and_nothing_is_lost(work, tmp_path):
     network, shares, encode, _ = work
     expected = losses_of_one_process(network, shares, encode)
-    options = (distributed.copied(network), shares, encode, tmp_path / "killed")
+    options = (copy.deepcopy(network), shares, encode, tmp_path / "killed")
     history = engine.train(train_by_sgd, tmp_path / "training", *options, seed=SEED)
     assert (tmp_path / "killed").exists()
     np.testing.assert_allclose(history.history["loss"], expected, rtol=1e-5)

@@ -11,7 +11,7 @@ import shutil
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -32,21 +32,20 @@ def start(workers: int) -> Any:
     address = os.environ.get("RAY_ADDRESS")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # each epoch waits for one
+    quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
+    code = {"py_modules": [str(ROOT / "toolkit"), str(ROOT / "model_utils.py")]}
+    options: Any = quiet | ({"runtime_env": code} if address else {"num_cpus": workers})
     if not address:  # Ray's name for keeping to the loopback interface
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     try:
         import ray
         import ray.train.tensorflow
+
+        if not ray.is_initialized():  # without "local" it would join any cluster of this machine
+            ray.init(address or "local", **options)
     except ImportError as error:
         words = f"--workers {workers} needs Ray"
         raise UserError(f"{words}: pip install -r requirements-scale.txt") from error
-    code = {"py_modules": [str(ROOT / "toolkit"), str(ROOT / "model_utils.py")]}
-    options: Any = {"runtime_env": code} if address else {"num_cpus": workers}
-    place = address or "local"  # else Ray would join whatever cluster this machine runs
-    try:
-        if not ray.is_initialized():
-            quiet: Any = {"log_to_driver": False, "logging_level": "ERROR"}
-            ray.init(place, include_dashboard=False, **quiet, **options)
     except ConnectionError as error:
         words = f"no cluster answers at RAY_ADDRESS={address}; start it with 'ray start --head'"
         raise UserError(f"{words}, or unset RAY_ADDRESS for processes on this machine") from error
@@ -54,14 +53,15 @@ def start(workers: int) -> Any:
 
 
 @contextmanager
-def _plain_errors() -> Iterator[None]:
-    """Raise what was raised in a worker; where workers were lost, say so in one line."""
+def _cluster(workers: int) -> Iterator[Any]:
+    """Give `ray`, started; raise what a worker raises, and in one line that workers were lost."""
+    ray = start(workers)
     from ray.exceptions import RayError, RayTaskError
     from ray.train import TrainingFailedError
 
     handler = signal.getsignal(signal.SIGINT)
     try:
-        yield
+        yield ray
     except SystemExit as error:  # Ray Train has a handler of its own, which leaves the process
         raise KeyboardInterrupt from error
     except RayTaskError as error:
@@ -77,25 +77,20 @@ def _plain_errors() -> Iterator[None]:
 class Share:
     """One of `count` shares of a source, which any process can read, again if it must.
 
-    columns: of the whole source. n_rows: to train on, once counted. folder: on the disk of the
-    machine that reads. collect: of `reading.py`.
+    place, columns: of the whole source. folder: on the disk of the machine that reads. collect:
+    of `reading.py`.
     """
 
     number: int
     count: int
-    data: str
-    query: str | None
+    place: tuple[str, str | None]
     columns: list[str]
-    n_rows: int = 0
-    folder: Path = Path()
-    collect: Any = None
-
-    def __len__(self) -> int:
-        return self.n_rows
+    folder: Path
+    collect: Any
 
     def open(self) -> tables.Table:
         """Open the pieces of this share alone."""
-        source = tables.open_table(self.data, self.query)
+        source = tables.open_table(*self.place)
         return source.take_share(self.number, self.count, self.columns)
 
     def read(self) -> tuple[Any, list[str]]:
@@ -112,48 +107,22 @@ class Share:
         file = self.folder / ROWS
         return pickle.loads(file.read_bytes()) if file.is_file() else self.read()[0]
 
-    def counted(self, role: Any) -> "Share":
-        """Count the rows to train on; all without `role`."""
-        blocks = self.rows().blocks()
-        n_rows = sum(int((~role.held_out(b)).sum()) if role else len(b) for b in blocks)
-        return replace(self, n_rows=n_rows)
 
-
-def shares_of(source: tables.Table, settings: Any, **more: Any) -> list[Share]:
+def shares_of(
+    source: tables.Table, settings: Any, folder: str = "", collect: Callable | None = None
+) -> list[Share]:
     """Cut a source into one share for each worker; its first rows tell the columns."""
     if not source.columns:
         next(source.blocks())
-    place = settings.workers, settings.data, settings.query, source.columns
-    return [Share(number, *place, **more) for number in range(settings.workers)]
-
-
-def _map(function: Callable, shares: Sequence[Share], *arguments: Any) -> Any:
-    ray = start(len(shares))
-    task = ray.remote(scheduling_strategy="SPREAD", max_retries=RESTARTS)(function)
-    with _plain_errors():
-        return ray.get([task.remote(share, *arguments) for share in shares])
-
-
-def read(
-    collect: Callable, source: tables.Table, settings: Any, folder: str
-) -> tuple[list[Share], list[Any]]:
-    """Let each worker read a share into `folder`; return the shares, and (rows, notes) of each."""
-    shares = shares_of(source, settings, collect=collect)
-    shares = [replace(each, folder=Path(folder, str(each.number))) for each in shares]
-    return shares, _map(Share.read, shares)
-
-
-def share_rows(rows: Any, *encode: Any) -> Any:
-    """Return the rows of a training as `train` takes them: shares, and how they are encoded."""
-    return _map(Share.counted, rows.shares, encode[1]), encode
+    n, place = settings.workers, (settings.data, settings.query)
+    return [Share(i, n, place, source.columns, Path(folder, str(i)), collect) for i in range(n)]
 
 
 def stream(function: Callable, shares: Sequence[Share]) -> Iterator[Any]:
-    """Yield in order what the generator `function` yields of each opened share."""
-    ray = start(len(shares))
-    remote = ray.remote(num_returns="streaming", max_retries=RESTARTS)
-    task = remote(lambda share: (yield from function(share.open())))
-    with _plain_errors():
+    """Yield in order what the generator `function` yields of each share, in workers."""
+    options = {"num_returns": "streaming", "scheduling_strategy": "SPREAD"}
+    with _cluster(len(shares)) as ray:
+        task = ray.remote(max_retries=RESTARTS, **options)(function)
         for results in [task.remote(share) for share in shares]:
             yield from map(ray.get, results)
 
@@ -163,7 +132,7 @@ def train(
     place: Path,
     network: Any,
     shares: Sequence[Share],
-    encode: tuple,
+    encode: Sequence[Any],
     *arguments: Any,
     seed: int,
     **_: Any,
@@ -174,27 +143,26 @@ def train(
     `Rows.encode`. A training goes on from its last checkpoint in `place`, a folder that all
     machines see; callbacks are not called.
     """
-    ray = start(len(shares))
-    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-    from ray.train.tensorflow import TensorflowTrainer
+    with _cluster(len(shares)) as ray:
+        from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+        from ray.train.tensorflow import TensorflowTrainer
 
-    from .distributed import state_of, train_share
+        from .distributed import state_of, train_share
 
-    work = (train_members, ray.cloudpickle.dumps(network), shares, encode, arguments, seed)
-    trainer = TensorflowTrainer(
-        train_share,
-        train_loop_config={"work": work},
-        scaling_config=ScalingConfig(num_workers=len(shares), placement_strategy="SPREAD"),
-        run_config=RunConfig(
-            place.name,
-            str(place.parent.resolve()),
-            failure_config=FailureConfig(max_failures=RESTARTS),
-            checkpoint_config=CheckpointConfig(num_to_keep=1),
-        ),
-    )
-    with _plain_errors():
-        weights, _state, losses = state_of(trainer.fit().checkpoint)
-    network.set_weights(weights)
+        work = (train_members, ray.cloudpickle.dumps(network), shares, encode, arguments, seed)
+        trainer = TensorflowTrainer(
+            train_share,
+            train_loop_config={"work": work},
+            scaling_config=ScalingConfig(num_workers=len(shares), placement_strategy="SPREAD"),
+            run_config=RunConfig(
+                place.name,
+                str(place.parent.resolve()),
+                failure_config=FailureConfig(max_failures=RESTARTS),
+                checkpoint_config=CheckpointConfig(num_to_keep=1),
+            ),
+        )
+        values, losses = state_of(trainer.fit().checkpoint)
+    network.set_weights(values[: len(network.weights)])
     if not math.isfinite(losses[-1]):
         raise FloatingPointError("the loss is not finite")
     return SimpleNamespace(history={"loss": losses})

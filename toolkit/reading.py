@@ -234,7 +234,8 @@ def _read(
 
         rows = copy.deepcopy(empty)
         rows.keep = tempfile.TemporaryDirectory(prefix="rows-")
-        rows.shares, parts = engine.read(empty.read, source, settings, rows.keep.name)
+        rows.shares = engine.shares_of(source, settings, rows.keep.name, empty.read)
+        parts = list(engine.stream(lambda share: (yield share.read()), rows.shares))
         rows.join([part for part, _ in parts])
         found = list(dict.fromkeys(note for _, notes in parts for note in notes))
     else:
