@@ -172,10 +172,7 @@ def run(script: Callable[[Settings], int], settings: Settings) -> int:
         except KeyboardInterrupt:
             code, words = 130, "interrupted: a run that had not finished is marked KILLED"
         except Exception as error:
-            told = explain(error)
-            if told is None:
-                raise
-            code, words = 2, f"error: {' '.join(told.split())}"
+            code, words = 2, f"error: {' '.join(explain(error).split())}"
         finally:
             if "ray" in sys.modules:
                 sys.modules["ray"].shutdown()  # ends local workers, and leaves a cluster alone
@@ -183,8 +180,8 @@ def run(script: Callable[[Settings], int], settings: Settings) -> int:
     return code
 
 
-def explain(error: Exception) -> str | None:
-    """Put an error that its user can mend into words; None for a programming error."""
+def explain(error: Exception) -> str:
+    """Put an error that its user can mend into words; raise any other again."""
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, FloatingPointError):
@@ -193,7 +190,7 @@ def explain(error: Exception) -> str | None:
         return f"{reason(error)}: {error.filename or ''}; check the path, its permissions and disk"
     if type(error).__module__.split(".")[0] in ("mlflow", "sqlalchemy"):
         return f"MLflow refused: {reason(error)}; check --tracking-uri and that it is writable"
-    return None
+    raise error
 
 
 @contextlib.contextmanager
@@ -219,14 +216,12 @@ def quiet_start(text: str = "starting", quiet: bool = True) -> Iterator[None]:
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # real errors are exceptions, too
     gc.disable()
-    sys.stderr.flush()
     with os.fdopen(os.dup(2), "w") as real, open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), 2)
         try:
             with Console(file=real, quiet=quiet).status(Text(translate(text))):
                 yield
         finally:
-            sys.stderr.flush()
             os.dup2(real.fileno(), 2)
             gc.freeze()
             gc.enable()
@@ -275,11 +270,11 @@ class Terminal(Console):
             sys.stdout.reconfigure(errors="replace")
         width = shutil.get_terminal_size((10_000, 24)).columns  # in a pipe nothing is wrapped
         super().__init__(quiet=quiet, width=width, markup=False, emoji=False, highlight=False)
-        self.as_json, self.is_shown = as_json, not quiet and not as_json
+        self.as_json = as_json
 
     def say(self, text: str = "", style: str = "") -> None:
         """Print words as they are; `style`, such as "bold green", shows on a terminal only."""
-        if self.is_shown:
+        if not self.as_json:
             self.out(translate(text), style=style, highlight=False)
 
     def notes(self, notes: Sequence[str]) -> None:
@@ -288,12 +283,11 @@ class Terminal(Console):
         for note in notes:
             alike.setdefault(re.sub(rf"{QUOTED}|\d[\d,]*", "", note), []).append(note)
         for first, *others in alike.values():
-            several = len(others) >= MANY
-            for note in [first] if several else [first, *others]:
-                self.say(f"note: {note}")
-            if several:
+            if len(others) >= MANY:
                 names = ", ".join(name for note in others for name in re.findall(QUOTED, note)[:1])
-                self.say(f"note: likewise {len(others)} more columns: {names}")
+                others = [f"likewise {len(others)} more columns: {names}"]
+            for note in (first, *others):
+                self.say(f"note: {note}")
 
     def table(self, header: Sequence[str], rows: Sequence[Sequence[str]], bold: str = "") -> None:
         """Print aligned columns, folded where too wide; the row named `bold` stands out."""
@@ -302,7 +296,7 @@ class Terminal(Console):
             table.add_column(translate(title), justify="right" if i else "left", overflow="fold")
         for row in rows:
             table.add_row(*map(translate, row), style="bold" if row[0] == bold else "")
-        if self.is_shown:
+        if not self.as_json:
             self.print(table)
 
     def result(self, **values: object) -> None:
