@@ -328,7 +328,7 @@ def logged(tmp_path_factory, tiny, empty_store) -> Place:
     shutil.copy(empty_store, place.folder / "mlflow.db")
     client, experiment_id = tracking.connect(place.store, place.experiment)
     with tracking.tracked_run(experiment_id, "first", {}):
-        place.uri = artifact.log_model(tiny, "mlflow_model", step=1)
+        place.uri = artifact.log_model(tiny, "mlflow_model")
     assert registry.register(client, MODEL, place.uri, "good\n\ncard") == "1"
     assert registry.promote(client, MODEL, "1", None)
     return place

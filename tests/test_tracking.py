@@ -258,10 +258,10 @@ def test_long_curves_and_metrics_are_logged_completely(store):
     curve = np.linspace(1, 0, 1700).tolist()
     with tracking.tracked_run(experiment_id, "a", {}) as run:
         numbers = {"MAE": 3.5, "R2": 0.25}
-        tracking.log_numbers(numbers, {"loss": curve}, step=9)
+        tracking.log_numbers(numbers, {"loss": curve})
     logged = client.get_metric_history(run.info.run_id, "epoch/loss")
     assert [(m.step, m.value) for m in logged] == list(enumerate(curve, 1))
-    assert [m.step for m in client.get_metric_history(run.info.run_id, "MAE")] == [9]
+    assert [m.step for m in client.get_metric_history(run.info.run_id, "MAE")] == [0]
     data = client.get_run(run.info.run_id).data
     assert (data.metrics["MAE"], data.metrics["R2"]) == (3.5, 0.25)
 

@@ -132,10 +132,10 @@ def sha256(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
-def log_model(trained: TrainedModel, name: str, step: int = 0) -> str:
+def log_model(trained: TrainedModel, name: str) -> str:
     """Log a model to the active run under `name`; return its `models:/m-…` URI."""
-    flavor, options = sys.modules[__name__], {"validate_serving_input": False, "step": step}
-    info = Model.log(None, flavor, name=name, trained=trained, model_type="regressor", **options)
+    flavor, options = sys.modules[__name__], {"trained": trained, "validate_serving_input": False}
+    info = Model.log(None, flavor, name=name, model_type="regressor", **options)
     return f"models:/{info.model_id}"
 
 

@@ -149,7 +149,7 @@ def log_evidence(work: Any, child: Any, found: Evidence) -> dict[str, float]:
     work, child: of mlflow_retrain.py.
     """
     metrics, unit, new = report.metrics(found), found.unit, work.rows.held_out["new"]
-    tracking.log_numbers(metrics, child.curves, step=len(child.curves["final_loss"]))
+    tracking.log_numbers(metrics, child.curves)
     drawn: dict[Any, Any] = {
         figures.before_after: found.held_out,
         figures.over_generations: found.history if len(found.history) > 1 else None,

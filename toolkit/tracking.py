@@ -1,7 +1,6 @@
 """MLflow bookkeeping of a run: store, experiment, run life cycle, numbers, datasets, figures."""
 
 import contextlib
-import dataclasses
 import hashlib
 import json
 import logging
@@ -18,7 +17,6 @@ from typing import Any, cast
 import mlflow
 import pandas as pd
 import requests
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from mlflow import MlflowClient
 from mlflow.data.pandas_dataset import from_pandas
@@ -104,11 +102,11 @@ def _experiment(client: MlflowClient, tracking_uri: str, name: str) -> str:
             folder = Path(tracking_uri.removeprefix(SQLITE)).absolute().parent / "mlruns"
             place = (folder / hashlib.sha256(name.encode()).hexdigest()[:12]).as_uri()
         try:
-            return client.create_experiment(name, place, {VIEW_TAG: view})
-        except MlflowException:  # another process was faster, or there is a reason
-            found = client.get_experiment_by_name(name)
-            if found is None:
+            client.create_experiment(name, place, {VIEW_TAG: view})
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":  # another process was faster
                 raise
+        return _experiment(client, tracking_uri, name)
     if found.lifecycle_stage == "deleted":
         raise UserError(
             f"the experiment {name!r} was deleted; bring it back with 'mlflow experiments restore "
@@ -161,18 +159,17 @@ def log_inputs(
     settings: Any, target: str, datasets: Mapping[str, pd.DataFrame], **more: object
 ) -> None:
     """Log settings, what else was decided, and the rows by what they are for, but no empty ones."""
-    values = {**dataclasses.asdict(settings), **more}
-    values |= {f"rows_{name}": len(table) for name, table in datasets.items()}
-    logged = {key: value for key, value in values.items() if key not in cli.NO_RESULT}
-    mlflow.log_params({k: cli.without_password(v)[:LONGEST_PARAM] for k, v in logged.items()})
+    counts = {f"rows_{name}": len(table) for name, table in datasets.items()}
+    values = {k: cli.without_password(v) for k, v in {**vars(settings), **more, **counts}.items()}
+    keys = values.keys() - cli.NO_RESULT
+    mlflow.log_params({key: values[key][:LONGEST_PARAM] for key in keys})
     filled = {name: roles.own_columns(table) for name, table in datasets.items() if len(table)}
-    hashes = [content_hash(table) for table in filled.values()]
-    file = Path(cli.without_password(settings.data)).name
+    tags = [{"sha256": content_hash(table)} for table in filled.values()]
+    options = {"name": Path(values["data"]).name, "targets": target}
     rows = [
-        from_pandas(table, name=file, targets=target, digest=sha256[:32])
-        for table, sha256 in zip(filled.values(), hashes, strict=True)
+        from_pandas(table, digest=tag["sha256"][:32], **options)
+        for table, tag in zip(filled.values(), tags, strict=True)
     ]
-    tags = [{"sha256": sha256} for sha256 in hashes]
     for patience in (0.1, 0.3, 1.0):  # another process may log the same rows at this instant
         with contextlib.suppress(MlflowException):
             return mlflow.log_inputs(rows, [*filled], tags)
@@ -180,23 +177,18 @@ def log_inputs(
     return mlflow.log_inputs(rows, [*filled], tags)
 
 
-def log_numbers(
-    metrics: Mapping[str, float],
-    curves: Mapping[str, list[float]] | None = None,
-    step: int = 0,
-) -> None:
+def log_numbers(metrics: Mapping[str, float], curves: Mapping[str, list[float]]) -> None:
     """Log to the active run, in one request: metrics, and curves as "epoch/…".
 
-    A model that is logged at the same `step` shows the metrics.
+    A model that is logged afterwards shows the metrics, as both are of step 0.
     """
+    points = [(key, 0, value) for key, value in metrics.items()]
+    for key, values in curves.items():
+        points += [(f"epoch/{key}", epoch, value) for epoch, value in enumerate(values, 1)]
     now = int(time.time() * 1000)
-    points = [Metric(key, float(value), now, step) for key, value in metrics.items()]
-    for key, values in (curves or {}).items():
-        points += [
-            Metric(f"epoch/{key}", float(v), now, epoch) for epoch, v in enumerate(values, 1)
-        ]
+    logged = [Metric(key, float(value), now, step) for key, step, value in points]
     run = cast(Run, mlflow.active_run())  # none is a mistake of the caller's
-    MlflowClient().log_batch(run.info.run_id, metrics=points)
+    MlflowClient().log_batch(run.info.run_id, logged)
 
 
 def content_hash(table: pd.DataFrame) -> str:
@@ -207,8 +199,6 @@ def content_hash(table: pd.DataFrame) -> str:
 
 def log_figures(figures: Mapping[str, Figure]) -> None:
     """Log matplotlib figures as PNG files under `figures/`."""
-    with tempfile.TemporaryDirectory() as folder:
-        for name, figure in figures.items():
-            FigureCanvasAgg(figure).print_png(Path(folder, f"{name}.png"))  # savefig draws twice
-            figure.set_layout_engine("none")  # stays as laid out: the report draws it again
-        mlflow.log_artifacts(folder, "figures")
+    for name, figure in figures.items():
+        mlflow.log_figure(figure, f"figures/{name}.png")
+        figure.set_layout_engine("none")  # stays as laid out: the report draws it again

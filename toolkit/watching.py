@@ -91,7 +91,7 @@ def watch(work: Any, terminal: cli.Terminal, found: Evidence) -> bool:
     tags |= {FEATURES: _features(work), "mlflow.note.content": escape_markdown(translate(told))}
     with tracking.tracked_run(work.experiment, f"watch {work.settings.model_name}", tags) as run:
         tracking.log_inputs(work.settings, "", {}, parent=parent.uri)
-        tracking.log_numbers(metrics)
+        tracking.log_numbers(metrics, {})
     facts = {"parent_model_uri": parent.uri, "drift": drifted, "findings": list(found.findings)}
     facts |= {"prequential_MAE": found.prequential, "metrics": metrics, "run_id": run.info.run_id}
     terminal.result(verdict=told, worthwhile=good, **facts)
