@@ -261,10 +261,9 @@ def newest_buffer(
     for each in found if line else []:
         if parent.run_id and each.run_id == parent.run_id:
             break  # nothing newer; what the parent holds need not be fetched again
-        with contextlib.suppress(UserError, MlflowException), tempfile.TemporaryDirectory() as to:
-            folder = _download(f"models:/{name}/{each.version}", to) / "artifacts"
-            card = json.loads((folder / PARTS["card"]).read_text("utf-8"))["card"]
-            same_line = card["lineage"][: len(line)] == line
-            if same_line and card.get("verdict_kind") != "suspicious":
-                return pd.read_parquet(folder / PARTS["buffer"]), card["lineage"][-1]["generation"]
+        with contextlib.suppress(UserError):
+            newer = load_model(f"models:/{name}/{each.version}", Path())
+            same_line = newer.card["lineage"][: len(line)] == line
+            if same_line and newer.card.get("verdict_kind") != "suspicious":
+                return newer.buffer, newer.generation
     return parent.buffer, parent.generation
