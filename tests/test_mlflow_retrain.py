@@ -263,6 +263,12 @@ def test_report_flag_writes_the_page_and_refit_trains_on_what_was_held_out(works
     assert "What users lived with" in page
 
 
+def test_models_show_their_metrics_in_mlflow(trained, retrained):
+    for place, name in ((trained, "MAE"), (retrained, "new/MAE_difference")):
+        model = place.client.get_logged_model(place.uri.removeprefix("models:/"))
+        assert name in {metric.key for metric in model.metrics}
+
+
 def test_child_is_named_registered_and_lies_in_the_models_folder_too(retrained, files):
     run_id, rows = retrained.run.info.run_id, pd.read_csv(files / "new.csv").head(50)
     name = "retrained_mlflow_model"

@@ -259,7 +259,7 @@ def newest_buffer(
     line, quoted = parent.card.get("lineage", []), name.replace("'", "''")
     found = client.search_model_versions(f"name = '{quoted}'", order_by=["version_number DESC"])
     for each in found if line else []:
-        if parent.run_id and each.run_id == parent.run_id:
+        if each.run_id == parent.run_id:
             break  # nothing newer; what the parent holds need not be fetched again
         with contextlib.suppress(UserError):
             newer = load_model(f"models:/{name}/{each.version}", Path())
