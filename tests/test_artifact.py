@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import joblib
@@ -309,7 +310,7 @@ def test_preprocessor_that_is_none_is_refused(folder, content):
 
 
 def test_preprocessor_of_another_width_than_the_network_is_refused(tiny, folder):
-    fewer = json.dumps(tiny.preprocessor.to_dict() | {"inputs": []})
+    fewer = json.dumps(asdict(tiny.preprocessor) | {"inputs": []})
     replace_part(folder, "preprocessor.json", lambda file: file.write_text(fewer))
     with pytest.raises(UserError, match=r"takes \d+ inputs, but its preprocessor makes 0"):
         artifact.load_model(str(folder), NONE)

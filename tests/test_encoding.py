@@ -1,6 +1,7 @@
 """Claims about toolkit/encoding.py: what each input holds, how it grows, how it travels."""
 
 import json
+from dataclasses import asdict
 
 import keras
 import numpy as np
@@ -249,7 +250,7 @@ def test_numbers_that_are_codes_have_the_mean_target_of_each_code():
     X = preprocessor.transform(table_of(x=[codes[0], codes[-1], 0.5, np.nan]))
     expected = [z[codes == code].sum() / (8 + encoding.SMOOTHING) for code in codes[[0, -1]]]
     np.testing.assert_allclose(X[:, 1], [*expected, 0, 0], rtol=1e-5)
-    copy = Preprocessor.from_dict(json.loads(json.dumps(preprocessor.to_dict())))
+    copy = Preprocessor.from_dict(json.loads(json.dumps(asdict(preprocessor))))
     np.testing.assert_array_equal(
         copy.transform(table_of(x=codes)), preprocessor.transform(table_of(x=codes))
     )
@@ -381,7 +382,7 @@ def test_column_missing_for_the_first_time_gets_a_mark():
 def test_preprocessor_comes_back_from_json_as_it_was():
     old = everything()
     preprocessor, _ = widen(fit(old), changed())
-    again = Preprocessor.from_dict(json.loads(json.dumps(preprocessor.to_dict())))
+    again = Preprocessor.from_dict(json.loads(json.dumps(asdict(preprocessor))))
     assert again == preprocessor
     folds = np.arange(N) % FOLDS
     assert again.transform(old, folds).tobytes() == preprocessor.transform(old, folds).tobytes()

@@ -80,7 +80,7 @@ def save_model(
     with tempfile.TemporaryDirectory() as folder:
         files = {part: Path(folder, name) for part, name in PARTS.items()}
         trained.network.save(files["network"])
-        files["preprocessor"].write_text(json.dumps(preprocessor.to_dict()), "utf-8")
+        files["preprocessor"].write_text(json.dumps(asdict(preprocessor)), "utf-8")
         trained.buffer.to_parquet(files["buffer"])
         files["model_card"].write_text(model_card(trained.card, preprocessor.schema), "utf-8")
         files["code"].mkdir()
@@ -155,7 +155,7 @@ def save_folder(trained: TrainedModel, folder: Path) -> Path:
 def save_preprocessor(preprocessor: Preprocessor, path: Path) -> None:
     """Write a preprocessor with joblib, as numbers, texts and lists alone, and never half."""
     with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as beside:
-        joblib.dump(preprocessor.to_dict(), Path(beside, path.name))
+        joblib.dump(asdict(preprocessor), Path(beside, path.name))
         Path(beside, path.name).replace(path)
 
 

@@ -5,7 +5,7 @@ A copy of this file travels inside every model.
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
@@ -113,8 +113,7 @@ class Preprocessor:
         for (_, name), run in runs:
             inputs = dict(run)
             levels = [each.level for each in inputs.values() if each.part == "level"]
-            is_text = self.schema.kinds[name] == "categorical"
-            codes = _codes(rows[name], levels) if is_text else np.empty(0)
+            codes = _codes(rows[name], levels) if levels else np.full(len(rows), -1)
             for place, (number, each) in enumerate(inputs.items()):
                 if each.part == "level":  # those of a column come first
                     X[:, number] = codes == place
@@ -163,14 +162,9 @@ class Preprocessor:
                 inputs[number] = _fit_mean(values, each.levels, z[left], folds[left])
         return Preprocessor(self.schema, tuple(inputs), self.first_input)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return everything as plain numbers, texts and lists, for JSON."""
-        inputs = [vars(each) for each in self.inputs]
-        return {"schema": asdict(self.schema), "inputs": inputs, "first_input": self.first_input}
-
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> "Preprocessor":
-        """Build a preprocessor from what `to_dict` returned, also after a way through JSON."""
+        """Build a preprocessor from its `dataclasses.asdict`, also after a way through JSON."""
         inputs = []
         for each in content["inputs"]:
             values: Any = {k: tuple(v) if isinstance(v, list) else v for k, v in each.items()}
