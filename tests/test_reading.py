@@ -333,7 +333,7 @@ def test_few_more_rows_than_the_sample_are_held_at_any_moment(many, monkeypatch)
 
     def watched(self, block):
         add(self, block)
-        held.append(sum(map(len, self._parts)))
+        held.append(sum(map(len, self.parts)))
 
     monkeypatch.setattr(reading.Rows, "add", watched)
     many(rows_of(MANY))
@@ -343,7 +343,7 @@ def test_few_more_rows_than_the_sample_are_held_at_any_moment(many, monkeypatch)
 
 def test_folder_of_the_rows_is_gone_with_them(many):
     rows, _, _ = many(rows_of(MANY))
-    folder = rows._files[0].parent
+    folder = rows.files[0].parent
     assert len(list(folder.iterdir())) == 12
     del rows
     gc.collect()
@@ -382,17 +382,16 @@ def test_blocks_are_encoded_as_one_table_would_be_without_the_rows_held_out(many
 
 def test_shares_of_workers_are_joined_to_the_table_of_one_process(many, source):
     whole, schema, _ = many(rows_of(MANY), time="day")
-    empty = reading.Rows(schema, time="day", strict=False, need_target=True)
+    own = {"group": "", "time": "day", "weight": ""}
     shares = []
     for part in blocks_of(rows_of(MANY), 150, 420):
         source(*blocks_of(part, 70))
         table = reading.tables.open_table()
-        twice = [empty.read(table, table.blocks())[0] for _ in range(2)]  # as after a fault
-        assert twice[0].n_rows == twice[1].n_rows == len(part)
-        shares.append(twice[1])
-    empty.join(shares)
-    pd.testing.assert_frame_equal(empty.finish(), whole.table)
-    assert empty.n_rows == whole.n_rows
+        read, _ = reading.read(schema, own, {}, table, table.blocks(), None)
+        assert read.n_rows == len(part)
+        shares.append(read)
+    joined = reading.Rows("day", parts=[part for read in shares for part in read.parts])
+    pd.testing.assert_frame_equal(joined.joined(), whole.table)
 
 
 def test_workers_without_ray_are_refused_in_one_line(tmp_path, monkeypatch):
@@ -408,4 +407,4 @@ def test_line_of_a_wrong_cell_is_that_of_the_file_though_nothing_was_read_before
     schema, _ = infer_schema(pd.DataFrame({"a": [1.0, 2.0, 4.0], "y": [2.0, 3.0, 5.0]}), "y")
     source = tables.open_table(str(file))
     with pytest.raises(UserError, match="holds 'x' in line 6;"):
-        reading.Rows(schema).read(source, source.blocks())
+        reading.read(schema, dict.fromkeys(reading.OWN, ""), {}, source, source.blocks(), None)

@@ -11,7 +11,7 @@ import shutil
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -99,7 +99,7 @@ class Share:
         self.folder.mkdir(parents=True)
         source = self.open()
         rows, notes = self.collect(source, source.blocks(), self.folder)
-        (self.folder / ROWS).write_bytes(pickle.dumps(rows.without_sample()))
+        (self.folder / ROWS).write_bytes(pickle.dumps(replace(rows, parts=[])))
         return rows, [*source.notes, *notes]
 
     def rows(self) -> Any:

@@ -1,8 +1,9 @@
 """From a source to conformed, hashed rows, block by block: what both trainings do before roles."""
 
-import copy
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -15,109 +16,67 @@ from .columns import Schema
 from .encoding import Preprocessor
 from .errors import UserError
 from .kinds import infer_schema, leaks
+from .tables import Blocks, Table
 
 FLAGS = ("drop", "keep", "numeric", "categorical", "date", "na")  # of `infer_schema`
 OWN = ("group", "time", "weight")  # flags that name a column, kept in `Roles`
 IN_MEMORY = 1_000_000  # rows; of more a sample is kept, and all of them in a temporary folder
 
 
+@dataclass
 class Rows:
-    """Read, conform, hash and keep rows: all of them, or a sample beside files with all of them.
+    """Keep conformed and hashed rows: all of them, or a sample beside files with all of them.
 
     The sample are the IN_MEMORY rows whose scrambled hashes are the smallest, as in
-    `roles.smallest`, and the latest row by `time`: what is held out by time ends there. Attributes:
-    table, all rows or the sample, as `roles.py` describes it; n_rows, of the source; shares, of
-    workers that keep the rows (`engine.py`); options, of `columns.conform`.
+    `roles.smallest`, and the latest row by `time`: what is held out by time ends there. table: all
+    rows or the sample, as `roles.py` describes it; n_rows: of the source; folder: of the files;
+    shares: of workers that keep the rows (`engine.py`); limit: of the hashes in the sample.
     """
 
-    def __init__(
-        self, schema: Schema, group: str = "", time: str = "", weight: str = "", **options: Any
-    ) -> None:
-        self.schema, self.group, self.time, self.weight = schema, group, time, weight
-        self.options = options
-        self.n_rows, self.table, self._latest = 0, pd.DataFrame(), pd.DataFrame()
-        self.shares: list = []
-        self.folder: Path | None = None
-        self.keep: tempfile.TemporaryDirectory | None = None
-        self._parts: list[pd.DataFrame] = []
-        self._files: list[Path] = []
-        self._limit = np.uint64(2**64 - 1)  # of the keys of rows that may enter the sample
-
-    def read(
-        self, source: tables.Table, blocks: Iterable[pd.DataFrame], folder: Path | None = None
-    ) -> tuple["Rows", list[str]]:
-        """Read blocks into a copy, which keeps all in `folder` if given; return (it, notes)."""
-        rows, group, target = copy.deepcopy(self), self.group, self.schema.target.name
-        rows.folder = folder
-        notes, n_before = list[str](), 0
-        for block in blocks:
-            place: Any = {"source": source.source, "first_line": source.first_line + n_before}
-            if group and group not in block:
-                raise UserError(
-                    f"{source.source} has no column {group!r} of groups to hold out as a whole; "
-                    f"its columns are {', '.join(map(str, block))}"
-                )
-            table, found = columns.conform(block, self.schema, **place, **self.options)
-            if target not in table:  # a look goes without
-                table[target] = np.nan
-            table = roles.hashed(table, block[group].loc[table.index] if group else None)
-            if self.weight:
-                needed = self.options.get("need_target", True)  # a look may go without both
-                table, more = _weighed(table, block, self.weight, needed=needed, **place)
-                found += [note for note in more if note not in notes]
-            rows.add(table)
-            notes += found
-            n_before += len(block)
-        return rows, notes
+    time: str = ""
+    folder: Path | None = None
+    keep: tempfile.TemporaryDirectory | None = None
+    shares: list = field(default_factory=list)
+    n_rows: int = 0
+    table: pd.DataFrame = field(default_factory=pd.DataFrame)
+    parts: list[pd.DataFrame] = field(default_factory=list)
+    files: list[Path] = field(default_factory=list)
+    limit: np.uint64 = np.uint64(2**64 - 1)  # noqa: RUF009
 
     def add(self, block: pd.DataFrame) -> None:
         """Add conformed and hashed rows."""
         self.n_rows += len(block)
-        self._parts.append(block)
-        if self.time:
-            self._latest = pd.concat([self._latest, block]).nlargest(1, self.time)
+        self.parts.append(block)
         if self.n_rows <= IN_MEMORY and not self.folder:
             return
         if not self.folder:
             self.keep = tempfile.TemporaryDirectory(prefix="rows-")
             self.folder = Path(self.keep.name)
-        for part in self._parts[-1 if self._files else 0 :]:
-            self._files.append(self.folder / f"{len(self._files)}.feather")
-            part.to_feather(self._files[-1], compression="uncompressed")
-        self._parts[-1] = block[roles.scrambled(block[roles.HASH], 1) <= self._limit]
-        if sum(map(len, self._parts)) > 1.25 * IN_MEMORY:
-            self._cut()
+        for part in self.parts[-1 if self.files else 0 :]:
+            self.files.append(self.folder / f"{len(self.files)}.feather")
+            part.to_feather(self.files[-1], compression="uncompressed")
+        self.parts[-1] = self._sampled(block)
+        if sum(map(len, self.parts)) > 1.25 * IN_MEMORY:
+            self.parts = [self.joined()]
 
-    def _cut(self) -> None:
-        keys = [roles.scrambled(part[roles.HASH], 1) for part in self._parts]
-        self._limit = np.sort(np.concatenate(keys))[:IN_MEMORY][-1]
-        for number, of_part in enumerate(keys):  # one after the other, to hold few rows twice
-            self._parts[number] = self._parts[number][of_part <= self._limit]
-
-    def finish(self) -> pd.DataFrame:
-        """Put `table` together from what was read."""
-        if self.n_rows > IN_MEMORY:
-            self._cut()
-            self._parts.append(self._latest)
-        self.table, self._parts = pd.concat(self._parts, ignore_index=True), []
-        return self.table
-
-    def without_sample(self) -> "Rows":
-        """Return a copy that knows the files of the rows alone."""
-        rows = copy.copy(self)
-        rows._parts = []
-        return rows
-
-    def join(self, shares: "list[Rows]") -> None:
-        """Take over the samples of shares, in order, which hold the rows of the smallest keys."""
-        self.n_rows = sum(share.n_rows for share in shares)
-        self._parts = [part for share in shares for part in share._parts]
+    def _sampled(self, rows: pd.DataFrame) -> pd.DataFrame:
+        kept = roles.scrambled(rows[roles.HASH], 1) <= self.limit
         if self.time:
-            self._latest = pd.concat([share._latest for share in shares]).nlargest(1, self.time)
+            kept |= rows.index.isin(rows.nlargest(1, self.time).index)
+        return rows[kept]
 
-    def blocks(self) -> Iterator[pd.DataFrame]:
+    def joined(self) -> pd.DataFrame:
+        """Join what was read: all rows, or the sample."""
+        table, self.parts = pd.concat(self.parts, ignore_index=True), []
+        if len(table) > IN_MEMORY:
+            keys = roles.scrambled(table[roles.HASH], 1)
+            self.limit = np.partition(keys, IN_MEMORY - 1)[IN_MEMORY - 1]
+            table = self._sampled(table).reset_index(drop=True)
+        return table
+
+    def blocks(self) -> Blocks:
         """Yield all rows: `table`, or one file after the other."""
-        yield from map(pd.read_feather, self._files) if self.folder else [self.table]
+        yield from map(pd.read_feather, self.files) if self.folder else [self.table]
 
     def encode(
         self, preprocessor: Preprocessor, role: roles.Roles | None, mean_weight: float
@@ -145,33 +104,45 @@ class Rows:
         return np.split(X, cuts), np.split(y, cuts), np.split(weights, cuts)
 
 
-def _weighed(
-    table: pd.DataFrame, block: pd.DataFrame, name: str, source: str, first_line: int, needed: bool
-) -> tuple[pd.DataFrame, list[str]]:
-    """Add the weights in column `name` of a block to the table made of it, and leave out its zeros.
+def read(
+    schema: Schema, own: dict, options: dict, source: Table, blocks: Blocks, folder: Path | None
+) -> tuple[Rows, list[str]]:
+    """Read blocks of a source; return the rows, all of which are in `folder` if given, and notes.
 
-    A row of weight 0 is as good as none, in statistics and roles, too. Without the column all weigh
-    1, where it is not `needed`. Returns the table and notes; UserError for what is no weight.
+    own: a column or "" for each of OWN; options: of `columns.conform`. A row of weight 0 is as good
+    as none, in statistics and roles, too. Where the target or the weight is missing it is NaN or 1.
     """
-    if name not in block and not needed:
-        return table.assign(**{roles.WEIGHT: 1.0}), []
-    if name not in block:
-        raise UserError(
-            f"{source} has no column {name!r} of weights; expected how much each row counts: add "
-            f"or rename it, its columns are {', '.join(map(str, block))}"
-        )
-    weights, bad = columns.read_cells(block[name], columns.Column(name, "numeric"))
+    group, time, weight = (own[name] for name in OWN)
+    rows, notes, n_before = Rows(time, folder), list[str](), 0
+    for block in blocks:
+        place: Any = {"source": source.source, "first_line": source.first_line + n_before}
+        table, found = columns.conform(block, schema, **place, **options)
+        if schema.target.name not in table:
+            table[schema.target.name] = np.nan
+        table = roles.hashed(table, block[group].loc[table.index] if group else None)
+        if weight:
+            counts = _weights(block[weight], **place) if weight in block else np.ones(len(block))
+            table[roles.WEIGHT] = counts[table.index]
+            if not counts[table.index].all():
+                found.append(f"rows of {source.source} whose weight {weight!r} is 0 are left out")
+                table = table[table[roles.WEIGHT] > 0]
+        rows.add(table)
+        notes += found
+        n_before += len(block)
+    return rows, notes
+
+
+def _weights(cells: pd.Series, source: str, first_line: int) -> np.ndarray:
+    """Read weights, float64 of shape (n_rows,); UserError for what is none."""
+    weights, bad = columns.read_cells(cells, columns.Column(str(cells.name), "numeric"))
     wrong = np.flatnonzero(bad | ~(weights >= 0))
     if len(wrong):
         raise UserError(
-            f"the weight {name!r} of {source} is {str(block[name].iloc[wrong[0]])[:40]!r} in "
+            f"the weight {cells.name!r} of {source} is {str(cells.iloc[wrong[0]])[:40]!r} in "
             f"{columns.lines(wrong, first_line)}; expected a number from 0 on in every row: "
             "correct it, or write 0 where a row must not count"
         )
-    table = table.assign(**{roles.WEIGHT: weights[table.index]})
-    counts = table[roles.WEIGHT] > 0
-    note = f"rows of {source} whose weight {name!r} is 0 are left out"
-    return table[counts], [] if counts.all() else [note]
+    return weights
 
 
 def read_first(settings: Any) -> tuple[Rows, Schema, list[str]]:
@@ -210,7 +181,7 @@ def read_again(settings: Any, parent: Any, generation: int) -> tuple[Rows, roles
     Raises UserError as `read_first` does, and for columns that are unknown to a model of ours.
     """
     role, schema = parent.roles, parent.preprocessor.schema
-    own = {name: getattr(role, name) for name in OWN} if role else {}
+    own = {name: getattr(role, name, "") for name in OWN}
     rows, _, notes = _read(settings, lambda _: (schema, []), own, strict=bool(parent.card))
     role = role or roles.Roles.choose(rows.table, settings.test_size, settings.seed)
     role = role.with_latest(rows.table, settings.test_size) if role.time else role
@@ -228,27 +199,42 @@ def _read(
     first = next(blocks)
     schema, notes = find_schema(first)
     need_target = schema.target.name in first or not getattr(settings, "dry_run", False)
-    empty = Rows(schema, **own, strict=strict, need_target=need_target)
-    if settings.workers > 1:
-        from . import engine
-
-        rows = copy.deepcopy(empty)
-        rows.keep = tempfile.TemporaryDirectory(prefix="rows-")
-        rows.shares = engine.shares_of(source, settings, rows.keep.name, empty.read)
-        parts = list(engine.stream(lambda share: (yield share.read()), rows.shares))
-        rows.join([part for part, _ in parts])
-        found = list(dict.fromkeys(note for _, notes in parts for note in notes))
-    else:
-        rows, found = empty.read(source, chain([first], blocks))
-    table = rows.finish()
-    if table.empty:
+    wanted = {own["group"]: "groups to hold out as a whole"}
+    if need_target:  # a look may go without both
+        wanted[own["weight"]] = "weights; expected how much each row counts"
+    for name in wanted.keys() - {"", *first}:
         raise UserError(
-            f"the weight {empty.weight!r} is 0 in every row of {data}; expected numbers above 0, "
+            f"{source.source} has no column {name!r} of {wanted[name]}: add or rename it, its "
+            f"columns are {', '.join(first)}"
+        )
+    collect = partial(read, schema, own, {"strict": strict, "need_target": need_target})
+    if settings.workers > 1:
+        rows, found = _read_by_workers(collect, source, settings, own["time"])
+    else:
+        rows, found = collect(source, chain([first], blocks), None)
+    rows.table = rows.joined()
+    if rows.table.empty:
+        raise UserError(
+            f"the weight {own['weight']!r} is 0 in every row of {data}; expected numbers above 0, "
             "for the rows that count: correct it"
         )
-    if rows.n_rows > len(table):
+    if rows.n_rows > len(rows.table):
         notes.append(
             f"{data} has {rows.n_rows:,} rows; columns are measured, and models scored, on a "
-            f"uniform sample of {len(table):,} of them"
+            f"uniform sample of {len(rows.table):,} of them"
         )
-    return rows, schema, [*source.notes, *notes, *found, *leaks(table, schema)]
+    return rows, schema, [*source.notes, *notes, *dict.fromkeys(found), *leaks(rows.table, schema)]
+
+
+def _read_by_workers(
+    collect: Callable, source: Table, settings: Any, time: str
+) -> tuple[Rows, list[str]]:
+    from . import engine
+
+    keep = tempfile.TemporaryDirectory(prefix="rows-")
+    shares = engine.shares_of(source, settings, keep.name, collect)
+    found = list(engine.stream(lambda share: (yield share.read()), shares))
+    n_rows = sum(rows.n_rows for rows, _ in found)
+    parts = [part for rows, _ in found for part in rows.parts]
+    rows = Rows(time, keep=keep, shares=shares, n_rows=n_rows, parts=parts)
+    return rows, [note for _, notes in found for note in notes]
