@@ -35,7 +35,8 @@ BLOCK_ROWS = 500_000
 PIECE_BYTES = 2**24  # files, and row groups of Parquet, below this are read together
 HEAD_BYTES = 2**20  # of a text file: its separator and header are found in these
 DETECT_BYTES = 2**26  # and its encoding in these
-MAGIC = {b"PAR1": "Parquet", b"ARRO": "Feather"}  # the first bytes of a file
+# How a file starts that is neither CSV nor Excel.
+STARTS = {"Parquet": b"PAR1", "Feather": b"ARROW1", "JSON": rb'\[\s*{\s*"', "JSON lines": rb'{\s*"'}
 ENDING = re.compile(
     r"\.(csv|tsv|jsonl|ndjson|json|parquet|pq|feather|arrow|xlsx|zip|gz|bz2)$", re.I
 )
@@ -55,7 +56,6 @@ FOREIGN = re.compile(
     r"[^\W\d_a-zA-Z]{3}|\b[^\W\d_a-zA-Z]{2,}\b|[£¥¹²³][^\W\d]|[^\W\d_][¿¡™‰][^\W\d_]"
 )
 LATIN_9 = re.compile(r"¤|[¼½][^\W\d]")  # its € and Œ, œ, read as Windows-1252
-WIDTHS = r"line \1 has \3 fields, not \2"
 Blocks = Iterator[pd.DataFrame]
 Piece = list[Callable[[], Blocks]]
 
@@ -156,8 +156,6 @@ class Table:
 
 def _together(parts: list[pd.DataFrame]) -> pd.DataFrame:
     """Join blocks; what is a category in the first stays one, whatever its levels."""
-    if len(parts) == 1:
-        return parts[0]
     rows = pd.concat(parts, ignore_index=True)
     return rows.astype(dict.fromkeys(parts[0].select_dtypes("category"), "category"))
 
@@ -173,8 +171,8 @@ def _reading(failed: str, advice: str) -> Iterator[None]:
         package = error.name or "pyarrow"
         raise UserError(f"{failed}: it needs a package: pip install {package}") from error
     except Exception as error:  # each library has classes of its own
-        why = reason(error)
-        why = re.sub(r".*Row #(\d+): Expected (\d+) columns, got (\d+):.*", WIDTHS, why)
+        row = r".*Row #(\d+): Expected (\d+) columns, got (\d+):.*"
+        why = re.sub(row, r"line \1 has \3 fields, not \2", reason(error))
         raise UserError(f"{failed} ({why}); {advice}") from error
 
 
@@ -205,15 +203,14 @@ def open_table(source: str | Path, query: str | None = None) -> Table:
 
 
 def _files(source: str, shown: str) -> list[Path]:
-    what, names = "there is no such file", sorted(glob.glob(source))
+    what, found = "there is no such file", [Path(f) for f in sorted(glob.glob(source))]
     if os.path.isfile(source):
-        names = [source]
+        found = [Path(source)]
     elif os.path.isdir(source):
         what, below = "the folder holds no table", Path(source).rglob("[!._]*")
-        inside = [f.relative_to(source) for f in sorted(below) if ENDING.search(f.name)]
-        inside = [f for f in inside if all("=" in folder for folder in f.parts[:-1])]
-        names = [os.path.join(source, f) for f in inside]
-    found = [Path(name) for name in names if os.path.isfile(name)]
+        inside = [file for file in sorted(below) if ENDING.search(file.name)]
+        found = [f for f in inside if all("=" in g for g in f.relative_to(source).parts[:-1])]
+    found = [file for file in found if file.is_file()]
     if not found:
         raise UserError(f"cannot read {shown}: {what}; {EXPECTED}: check the path")
     if any((file.parent / "_delta_log").is_dir() for file in found):
@@ -309,16 +306,13 @@ def _file_blocks(file: Path, top: Path, table: Table, groups: list[int] | None) 
 
 
 def _kind(file: Path) -> str:
-    with file.open("rb") as start:
-        kind = MAGIC.get(start.read(4))
-    if kind or file.suffix.lower() == ".xlsx":
-        return kind or "Excel"
+    if file.suffix.lower() == ".xlsx":
+        return "Excel"
     with _stream(file) as stream:
         head = stream.read(HEAD_BYTES).removeprefix(codecs.BOM_UTF8).lstrip()
     if not head:
         raise UserError(f"{file} is empty; expected a header line and rows")
-    json = re.match(rb'(\[?)\s*\{\s*"', head)
-    return ("JSON" if json[1] else "JSON lines") if json else "CSV"
+    return next((kind for kind, start in STARTS.items() if re.match(start, head)), "CSV")
 
 
 def _stream(file: Path) -> Any:
@@ -416,8 +410,7 @@ def _evenness(lines: list[list[str]]) -> tuple[int, int, int]:
 
 def _header_line(lines: list[list[str]], file: Path, table: Table) -> int:
     """Return the place of the header: the first line that is as wide as most, and mostly filled."""
-    widths = [len(line) for line in lines if line]
-    usual = max(widths, key=widths.count, default=0)
+    *_, usual = _evenness(lines)
     for number, line in enumerate(lines):
         filled = [cell for cell in line if cell.strip()]
         if len(line) < usual or len(filled) <= (usual - 1) / 2:
