@@ -284,8 +284,8 @@ def start_of(parent: Any) -> Any:
     import model_utils
 
     recipe, before = model_utils.Recipe(**parent.card["recipe"]), parent.preprocessor
-    dropped = before.first_input, before.bins_before_latest
-    return model_utils.Parent(parent.network, recipe, dropped)
+    n_bins = sum(len(edges) - 1 for number, edges in before.bins if number < before.first_input)
+    return model_utils.Parent(parent.network, recipe, (before.first_input, n_bins))
 
 
 def refit(work: Work, child: Child, checkpoint: Any) -> None:

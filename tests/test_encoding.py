@@ -341,7 +341,7 @@ def test_known_inputs_keep_their_places_and_bits_and_all_columns_are_measured_an
     wider, categories = widen(preprocessor, together)
     assert categories["c_short"] == ["z"]
     assert wider.first_input == len(preprocessor.inputs) == preprocessor.width
-    assert wider.bins_before_latest == sum(len(edges) - 1 for _, edges in preprocessor.bins)
+    assert wider.bins[: len(preprocessor.bins)] == preprocessor.bins
     assert wider.transform(old)[:, : preprocessor.width].tobytes() == before.tobytes()
     folds = np.arange(len(together)) % FOLDS
     measured = fit(together, folds=folds)

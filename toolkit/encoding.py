@@ -81,11 +81,6 @@ class Preprocessor:
         """List (number of the input, edges of its bins) of the binned inputs."""
         return [(number, each.edges) for number, each in enumerate(self.inputs) if each.edges[2:]]
 
-    @property
-    def bins_before_latest(self) -> int:
-        """Count the bins of the inputs that were measured before the latest training."""
-        return sum(len(edges) - 1 for number, edges in self.bins if number < self.first_input)
-
     @classmethod
     def fit(
         cls, rows: pd.DataFrame, schema: Schema, y: np.ndarray, folds: np.ndarray
