@@ -129,7 +129,7 @@ def test_two_versions_with_different_code_run_their_own_in_one_process(
     folder = artifact.save_folder(tiny, tmp_path / "second")
     code = folder / "artifacts" / "code" / "encoding.py"
     original = code.read_text("utf-8")
-    changed = original.replace("    return predictions\n", "    return 1000 + predictions\n")
+    changed = original.replace("    return outputs", "    return 1000 + outputs")
     assert changed != original
     code.write_text(changed, "utf-8")
     second = mlflow.pyfunc.load_model(str(folder))

@@ -285,11 +285,7 @@ def predict(network: Any, X: np.ndarray) -> np.ndarray:
 
     A row gets the same bits alone as anywhere among a million others.
     """
-    X = np.asarray(X, dtype=np.float32)
-    predictions = np.empty(len(X))
-    for start in range(0, len(X), BLOCK):
-        block = X[start : start + BLOCK]
-        filled = np.pad(block, ((0, -len(block) % LANE), (0, 0)))
-        output = np.asarray(network.predict_on_batch(filled)).reshape(len(filled), -1)
-        predictions[start : start + len(block)] = output[: len(block), 0]
-    return predictions
+    filled = np.pad(np.asarray(X, np.float32), ((0, -len(X) % LANE), (0, 0)))
+    blocks = np.split(filled, range(BLOCK, len(filled), BLOCK))
+    outputs = np.concatenate([network.predict_on_batch(block) for block in blocks])
+    return outputs.T.ravel()[: len(X)].astype(np.float64)  # the first output of each row
