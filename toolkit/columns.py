@@ -10,12 +10,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from .errors import UserError
 
-TEXT = pa.large_string()  # as pandas has it
 MIN_ROWS = 20
 MARK_ROWS = 1_000  # tell which mark is before the decimals of a file
 EXPECTED = {"numeric": "number such as 1234.5", "date": "date such as 2024-10-13"}
@@ -26,9 +23,10 @@ WORDS = (
     "? - -- --- . .. … – — * na n/a n.a. nc n.c. n/c nd n.d. nr null none nil nan missing unknown "
     "inconnu inconnue #n/a #na #value! #div/0! #ref! #num! #name? #valeur! #nombre!"
 )
-NO_NUMBER = frozenset(WORDS.split())
-PLAIN = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
-SPACE = "[\\s\u00a0\u2009\u202f'’]"
+NO_NUMBER = WORDS.split()
+# Patterns of all cells have neither \\s nor \\d, for which pandas turns to the slow ones of Python.
+PLAIN = r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?"
+SPACE = "[ \t\u00a0\u2009\u202f'’]"
 OTHER_MARK = {".": ",", ",": "."}
 ISO = "ISO8601"
 FRENCH = "janv févr fevr mars avr mai juin juil août aout sept oct nov déc dec"
@@ -101,27 +99,16 @@ def named(rows: pd.DataFrame, source: str) -> pd.DataFrame:
     return rows.reset_index(drop=True).set_axis(names, axis=1)
 
 
-def arrow(text: pd.Series) -> pa.Array:
-    """Return texts as an array of Arrow, whose functions take a tenth of the time of pandas'."""
-    found = pa.array(text.array, TEXT, from_pandas=True)
-    return found.combine_chunks() if isinstance(found, pa.ChunkedArray) else found
-
-
-def _masked(text: pd.Series, texts: pa.Array, mask: pa.Array) -> pd.Series:
-    kept = pc.if_else(pc.fill_null(mask, True), pa.scalar(None, TEXT), texts)
-    return pd.Series(pd.array(kept, dtype="str"), text.index, name=text.name, copy=False)
-
-
 def as_text(values: pd.Series, markers: Iterable[str] = ()) -> pd.Series:
     """Return a column as text without outer spaces, 3 for 3.0; missing, or a marker, is NaN."""
     if values.dtype == object:  # of JSON, where a cell may be a list
         values = values.map(_written, na_action="ignore").astype("str")
-    elif not isinstance(values.dtype, pd.StringDtype):  # a level once, however often it stands
+    elif values.dtype != "str":  # a level once, however often it stands
         codes, levels = pd.factorize(values)
         texts = as_text(pd.Series([_written(level) for level in levels], dtype="str"), markers)
         return pd.Series(texts.array.take(codes, allow_fill=True), name=values.name)
-    text = pc.utf8_trim_whitespace(arrow(values))
-    return _masked(values, text, pc.is_in(text, pa.array([*NO_VALUE, *markers], TEXT)))
+    text = values.str.strip()
+    return text.mask(text.isin([*NO_VALUE, *markers]))
 
 
 def _written(value: Any) -> str:
@@ -133,89 +120,73 @@ def _written(value: Any) -> str:
 
 def without_markers(text: pd.Series) -> pd.Series:
     """Return texts without those that mean a missing number or date, in any case."""
-    texts = arrow(text)
-    found = pc.is_in(pc.utf8_lower(texts), pa.array(NO_NUMBER, TEXT))
-    return _masked(text, texts, found) if pc.any(found).as_py() else text
+    return text.mask(text.str.lower().isin(NO_NUMBER))
 
 
-def is_like(text: pd.Series | pa.Array, pattern: str) -> np.ndarray:
-    """Mark the texts that a pattern matches as a whole; missing ones are False."""
-    texts = arrow(text) if isinstance(text, pd.Series) else text
-    return _bools(pc.match_substring_regex(texts, f"^(?:{pattern})$"))
-
-
-def _bools(found: pa.Array) -> np.ndarray:
-    return pc.fill_null(found, False).to_numpy(zero_copy_only=False)
-
-
-def core_of(text: pd.Series, unit: str) -> pa.Array:
+def core_of(text: pd.Series, unit: str) -> pd.Series:
     """Take the unit, brackets of a negative amount and spaces between thousands off."""
-    core = arrow(text)
     if unit:
-        mark = rf"^([+-]?\(?){re.escape(unit)}\s*|{SPACE}*{re.escape(unit)}(\)?)$"
-        core = pc.replace_substring_regex(core, mark, r"\1\2")
-    core = pc.replace_substring(core, "−", "-")
-    core = pc.replace_substring_regex(core, r"^\((.*)\)$", r"-\1")
-    spaced = is_like(core, rf"[+-]?\d{{1,3}}(?:{SPACE}\d{{3}})+(?:[.,]\d+)?")
-    return pc.if_else(spaced, pc.replace_substring_regex(core, SPACE, ""), core)
+        mark = rf"^([+-]?\(?){re.escape(unit)}{SPACE}*|{SPACE}*{re.escape(unit)}(\)?)$"
+        text = text.str.replace(mark, r"\1\2", regex=True)
+    text = text.str.replace("−", "-", regex=False).str.replace(r"^\((.*)\)$", r"-\1", regex=True)
+    spaced = text.str.fullmatch(rf"[+-]?[0-9]{{1,3}}(?:{SPACE}[0-9]{{3}})+(?:[.,][0-9]+)?")
+    return text.mask(spaced, text.str.replace(SPACE, "", regex=True))
 
 
 def number_pattern(decimal: str, thousands: str) -> str:
     """Return what matches numbers that are written with these marks, or without any."""
-    grouped = rf"[1-9]\d{{0,2}}(?:\{thousands}\d{{3}})+(?:\{decimal}\d*)?|" if thousands else ""
-    return rf"[+-]?(?:{grouped}(?:\d+\{decimal}?\d*|\{decimal}\d+)(?:[eE][+-]?\d+)?)"
+    grouped = rf"[1-9][0-9]{{0,2}}(?:\{thousands}[0-9]{{3}})+(?:\{decimal}[0-9]*)?|"
+    plain = rf"(?:[0-9]+\{decimal}?[0-9]*|\{decimal}[0-9]+)(?:[eE][+-]?[0-9]+)?"
+    return rf"[+-]?(?:{grouped if thousands else ''}{plain})"
 
 
-def marks_of(core: pa.Array, context: str = "") -> tuple[str, str, bool]:
-    """Tell (decimal mark, that of thousands, whether it is sure); "" for a mark not seen.
+def marks_of(core: pd.Series, context: str = "") -> tuple[str, str] | None:
+    """Tell (decimal mark, that of thousands), "" for one not seen, or None where it is in doubt.
 
     `context` is the decimal mark of other columns of the file.
     """
-    fits = {mark: is_like(core, number_pattern(mark, OTHER_MARK[mark])) for mark in ".,"}
-    are_numbers = fits["."] | fits[","]
-    seen = {mark: _bools(pc.match_substring(core, mark)) & are_numbers for mark in ".,"}
-    points, commas = fits["."].sum(), fits[","].sum()
-    if not (seen["."] | seen[","]).any():
-        return "", "", True
-    decimal, sure = "." if points >= commas else ",", points != commas
-    if not sure and seen["."].any() != seen[","].any():  # three digits behind the only mark
-        decimal = "." if seen["."].any() else ","
-        short, long = is_like(core, r"[+-]?\d{1,3}").any(), is_like(core, r"[+-]?\d{4,}").any()
+    fits = {mark: core.str.fullmatch(number_pattern(mark, OTHER_MARK[mark])) for mark in ".,"}
+    numbers = core[fits["."] | fits[","]]
+    n_seen = {mark: numbers.str.contains(mark, regex=False).sum() for mark in ".,"}
+    if not any(n_seen.values()):
+        return "", ""
+    decimal, other = sorted(".,", key=lambda mark: (-fits[mark].sum(), -n_seen[mark]))
+    if fits["."].sum() == fits[","].sum():  # three digits behind the only mark
+        short, long = (numbers.str.fullmatch(f"[+-]?[0-9]{n}").any() for n in ("{1,3}", "{4,}"))
         # Many numbers with three decimals each, but whole ones below 1,000 beside them: thousands.
-        many = seen[decimal].sum() >= 50 and short and not long
-        sure = many or context != ""
-        decimal = OTHER_MARK[decimal] if many or context == OTHER_MARK[decimal] else decimal
-    other = OTHER_MARK[decimal]
-    return decimal, other if seen[other].any() else "", bool(sure)
+        many = n_seen[decimal] >= 50 and short and not long
+        if n_seen[other] or not (many or context):
+            return None
+        if many or context == other:
+            decimal, other = other, decimal
+    return decimal, other if n_seen[other] else ""
 
 
-def usual_mark(cores: Iterable[pa.Array]) -> str:
+def usual_mark(cores: Iterable[pd.Series]) -> str:
     """Tell the mark before decimals in most columns of a file that leave no doubt; or ""."""
-    found = [decimal for decimal, _, sure in map(marks_of, cores) if sure]
+    found = [marks[0] for marks in map(marks_of, cores) if marks]
     votes = found.count(".") - found.count(",")
     return "." if votes > 0 else "," if votes < 0 else ""
 
 
 def parse_numbers(text: pd.Series, column: Column, context: str = "") -> np.ndarray:
     """Read texts as float64 numbers, `context` as of `marks_of`; NaN for a text that is none."""
-    core, decimal, thousands = arrow(text), ".", ""
-    good = is_like(core, PLAIN)
-    n_texts = len(core) - core.null_count
-    if "." in (column.thousands, OTHER_MARK.get(context)) or good.sum() < n_texts:
-        core = core_of(without_markers(text), column.unit)
-        decimal, thousands, sure = marks_of(core, context)
-        if not sure or not decimal:  # this file alone does not say: it is as at training
+    good = text.str.fullmatch(PLAIN)
+    if column.thousands == "." or context == "," or good.sum() < text.count():
+        text = core_of(without_markers(text), column.unit)
+        decimal, thousands = marks_of(text, context) or ("", "")
+        if not decimal:  # this file alone does not say: it is as at training
             decimal, thousands = column.decimal, column.thousands
-        good = is_like(core, number_pattern(decimal, thousands))
-    core = pc.if_else(good, core, pa.scalar(None, TEXT))
-    for mark, plain in (("+", ""), (thousands, ""), (decimal, ".")):
-        core = pc.replace_substring(core, mark, plain) if mark not in ("", plain) else core
-    return pc.cast(core, pa.float64()).to_numpy(zero_copy_only=False).copy()  # exact, unlike pandas
+        good = text.str.fullmatch(number_pattern(decimal, thousands))
+        text = text.str.replace(thousands, "", regex=False) if thousands else text
+        text = text.str.replace(decimal, ".", regex=False)
+    exact = text.where(good).astype("float64[pyarrow]")  # unlike pd.to_numeric
+    return exact.to_numpy(np.float64, na_value=np.nan)
 
 
 def in_english(dates: pd.Series) -> pd.Series:
     """Write dates as pandas knows them: 15 Mar 2024 for 15 mars 2024, 2024-04 for T2 2024."""
-    text = dates.astype("str").str.replace(r"\b1er\b", "1", regex=True)
+    text = dates.str.replace(r"\b1er\b", "1", regex=True)
     text = text.str.replace(
         QUARTER, lambda m: f"{m[1] or m[4]}-{3 * int(m[2] or m[3]) - 2:02d}", regex=True
     )
@@ -228,12 +199,11 @@ def parse_dates(dates: pd.Series, form: str) -> np.ndarray:
         return pd.to_numeric(dates, errors="coerce").to_numpy(np.float64) / EPOCHS[form]
     if not pd.api.types.is_datetime64_any_dtype(dates.dtype):
         # A minus sign is of no date that people write, and one that pandas stumbles over.
-        dates = dates.where(~dates.astype(str).str.startswith("-"))
+        dates = dates.mask(dates.str.startswith("-"))
         dates = in_english(dates) if "%b" in form or form == "%Y-%m" else dates
     known = pd.to_datetime(dates, format=form, errors="coerce", utc=True)
-    start = pd.Timestamp(0, tz="UTC").as_unit("us")  # in nanoseconds the year 7746 has no place
-    micro = known.dt.as_unit("us") - start  # whole numbers, without loss
-    return (micro / pd.Timedelta(days=1)).to_numpy(np.float64, copy=True)
+    micro = known.to_numpy("datetime64[us]")  # in nanoseconds the year 7746 has no place
+    return (micro - np.datetime64(0, "us")) / np.timedelta64(1, "D")
 
 
 def to_level(text: str, width: int) -> str:
@@ -249,7 +219,7 @@ def read_cells(values: pd.Series, column: Column, context: str = "") -> tuple[An
     if column.kind == "date" and pd.api.types.is_datetime64_any_dtype(values.dtype):
         return parse_dates(values, ISO), bad
     if column.kind == "numeric" and pd.api.types.is_numeric_dtype(values):
-        cells = values.to_numpy(np.float64, na_value=np.nan, copy=True)
+        cells = values.to_numpy(np.float64, na_value=np.nan)
     else:
         text = as_text(values, column.markers)
         if column.kind == "categorical":
@@ -265,8 +235,8 @@ def read_cells(values: pd.Series, column: Column, context: str = "") -> tuple[An
         left = np.isnan(cells)
         bad[left] = without_markers(text[left]).notna()
     if column.markers:
-        plain = pd.to_numeric(pd.Series(column.markers, dtype=object), errors="coerce").dropna()
-        cells[np.isin(cells, plain)] = np.nan
+        plain = pd.to_numeric(column.markers, errors="coerce")
+        cells = np.where(np.isin(cells, plain), np.nan, cells)
     return cells, bad | (np.abs(cells) > MAX_NUMBER)
 
 

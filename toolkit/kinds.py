@@ -14,12 +14,11 @@ from itertools import product
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 from pandas.api import types
 from pandas.tseries.api import guess_datetime_format
 
 from . import columns as c
-from .columns import ISO, PLAIN, SPACE, Column, Schema, is_like
+from .columns import ISO, PLAIN, SPACE, Column, Schema
 from .errors import UserError
 
 MAX_DAYS = 62_000  # before and after 1970: the years 1800 to 2139
@@ -56,12 +55,12 @@ DAYS = [f"%d{mark}%m{mark}%y{clock}" for mark in "/.-" for clock in ("", " %H:%M
 DAYS += [f"%d/%m/{year} %I:%M{second} %p" for year in ("%Y", "%y") for second in ("", ":%S")]
 OTHERS = "%H:%M|%H:%M:%S|%m/%Y|%Y/%m|%m.%Y|%m-%Y|%b %Y|%B %Y|%b-%y|%d%b%Y|%d-%b-%y|%d %b %y"
 FORMS = [*OTHERS.split("|"), *DAYS, *(re.sub("%d(.)%m", r"%m\1%d", form) for form in DAYS)]
-CODE = r"^(\d{1,5}[A-Za-z]{1,2}|[A-Za-z]{1,2}\d{1,5})$"
+CODE = r"[0-9]{1,5}[A-Za-z]{1,2}|[A-Za-z]{1,2}[0-9]{1,5}"
 PERSONAL = (  # e-mail addresses, telephone numbers, social security numbers, bank accounts
-    r"^[^@\s]+@[^@\s]+\.[^@\s]+$|^(\+|00)\d[\d\s\x{A0}()-]{8,17}\d$|^0\d([ .\x{A0}-]?\d{2}){4}$"
-    r"|^0\d{2,4}[ /]\d{3,4} ?\d{3,5}$|^(\(\d{3}\) ?|\d{3}[-.])\d{3}[-.]\d{4}$"
-    r"|^[12]\d{2}(0[1-9]|1[0-2])\d{8}(\d{2})?$|^\d{3}-\d{2}-\d{4}$"
-    r"|^[A-Z]{2}\d{2}( ?[A-Z0-9]{4}){3,7}( ?[A-Z0-9]{1,3})?$"
+    r"[^@ ]+@[^@ ]+\.[^@ ]+|(\+|00)\d[\d \xA0()-]{8,17}\d|0\d([ .\xA0-]?\d{2}){4}"
+    r"|0\d{2,4}[ /]\d{3,4} ?\d{3,5}|(\(\d{3}\) ?|\d{3}[-.])\d{3}[-.]\d{4}"
+    r"|[12]\d{2}(0[1-9]|1[0-2])\d{8}(\d{2})?|\d{3}-\d{2}-\d{4}"
+    r"|[A-Z]{2}\d{2}( ?[A-Z0-9]{4}){3,7}( ?[A-Z0-9]{1,3})?"
 )
 _Found = tuple[Column, list[str]]
 
@@ -107,13 +106,13 @@ class _Cells:
 
     @cached_property
     def is_plain(self) -> bool:
-        return self.is_number or bool(is_like(self.sample, PLAIN).all())
+        return self.is_number or bool(self.sample.str.fullmatch(PLAIN).all())
 
     @cached_property
     def has_fractions(self) -> bool:
         if self.is_number:
             return bool((np.nan_to_num(self.values.to_numpy(float, na_value=0)) % 1).any())
-        return self.is_plain and bool(is_like(self.sample, r".*\.\d*[1-9].*").any())
+        return self.is_plain and bool(self.sample.str.fullmatch(r".*\.[0-9]*[1-9].*").any())
 
     @cached_property
     def unit(self) -> tuple[str, float]:
@@ -121,14 +120,14 @@ class _Cells:
         if self.is_plain:
             return "", 1.0
         units = self.sample.str.extract(f"^{AMOUNT}$").fillna("")
-        found = (units[0] + units[1]).str.strip()[is_like(self.sample, AMOUNT)]
+        found = (units[0] + units[1]).str.strip()[self.sample.str.fullmatch(AMOUNT)]
         units = found[found != ""].value_counts() / len(self.sample)
         # A letter behind few numbers makes a code of them, as in 136A.
         unit = next((u for u, share in units.items() if share >= 0.1 or not u.isalpha()), "")
         return unit, found.isin(["", unit]).sum() / len(self.sample)
 
     @cached_property
-    def core(self) -> pa.Array:
+    def core(self) -> pd.Series:
         return c.core_of(self.sample, self.unit[0])
 
     def missing(self, text: pd.Series) -> list[str]:
@@ -205,31 +204,29 @@ def _number(cells: _Cells) -> _Found | None:
         cells.numbers, _ = c.read_cells(cells.values, column)
         return column, []
     name, said, (unit, share) = cells.name, cells.said, cells.unit
-    if not said and (share <= 0.5 or is_like(cells.sample, r"0\d+").mean() > 0.005):
+    if not said and (share <= 0.5 or cells.sample.str.fullmatch("0[0-9]+").mean() > 0.005):
         return None
-    decimal, thousands, sure = c.marks_of(cells.core, cells.decimal)
-    if not sure and said == "numeric":
-        decimal, thousands = ".", ","
-    elif not sure:
-        texts = cells.core.to_pylist()
-        example = next(text for text in texts if re.search(r"\d[.,]\d{3}", text))
+    marks = (".", ",") if said == "numeric" else None
+    marks = c.marks_of(cells.core, cells.decimal) or marks
+    if not marks:
+        example = cells.core[cells.core.str.contains("[0-9][.,][0-9]{3}")].iloc[0]
         way = "" if said else f", or say --numeric {name!r} (then a point is before decimals)"
         raise UserError(
             f"column {name!r} holds numbers such as {example!r}, which can be read as thousands or "
             f"as a decimal number; write the numbers without the mark of thousands{way}"
         )
+    decimal, thousands = marks
     column = Column(name, "numeric", decimal or ".", thousands, unit, markers=cells.markers)
     cells.numbers, bad = c.read_cells(cells.values, column)
     if bad.any() and not said:
         wrong, known = cells.filled[bad], cells.filled.dropna()
         repeat = wrong.nunique() * 2 <= len(wrong)
         begin = wrong.nunique() > 2 and wrong.str.contains("^[A-Za-z]").all()
-        codes = is_like(wrong, CODE).all() and (repeat or begin)
+        codes = wrong.str.fullmatch(CODE).all() and (repeat or begin)
         if codes or (len(wrong) > 0.1 * len(known) and known.nunique() <= 50):
             return None
-    human = ~is_like(cells.filled, PLAIN) & cells.filled.notna().to_numpy()
-    if thousands == ".":
-        human |= is_like(cells.filled, r".*\..*")
+    plain = pd.to_numeric(cells.filled, errors="coerce")
+    human = np.isfinite(cells.numbers) & ~np.isclose(plain, cells.numbers)
     notes = [
         f"column {name!r} holds numbers such as {text!r}, read as {cells.numbers[place]}"
         for place, text in cells.filled[human][:1].items()
@@ -251,9 +248,9 @@ def _kind(cells: _Cells) -> _Found:
     notes = cells.missing(cells.text)
     if not said and cells.unit[1] > 0.5:
         notes.append(f"column {cells.name!r} holds codes or numbers as text, taken as a category")
-    digits = cells.text[is_like(cells.text, r"\d+")]
+    digits = cells.text[cells.text.str.fullmatch("[0-9]+")]
     widths = digits.str.len().unique()
-    coded = digits.str.contains(r"^0\d").any() and len(widths) == 1
+    coded = digits.str.match("0[0-9]").any() and len(widths) == 1
     return replace(cells.column, width=int(widths[0]) if coded else 0), notes
 
 
@@ -266,11 +263,11 @@ def _identifies(cells: _Cells) -> str:
     texts = c.as_text(cells.values[:SAMPLE]) if cells.is_number else cells.text[: 20 * SAMPLE]
     known = texts.dropna()
     first = known[:SAMPLE]
-    is_long = is_like(first, r"\d{8,15}").sum() > 0.8 * len(first)
+    is_long = first.str.fullmatch("[0-9]{8,15}").sum() > 0.8 * len(first)
     is_amount = len(known) and cells.is_plain and not is_long
     if cells.called(LONG_ID) and not is_amount:
         return "it is called like an id"
-    if is_like(first, PERSONAL).sum() > 0.8 * len(first):
+    if first.str.fullmatch(PERSONAL).sum() > 0.8 * len(first):
         return "it holds addresses or numbers of persons"
     if is_amount:  # of mail, say, or of mobile telephones
         return ""
