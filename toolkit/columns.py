@@ -135,9 +135,9 @@ def core_of(text: pd.Series, unit: str) -> pd.Series:
 
 def number_pattern(decimal: str, thousands: str) -> str:
     """Return what matches numbers that are written with these marks, or without any."""
-    grouped = rf"[1-9][0-9]{{0,2}}(?:\{thousands}[0-9]{{3}})+(?:\{decimal}[0-9]*)?|"
+    grouped = rf"[1-9][0-9]{{0,2}}(?:{re.escape(thousands)}[0-9]{{3}})+(?:\{decimal}[0-9]*)?"
     plain = rf"(?:[0-9]+\{decimal}?[0-9]*|\{decimal}[0-9]+)(?:[eE][+-]?[0-9]+)?"
-    return rf"[+-]?(?:{grouped if thousands else ''}{plain})"
+    return f"[+-]?(?:{grouped}|{plain})"
 
 
 def marks_of(core: pd.Series, context: str = "") -> tuple[str, str] | None:

@@ -7,10 +7,9 @@ import re
 import unicodedata
 import warnings
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from datetime import datetime
 from functools import cached_property
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,18 +20,21 @@ from . import columns as c
 from .columns import ISO, PLAIN, SPACE, Column, Schema
 from .errors import UserError
 
-MAX_DAYS = 62_000  # before and after 1970: the years 1800 to 2139
+# Days since 1970 that a plain number may mean: the years 1972 to 2104, or 1800 to 2139.
+RANGES = dict.fromkeys(c.EPOCHS, (1_000, 49_000))
+RANGES |= {"%Y": (-62_000, 62_000), "%Y%m%d": (-62_000, 62_000)}
 SAMPLE = 10_000  # rows that say how a column is written; all rows are then read that way
 MONEY = r"(?:US\$|C\$|A\$|R\$|[$€£¥₹₽]|USD|EUR|GBP|CHF|JPY|Rs\.?|Fr\.?|kr\.?|zł)"
 UNIT = r"[^\W\d_]{1,9}\.?[²³23]?(?: ?/ ?[^\W_]{1,6})?(?: [^\W\d_]{1,6})?"
 AMOUNT = (
-    rf"[+-]?\(?({MONEY})? ?[+-]?\(?[\d.,](?:[\d.,]|{SPACE})*?(?:[eE][+-]?\d+)?\)?{SPACE}?"
-    rf"({MONEY}|[%‰]|°\s?[CF]?|[µμ]?{UNIT})?"
+    rf"[+-]?\(?({MONEY})? ?[+-]?\(?[0-9.,](?:[0-9.,]|{SPACE})*?(?:[eE][+-]?[0-9]+)?\)?{SPACE}?"
+    rf"({MONEY}|[%‰]|° ?[CF]?|[µμ]?{UNIT})?"
 )
 # Of the words of a column's name, joined by spaces.
-WHO = "client customer patient employee? contact borrower emprunteur salarie adherent person(ne)? "
-WHO += "owner proprietaire student eleve passenger buyer seller host voyageur agent"
-WHO = rf"\b({WHO.replace(' ', '|')})s?\b"
+WHO = (
+    r"\b(client|customer|patient|employee?|contact|borrower|emprunteur|salarie|adherent|person(ne)?"
+    r"|owner|proprietaire|student|eleve|passenger|buyer|seller|host|voyageur|agent)s?\b"
+)
 PERSON = (
     r"\b(prenoms?|(first|last|sur|fore|full|given|family|middle|maiden|user) ?names?|patronyme"
     r"|vorname|nachname|pseudo|login)\b"
@@ -62,115 +64,88 @@ PERSONAL = (  # e-mail addresses, telephone numbers, social security numbers, ba
     r"|[12]\d{2}(0[1-9]|1[0-2])\d{8}(\d{2})?|\d{3}-\d{2}-\d{4}"
     r"|[A-Z]{2}\d{2}( ?[A-Z0-9]{4}){3,7}( ?[A-Z0-9]{1,3})?"
 )
-_Found = tuple[Column, list[str]]
 
 
-@dataclass
 class _Cells:
-    """A column whose kind is being found out; `said` is the kind that the user asked for."""
+    """A column whose kind is being found out; `said` is what the user says of it, or None."""
 
-    values: pd.Series
-    said: str
-    markers: tuple[str, ...]
-    decimal: str = ""  # the mark before decimals in the other columns
-    numbers: np.ndarray | None = None  # float64, once they are read
-
-    def __post_init__(self) -> None:
-        self.name = str(self.values.name)
+    def __init__(self, values: pd.Series, said: str | None, markers: tuple[str, ...]) -> None:
+        self.values, self.name, self.markers = values, str(values.name), markers
+        self.is_wanted, self.notes = said is not None, list[str]()
+        self.said, _, self.form = (said or "").removeprefix("keep").partition(" ")
         plain = unicodedata.normalize("NFKD", self.name).encode("ascii", "ignore").decode()
         plain = re.sub(r"([a-z0-9])([A-Z])", r"\1 \2", plain)  # customerID: "customer id"
         self.words = " ".join(re.findall(r"[a-z]+|\d+", plain.lower()))
-        self.is_bool = types.is_bool_dtype(self.values)
-        self.is_number = types.is_numeric_dtype(self.values) and not self.is_bool
-        self.column = Column(self.name, "categorical", markers=self.markers)
+        is_bool = types.is_bool_dtype(values)
+        self.is_number = types.is_numeric_dtype(values) and not is_bool
+        known = (values if self.is_number else self.filled).dropna()
+        self.sample = c.as_text(known.iloc[:: len(known) // SAMPLE + 1])
+        self.is_plain = self.is_number or self.sample.str.fullmatch(PLAIN).all()
+        fractions = self.sample.str.fullmatch(r".*(\.[0-9]*[1-9]|e-).*")
+        self.has_fractions = self.is_plain and fractions.any()
+        self.is_code = is_bool or (self.called(ZIP) and not self.has_fractions)
+        self.unit, share = ("", 1.0) if self.is_plain else self._unit()
+        self.holds_numbers = share > 0.5
+        self.core = c.core_of(self.sample, self.unit)
 
     def called(self, pattern: str) -> bool:
         return re.search(pattern, self.words) is not None
 
+    def column(self, kind: str, **how: Any) -> Column:
+        return Column(self.name, kind, markers=self.markers, **how)
+
     @cached_property
-    def text(self) -> pd.Series:
+    def text(self) -> pd.Series:  # of numbers it is seldom needed
         return c.as_text(self.values, self.markers)
 
     @cached_property
     def filled(self) -> pd.Series:
         return c.without_markers(self.text)
 
-    @cached_property
-    def sample(self) -> pd.Series:
-        known = self.filled.dropna()
-        return known.iloc[:: len(known) // SAMPLE + 1]
-
-    @cached_property
-    def is_empty(self) -> bool:
-        return bool(self.values.isna().all() or (not self.is_number and self.filled.isna().all()))
-
-    @cached_property
-    def is_plain(self) -> bool:
-        return self.is_number or bool(self.sample.str.fullmatch(PLAIN).all())
-
-    @cached_property
-    def has_fractions(self) -> bool:
-        if self.is_number:
-            return bool((np.nan_to_num(self.values.to_numpy(float, na_value=0)) % 1).any())
-        return self.is_plain and bool(self.sample.str.fullmatch(r".*\.[0-9]*[1-9].*").any())
-
-    @cached_property
-    def unit(self) -> tuple[str, float]:
-        """The unit that numbers carry, and the share of the texts that are numbers with it."""
-        if self.is_plain:
-            return "", 1.0
+    def _unit(self) -> tuple[str, float]:
+        """Find the unit that numbers carry, and the share of the texts that are numbers with it."""
         units = self.sample.str.extract(f"^{AMOUNT}$").fillna("")
         found = (units[0] + units[1]).str.strip()[self.sample.str.fullmatch(AMOUNT)]
-        units = found[found != ""].value_counts() / len(self.sample)
+        shares = found[found != ""].value_counts() / len(self.sample)
         # A letter behind few numbers makes a code of them, as in 136A.
-        unit = next((u for u, share in units.items() if share >= 0.1 or not u.isalpha()), "")
+        unit = next((u for u, share in shares.items() if share >= 0.1 or not u.isalpha()), "")
         return unit, found.isin(["", unit]).sum() / len(self.sample)
 
-    @cached_property
-    def core(self) -> pd.Series:
-        return c.core_of(self.sample, self.unit[0])
-
-    def missing(self, text: pd.Series) -> list[str]:
+    def note_missing(self, text: pd.Series) -> None:
         """Note the cells that a text lacks though something stands there."""
-        lacks = self.values.notna().to_numpy() & text.isna().to_numpy()
-        if not lacks.any():
-            return []
-        found = self.values[lacks]
-        texts = found.astype(str).str.strip().unique()[:5]
-        listed = ", ".join(repr(each) if each else "blank" for each in texts)
-        note = f"column {self.name!r}: {len(found):,} cells ({listed}) are read as missing"
-        return [note]
+        found = self.values[self.values.notna() & text.isna()]
+        if len(found):
+            texts = found.astype(str).str.strip().unique()[:5]
+            listed = ", ".join(repr(each) if each else "blank" for each in texts)
+            self.notes.append(
+                f"column {self.name!r}: {len(found):,} cells ({listed}) are read as missing"
+            )
 
 
-def _date(cells: _Cells) -> _Found | None:
-    if types.is_datetime64_any_dtype(cells.values):
-        return replace(cells.column, kind="date", date_format=ISO), []
-    form = cells.said[5:] or _date_format(cells)
-    if form:
-        notes = [f"column {cells.name!r} holds dates ({form})", *cells.missing(cells.filled)]
-        return replace(cells.column, kind="date", date_format=form), notes
-    if cells.said:
+def _date(cells: _Cells) -> Column | None:
+    is_typed = types.is_datetime64_any_dtype(cells.values)
+    form = ISO if is_typed else cells.form or _date_format(cells)
+    if cells.said and not form:
         raise UserError(
             f"--date {cells.name!r} holds no dates that are recognised; give their format, as in "
             f"--date '{cells.name}=%d/%m/%Y'"
         )
-    return None
+    if form and not is_typed:
+        cells.notes.append(f"column {cells.name!r} holds dates ({form})")
+        cells.note_missing(cells.filled)
+    return cells.column("date", date_format=form) if form else None
 
 
 def _date_format(cells: _Cells) -> str:
     """Find how dates are written, or "": UserError where day and month cannot be told apart."""
     if cells.is_plain and not (cells.said or cells.called(DATED)):
         return ""
-    texts, name = c.in_english(cells.sample.drop_duplicates()), cells.name
-    for form in c.EPOCHS if cells.is_plain else ():
+    texts, name, shares = c.in_english(cells.sample.drop_duplicates()), cells.name, {}
+    for form in [*c.EPOCHS, *_guesses(texts[:20])]:
         days = c.parse_dates(texts, form)
-        if np.all((days >= 1_000) & (days <= 49_000)):  # 1972 to 2104
-            return form
-    shares = {}
-    for form in _guesses(texts[:20]):  # 5040 seconds are not the year 5040
-        reach = MAX_DAYS if form in ("%Y", "%Y%m%d") else np.inf
-        shares[form] = np.mean(np.abs(c.parse_dates(texts, form)) < reach)
-    best = max([0.9, *shares.values()])
+        low, high = RANGES.get(form, (-np.inf, np.inf))
+        shares[form] = np.mean((low < days) & (days < high))
+    best = max(0.9, *shares.values())
     form, *others = [form for form, share in shares.items() if share == best] or [""]
     if others and "." not in form:
         raise UserError(
@@ -182,32 +157,21 @@ def _date_format(cells: _Cells) -> str:
 
 def _guesses(texts: pd.Series) -> list[str]:
     """List formats that at least one of the texts may be written in as a date."""
-    found = [form for form in FORMS if any(_is_written(text, form) for text in texts)]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # where day_first cannot be obeyed
+    found = [f for f in FORMS if pd.to_datetime(texts, format=f, errors="coerce").notna().any()]
+    with warnings.catch_warnings(action="ignore"):  # where day_first cannot be obeyed
         for text, day_first in product(texts, (True, False)):
             form = guess_datetime_format(text, day_first and not text[:4].isdigit()) or ""
             found.append(ISO if form.startswith(("%Y-%m-%d", "%Y%m%dT")) else form)
     return [form for form in dict.fromkeys(found) if form]
 
 
-def _is_written(text: str, form: str) -> bool:
-    try:
-        return bool(datetime.strptime(text, form))
-    except ValueError:
-        return False
-
-
-def _number(cells: _Cells) -> _Found | None:
+def _number(cells: _Cells, decimal: str) -> Column | None:
+    name, said = cells.name, cells.said
     if cells.is_number:
-        column = replace(cells.column, kind="numeric")
-        cells.numbers, _ = c.read_cells(cells.values, column)
-        return column, []
-    name, said, (unit, share) = cells.name, cells.said, cells.unit
-    if not said and (share <= 0.5 or cells.sample.str.fullmatch("0[0-9]+").mean() > 0.005):
+        return cells.column("numeric")
+    if not said and (not cells.holds_numbers or cells.sample.str.match("0[0-9]+$").mean() > 0.005):
         return None
-    marks = (".", ",") if said == "numeric" else None
-    marks = c.marks_of(cells.core, cells.decimal) or marks
+    marks = c.marks_of(cells.core, decimal) or ((".", ",") if said == "numeric" else None)
     if not marks:
         example = cells.core[cells.core.str.contains("[0-9][.,][0-9]{3}")].iloc[0]
         way = "" if said else f", or say --numeric {name!r} (then a point is before decimals)"
@@ -215,66 +179,68 @@ def _number(cells: _Cells) -> _Found | None:
             f"column {name!r} holds numbers such as {example!r}, which can be read as thousands or "
             f"as a decimal number; write the numbers without the mark of thousands{way}"
         )
-    decimal, thousands = marks
-    column = Column(name, "numeric", decimal or ".", thousands, unit, markers=cells.markers)
-    cells.numbers, bad = c.read_cells(cells.values, column)
-    if bad.any() and not said:
-        wrong, known = cells.filled[bad], cells.filled.dropna()
-        repeat = wrong.nunique() * 2 <= len(wrong)
-        begin = wrong.nunique() > 2 and wrong.str.contains("^[A-Za-z]").all()
-        codes = wrong.str.fullmatch(CODE).all() and (repeat or begin)
-        if codes or (len(wrong) > 0.1 * len(known) and known.nunique() <= 50):
-            return None
-    plain = pd.to_numeric(cells.filled, errors="coerce")
-    human = np.isfinite(cells.numbers) & ~np.isclose(plain, cells.numbers)
-    notes = [
-        f"column {name!r} holds numbers such as {text!r}, read as {cells.numbers[place]}"
+    column = cells.column("numeric", decimal=marks[0] or ".", thousands=marks[1], unit=cells.unit)
+    numbers, bad = c.read_cells(cells.values, column)
+    if bad.any() and not said and _are_codes(cells.filled[bad], cells.filled.dropna()):
+        return None
+    plain = "[+-]?[0-9]+" if column.thousands == "." else PLAIN
+    human = np.isfinite(numbers) & ~cells.filled.str.fullmatch(plain)
+    cells.notes += [
+        f"column {name!r} holds numbers such as {text!r}, read as {numbers[place]}"
         for place, text in cells.filled[human][:1].items()
     ]
-    return column, [*notes, *cells.missing(cells.filled)]
+    cells.note_missing(cells.filled)
+    return column
 
 
-def _kind(cells: _Cells) -> _Found:
-    """Tell whether a column is a date, a number or a category, and how it is written."""
-    said = cells.said.split(" ")[0]
-    is_code = not said and (cells.is_bool or (cells.called(ZIP) and not cells.has_fractions))
+def _are_codes(wrong: pd.Series, known: pd.Series) -> bool:
+    """Tell by the texts that are no numbers whether all are codes, or names of few groups."""
+    repeat = wrong.nunique() * 2 <= len(wrong)
+    begin = wrong.nunique() > 2 and wrong.str.match("[A-Za-z]").all()
+    codes = wrong.str.fullmatch(CODE).all() and (repeat or begin)
+    return codes or (len(wrong) > 0.1 * len(known) and known.nunique() <= 50)
+
+
+def _kind(cells: _Cells, decimal: str) -> Column:
+    """Tell what a column is, and how it is written; `decimal` is the mark in the other columns."""
+    said, is_code = cells.said, cells.is_code
     # Text is meant where a typed format says so.
-    is_text = not said and isinstance(cells.values.dtype, pd.CategoricalDtype)
-    found = _date(cells) if said in ("", "date") and not is_code else None
-    if not found and (said in ("numeric", "target") or not (said or is_code or is_text)):
-        found = _number(cells)
-    if found:
-        return found
-    notes = cells.missing(cells.text)
-    if not said and cells.unit[1] > 0.5:
-        notes.append(f"column {cells.name!r} holds codes or numbers as text, taken as a category")
+    is_text = is_code or isinstance(cells.values.dtype, pd.CategoricalDtype)
+    column = _date(cells) if said == "date" or not (said or is_code) else None
+    if said in ("numeric", "target") or not (said or is_text or column):
+        column = _number(cells, decimal)
+    if column:
+        return column
+    cells.note_missing(cells.text)
+    if not said and cells.holds_numbers:
+        cells.notes.append(
+            f"column {cells.name!r} holds codes or numbers as text, taken as a category"
+        )
     digits = cells.text[cells.text.str.fullmatch("[0-9]+")]
     widths = digits.str.len().unique()
     coded = digits.str.match("0[0-9]").any() and len(widths) == 1
-    return replace(cells.column, width=int(widths[0]) if coded else 0), notes
+    return cells.column("categorical", width=int(widths[0]) if coded else 0)
 
 
 def _identifies(cells: _Cells) -> str:
     """Say why a column names persons or rows, by its name or its values; "" if it does not."""
     if cells.has_fractions:
         return ""
-    if cells.called(ID) and not cells.called(r"\b(type|kind|statut|status)\b"):
+    sample, n_known = cells.sample, len(cells.sample)
+    is_long = sample.str.fullmatch("[0-9]{8,15}").sum() > 0.8 * n_known
+    is_amount = n_known and cells.is_plain and not is_long  # of mail, say, or of mobile telephones
+    is_id = cells.called(ID) and not cells.called(r"\b(type|kind|statut|status)\b")
+    if is_id or (cells.called(LONG_ID) and not is_amount):
         return "it is called like an id"
-    texts = c.as_text(cells.values[:SAMPLE]) if cells.is_number else cells.text[: 20 * SAMPLE]
-    known = texts.dropna()
-    first = known[:SAMPLE]
-    is_long = first.str.fullmatch("[0-9]{8,15}").sum() > 0.8 * len(first)
-    is_amount = len(known) and cells.is_plain and not is_long
-    if cells.called(LONG_ID) and not is_amount:
-        return "it is called like an id"
-    if first.str.fullmatch(PERSONAL).sum() > 0.8 * len(first):
+    if sample.str.fullmatch(PERSONAL).sum() > 0.8 * n_known:
         return "it holds addresses or numbers of persons"
-    if is_amount:  # of mail, say, or of mobile telephones
-        return ""
-    if cells.called(PERSON):
+    if cells.called(PERSON) and not is_amount:
         return "it is called like a person's name"
-    many = cells.called(CONTACT) and known.nunique() > max(20, len(known) / 20)
-    return "it is called like an address or number of a person" if many else ""
+    if cells.called(CONTACT) and not is_amount:
+        known = cells.text[: 20 * SAMPLE].dropna()
+        if known.nunique() > max(20, len(known) / 20):
+            return "it is called like an address or number of a person"
+    return ""
 
 
 def _counts_rows(cells: _Cells, column: Column) -> str:
@@ -283,11 +249,10 @@ def _counts_rows(cells: _Cells, column: Column) -> str:
         n_levels, n_known = cells.text.nunique(), cells.text.count()
         if n_levels > max(10, n_known / 2):
             return f"{n_levels:,} different texts in {n_known:,} rows identify the rows"
-    if column.kind != "numeric" or cells.called(CALENDAR) or len(cells.values) < c.MIN_ROWS:
+    may_count = column.kind == "numeric" and not cells.called(CALENDAR) and not cells.has_fractions
+    if not (may_count and cells.sample.is_unique and len(cells.values) >= c.MIN_ROWS):
         return ""
-    numbers = cells.numbers
-    if numbers is None or not np.isfinite(numbers).all() or (numbers % 1).any():
-        return ""
+    numbers, _ = c.read_cells(cells.values, column)
     steps = np.diff(np.sort(numbers))
     is_regular = steps.all() and np.mean(steps == np.median(steps)) > 0.9
     are_years = numbers.min() >= 1800 and numbers.max() <= 2100
@@ -310,23 +275,22 @@ def infer_schema(
     left = {target, *own, *(name for name in said if said[name] == "drop")}
     names = [target, *(name for name in rows if name not in left)]
     markers = tuple(map(str, flags.get("na", ())))
-    cells = [_Cells(rows[n], said.get(n, "").removeprefix("keep"), markers) for n in names]
-    empty = [x for x in cells[1:] if x.is_empty and (x.name in said or not _identifies(x))]
+    cells = [_Cells(rows[name], said.get(name), markers) for name in names]
+    empty = [
+        repr(x.name) for x in cells[1:] if x.sample.empty and (x.is_wanted or not _identifies(x))
+    ]
     if empty:
-        quoted = [repr(each.name) for each in empty]
         raise UserError(
-            f"{source} has columns that are empty in every row: {', '.join(quoted)}; expected "
-            f"values: fill them or leave them out with --drop {' '.join(quoted)}"
+            f"{source} has columns that are empty in every row: {', '.join(empty)}; expected "
+            f"values: fill them or leave them out with --drop {' '.join(empty)}"
         )
     # All columns together tell which mark is before decimals.
-    texts = [each for each in cells if types.is_string_dtype(each.values)]
-    mark = c.usual_mark(each.core for each in texts)
-    found, notes = [], ["columns named toolkit:… are left out, as this toolkit's own"] * bool(own)
+    decimal = c.usual_mark(each.core for each in cells if types.is_string_dtype(each.values))
+    found = list[Column]()
+    notes = ["columns named toolkit:… are left out, as this toolkit's own"] * bool(own)
     for each in cells:
-        each.decimal = mark
-        column, remarks = _column(each, is_wanted=each.name in said)
-        found += [column] if column else []
-        notes += remarks
+        found += filter(None, [_column(each, decimal)])
+        notes += each.notes
     goal, *features = found
     if not features:
         what = f"{source} has no usable feature column beside the target {target!r}"
@@ -353,18 +317,20 @@ def _said(rows: pd.DataFrame, target: str, source: str, flags: dict) -> dict[str
     return said
 
 
-def _column(cells: _Cells, *, is_wanted: bool) -> tuple[Column | None, list[str]]:
-    """Tell what a column is: (column, notes), or (None, why it is left out)."""
-    reason = "" if is_wanted else _identifies(cells)
-    column, notes = (cells.column, []) if reason else _kind(cells)
-    reason = reason or ("" if is_wanted else _counts_rows(cells, column))
+def _column(cells: _Cells, decimal: str) -> Column | None:
+    """Tell what a column is, or note why it is left out."""
+    reason = "" if cells.is_wanted else _identifies(cells)
+    column = None if reason else _kind(cells, decimal)
+    if column and not cells.is_wanted:
+        reason = _counts_rows(cells, column)
     if not reason:
-        return column, notes
+        return column
     way = f"--keep {cells.name!r} takes it"
     n_each = cells.text.count() / max(1, cells.text.nunique())
     if "an id" in reason and 2 <= n_each < len(cells.text) / 10:
         way += f"; its values repeat: --group {cells.name!r} holds out all rows of one, or none"
-    return None, [f"column {cells.name!r} is left out: {reason} ({way})"]
+    cells.notes = [f"column {cells.name!r} is left out: {reason} ({way})"]
+    return None
 
 
 def leaks(table: pd.DataFrame, schema: Schema) -> list[str]:
