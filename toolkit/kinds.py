@@ -80,9 +80,9 @@ class _Cells:
         self.is_number = types.is_numeric_dtype(values) and not is_bool
         known = (values if self.is_number else self.filled).dropna()
         self.sample = c.as_text(known.iloc[:: len(known) // SAMPLE + 1])
-        self.is_plain = self.is_number or self.sample.str.fullmatch(PLAIN).all()
-        fractions = self.sample.str.fullmatch(r".*(\.[0-9]*[1-9]|e-).*")
-        self.has_fractions = self.is_plain and fractions.any()
+        like = self.sample.str.fullmatch
+        self.is_plain = self.is_number or like(PLAIN).all()
+        self.has_fractions = self.is_plain and like(r".*(\.[0-9]*[1-9]|e-).*").any()
         self.is_code = is_bool or (self.called(ZIP) and not self.has_fractions)
         self.unit, share = ("", 1.0) if self.is_plain else self._unit()
         self.holds_numbers = share > 0.5
@@ -138,10 +138,17 @@ def _date(cells: _Cells) -> Column | None:
 
 def _date_format(cells: _Cells) -> str:
     """Find how dates are written, or "": UserError where day and month cannot be told apart."""
-    if cells.is_plain and not (cells.said or cells.called(DATED)):
+    is_number = cells.is_plain and not (cells.said or cells.called(DATED))
+    if is_number or not cells.sample.str.contains("[0-9]").any():
         return ""
     texts, name, shares = c.in_english(cells.sample.drop_duplicates()), cells.name, {}
-    for form in [*c.EPOCHS, *_guesses(texts[:20])]:
+    few = texts[:20]
+    forms = [f for f in FORMS if pd.to_datetime(few, format=f, errors="coerce").notna().any()]
+    with warnings.catch_warnings(action="ignore"):  # where day_first cannot be obeyed
+        for text, day_first in product(few, (True, False)):
+            form = guess_datetime_format(text, day_first and not text[:4].isdigit()) or ""
+            forms.append(ISO if form.startswith(("%Y-%m-%d", "%Y%m%dT")) else form)
+    for form in dict.fromkeys([*c.EPOCHS, *filter(None, forms)]):
         days = c.parse_dates(texts, form)
         low, high = RANGES.get(form, (-np.inf, np.inf))
         shares[form] = np.mean((low < days) & (days < high))
@@ -153,16 +160,6 @@ def _date_format(cells: _Cells) -> str:
             f"with --date '{name}={form}' or --date '{name}={others[0]}'"
         )
     return form
-
-
-def _guesses(texts: pd.Series) -> list[str]:
-    """List formats that at least one of the texts may be written in as a date."""
-    found = [f for f in FORMS if pd.to_datetime(texts, format=f, errors="coerce").notna().any()]
-    with warnings.catch_warnings(action="ignore"):  # where day_first cannot be obeyed
-        for text, day_first in product(texts, (True, False)):
-            form = guess_datetime_format(text, day_first and not text[:4].isdigit()) or ""
-            found.append(ISO if form.startswith(("%Y-%m-%d", "%Y%m%dT")) else form)
-    return [form for form in dict.fromkeys(found) if form]
 
 
 def _number(cells: _Cells, decimal: str) -> Column | None:
@@ -272,8 +269,7 @@ def infer_schema(
     rows = c.named(rows, source)
     said = _said(rows, target, source, flags)
     own = [name for name in rows if name.startswith("toolkit:")]  # of `roles.py`, in a buffer
-    left = {target, *own, *(name for name in said if said[name] == "drop")}
-    names = [target, *(name for name in rows if name not in left)]
+    names = [target, *(n for n in rows if n not in own and said.get(n) not in ("target", "drop"))]
     markers = tuple(map(str, flags.get("na", ())))
     cells = [_Cells(rows[name], said.get(name), markers) for name in names]
     empty = [
