@@ -4,7 +4,7 @@ A copy of this file travels inside every model. How columns are recognised is in
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,8 +107,12 @@ def as_text(values: pd.Series, markers: Iterable[str] = ()) -> pd.Series:
         codes, levels = pd.factorize(values)
         texts = as_text(pd.Series([_written(level) for level in levels], dtype="str"), markers)
         return pd.Series(texts.array.take(codes, allow_fill=True), name=values.name)
-    text = values.str.strip()
-    return text.mask(text.isin([*NO_VALUE, *markers]))
+    return _without(values.str.strip(), [*NO_VALUE, *markers])
+
+
+def _without(text: pd.Series, words: Sequence[str], in_any_case: bool = False) -> pd.Series:
+    found = (text.str.lower() if in_any_case else text).isin(words)
+    return text.mask(found) if found.any() else text
 
 
 def _written(value: Any) -> str:
@@ -120,7 +124,7 @@ def _written(value: Any) -> str:
 
 def without_markers(text: pd.Series) -> pd.Series:
     """Return texts without those that mean a missing number or date, in any case."""
-    return text.mask(text.str.lower().isin(NO_NUMBER))
+    return _without(text, NO_NUMBER, in_any_case=True)
 
 
 def core_of(text: pd.Series, unit: str) -> pd.Series:
@@ -233,7 +237,7 @@ def read_cells(values: pd.Series, column: Column, context: str = "") -> tuple[An
             left = np.isnan(cells)
             cells[left] = parse_dates(text[left], ISO)  # whatever program wrote the new file
         left = np.isnan(cells)
-        bad[left] = without_markers(text[left]).notna()
+        bad[left] = without_markers(text[left]).notna() if left.any() else False
     if column.markers:
         plain = pd.to_numeric(column.markers, errors="coerce")
         cells = np.where(np.isin(cells, plain), np.nan, cells)
@@ -269,12 +273,16 @@ def conform(
             f"{source} has the column {min(extra)!r}, which the model was not trained on; remove "
             "it, or train a new model with mlflow_monitoring.py"
         )
-    texts = [
-        core_of(without_markers(as_text(rows[each.name][:MARK_ROWS], each.markers)), each.unit)
+    texts = {
+        each: as_text(rows[each.name][:MARK_ROWS], each.markers)
         for each in columns
         if each.kind == "numeric" and not pd.api.types.is_numeric_dtype(rows[each.name])
-    ]
-    place = usual_mark(texts), source, first_line
+    }
+    mark = ""
+    if any(text.str.contains(",", regex=False).any() for text in texts.values()):  # or no doubt
+        cores = (core_of(without_markers(text), each.unit) for each, text in texts.items())
+        mark = usual_mark(cores)
+    place = mark, source, first_line
     cells = {each.name: _cells(rows[each.name], each, *place) for each in columns}
     table = pd.DataFrame(cells, index=rows.index)
     return _without_absurd(table, schema, source, first_line) if need_target else (table, [])
