@@ -54,6 +54,7 @@ VERY_FEW_ROWS = 1_000  # and below this on 5, so that every row validates once
 VALIDATION = 0.2  # share of the rows of a search that each candidate does not train on
 NEARLY = 1.02  # share of the lowest error up to which another candidate is as good
 ENOUGH = 30  # validation rows; with fewer there is nothing to choose by
+LEARNT, LEARNING = 1.02, 1.1  # the error half way over the last one: train half or twice as long
 PROOF = 0.3  # an error is lower where it is by this share, over the root of the rows: about 1 s.e.
 Callbacks = Sequence[keras.callbacks.Callback]
 Bins = Sequence[tuple[int, Sequence[float]]]  # numbers of inputs, each with the edges of its bins
@@ -157,7 +158,8 @@ class Recipe:
     """Hold how a network is trained; what validation rows chose, and sizes that follow the data.
 
     delta: of Huber's loss (1964), in standard deviations of the target. weight_decay: of AdamW.
-    first_input: the member has no weight for inputs before this one, nor for their bins.
+    length: how many times as long as `epochs` says, `weight_decay` as much weaker. first_input: the
+    member has no weight for inputs before this one, nor for their bins.
     """
 
     weight_decay: float = 0.3
@@ -166,6 +168,7 @@ class Recipe:
     learning_rate: float = LEARNING_RATE
     epochs: int = 60
     batch_size: int = 32
+    length: float = 1.0
     first_input: int = 0
 
     def shortened(self) -> "Recipe":
@@ -527,22 +530,24 @@ def train_members(
 
     X, y, sample_weight as of `train_model`; the mean of all weights should be 1, or learning rates
     would mean something else. mask: bool of shape (n_rows, n_members), the rows a member trains on;
-    of blocks a list. train: works as `train_model`. Epochs and batch size are of the first recipe;
-    learning rates fall along half a cosine (Loshchilov & Hutter 2017). FloatingPointError for a
-    loss that is not finite.
+    of blocks a list. train: works as `train_model`. Epochs, length and batch size are of the first
+    recipe; learning rates fall along half a cosine (Loshchilov & Hutter 2017). FloatingPointError
+    for a loss that is not finite.
     """
     first, heads = recipes[0], _heads(model)
+    epochs = max(1, round(first.epochs * first.length))
     names = "learning_rate", "weight_decay", "delta"
     rates, decays, deltas = ([getattr(recipe, name) for recipe in recipes] for name in names)
-    heads.compile(MemberAdamW(rates, decays), loss=MemberHuber(deltas))
+    optimizer = MemberAdamW(rates, np.divide(decays, first.length))
+    heads.compile(optimizer, loss=MemberHuber(deltas))
     X, y = (values if isinstance(values, list) else [values] for values in (X, y))
     masks = mask if isinstance(mask, list) else [True if mask is None else mask] * len(y)
     pairs = zip(y, masks, strict=True)
     z = [np.where(used, (v[:, None] - scale.mean) / scale.scale, np.nan) for v, used in pairs]
     cosine = keras.callbacks.LearningRateScheduler(
-        lambda epoch, _: (1 + math.cos(math.pi * (epoch + 0.5) / first.epochs)) / 2
+        lambda epoch, _: (1 + math.cos(math.pi * (epoch + 0.5) / epochs)) / 2
     )
-    sizes: dict[str, Any] = {"epochs": first.epochs, "batch_size": first.batch_size, "seed": seed}
+    sizes: dict[str, Any] = {"epochs": epochs, "batch_size": first.batch_size, "seed": seed}
     options = sizes | {"callbacks": [cosine, *callbacks], "sample_weight": sample_weight}
     with _only_used_weights(model, recipes):
         _, history = (train or train_model)(heads, X, z, drop_remainder=True, **options)
@@ -611,7 +616,29 @@ def choose_recipe(
     model = _search_network(X, base, scale, bins, len(tried), **options)
     errors, loss = compare_recipes(model, X, y, scale, tried, **options)
     best = _best(errors[-1])
-    return [tried[i] for i in best], {"loss": loss, "val_mae": errors[:, best[0]].tolist()}
+    return _lasting([tried[i] for i in best], errors[:, best[0]], loss, y, scale)
+
+
+def _lasting(
+    recipes: list[Recipe], errors: np.ndarray, loss: list[float], y: np.ndarray, scale: TargetScale
+) -> tuple[list[Recipe], dict[str, list[float]]]:
+    """Return recipes as long as the errors of the best in a search advise, and its curves."""
+    length = length_for(errors, np.abs(y - np.median(y)).mean() / scale.scale)
+    curves = {"loss": loss, "val_mae": errors.tolist()}
+    return [replace(recipe, length=length) for recipe in recipes], curves
+
+
+def length_for(errors: np.ndarray, constant: float) -> float:
+    """Tell how long to train, as a factor, from the validation errors of a search by epoch.
+
+    Half way the learning rate is still high. Where the error is as low there as at the end, the
+    rest learns mostly noise: half as long. Where it falls much after that, there is more: twice.
+    Where it is no lower than that of a constant, maybe nothing has been learnt as yet.
+    """
+    if len(errors) < 2 or errors[-1] > 0.97 * constant:
+        return 1.0
+    falls = errors[: len(errors) // 2].min() / errors[-1]
+    return 0.5 if falls < LEARNT else 2.0 if falls > LEARNING else 1.0
 
 
 def compare_recipes(
@@ -749,7 +776,7 @@ def choose_retraining(
     chosen = [tried[i] for i in best]
     if n_valid < ENOUGH or last[best[0]] >= (1 - PROOF / math.sqrt(n_valid)) * last[first]:
         chosen = [tried[first]] * (MEMBERS // 2) + chosen[: MEMBERS // 2]
-    return chosen, {"loss": loss, "val_mae": errors[:, best[0]].tolist()}
+    return _lasting(chosen, errors[:, best[0]], loss, y, scale)
 
 
 def continue_training(

@@ -635,6 +635,42 @@ def test_steps_call_for_bins_and_weak_weight_decay():
     assert recipes[0].weight_decay == 0.3
 
 
+def test_targets_without_noise_that_are_hard_to_learn_call_for_a_training_twice_as_long():
+    inputs = RNG(0).uniform(-1, 1, size=(800, 3)).astype(np.float32)
+    y, edges = np.sin(4 * inputs.prod(axis=1)), tuple(np.linspace(-1, 1, 17).tolist())
+    recipes, _ = choose_recipe(inputs, y, [(i, edges) for i in range(3)], base=Recipe(epochs=20))
+    assert {recipe.length for recipe in recipes} == {2.0}
+
+
+@pytest.mark.parametrize(
+    ("errors", "length"),
+    [
+        ([0.9, 0.80, 0.82, 0.79, 0.79], 0.5),  # 0.80 half way, lower by 1.3 % at the end
+        ([0.9, 0.84, 0.82, 0.80, 0.80], 1.0),  # lower by 5 %
+        ([0.9, 0.88, 0.83, 0.79, 0.79], 2.0),  # lower by 11 %
+        ([0.9, 0.92, 0.90, 0.89, 0.89], 1.0),  # nothing learnt as yet
+        ([0.7], 1.0),
+    ],
+)
+def test_training_is_as_long_as_errors_half_way_and_at_the_end_of_the_search_advise(errors, length):
+    assert model_utils.length_for(np.array(errors), constant=0.91) == length
+
+
+def test_longer_training_decays_weights_as_far_in_all():
+    """Without inputs there is no gradient of the first kernel: it decays alone."""
+    shares = {}
+    for length in (0.5, 1.0, 2.0):
+        recipe = replace(QUICK, epochs=10, weight_decay=2.0, length=length)
+        model = create_nn_model(N_INPUTS, recipe, SCALE)
+        before = model.get_layer("hidden_1").kernel.numpy()
+        history = train_members(model, 0 * X, Y, SCALE, [recipe] * 4)
+        assert len(history.history["loss"]) == 10 * length
+        shares[length] = np.median(model.get_layer("hidden_1").kernel.numpy() / before)
+    assert shares[1.0] < 0.95
+    assert shares[0.5] == pytest.approx(shares[1.0], rel=0.01)
+    assert shares[2.0] == pytest.approx(shares[1.0], rel=0.01)
+
+
 def test_each_member_gets_the_best_recipe_or_one_that_is_nearly_as_good():
     assert model_utils._best(np.array([1.3, 1.0, 1.03, 1.019])).tolist() == [1, 3, 1, 3]
     errors = np.array([1.01, 1.0, 1.015, 1.012, 1.005])
@@ -675,6 +711,7 @@ def test_straight_lines_in_noise_call_for_no_bins_however_many_rows():
     bins = [(number, edges) for number in range(8)]
     recipes, _ = choose_recipe(inputs, y, bins, base=Recipe(epochs=40, batch_size=64))
     assert not recipes[0].bins
+    assert {recipe.length for recipe in recipes} == {0.5}
 
 
 @pytest.fixture
