@@ -136,9 +136,7 @@ def fit(
     elif rows.n_rows > len(rows.table):
         X, y, w = rows.encode_blocks(*encode)
     final = model_utils.sized_recipe(rows.n_rows * len(table) // len(rows.table), *sizes)
-    sized: dict[str, Any] = {"epochs": final.epochs, "batch_size": final.batch_size}
-    sized |= {"length": 1.0} if settings.epochs else {}
-    recipes = [replace(recipe, **sized) for recipe in recipes]
+    recipes = [replace(r, epochs=final.epochs, batch_size=final.batch_size) for r in recipes]
     create = partial(model_utils.create_nn_model, seed=settings.seed, build=build)
     network = create(preprocessor.width, recipes[0], scale, preprocessor.bins)
     options = {"callbacks": checkpoint.callbacks(name, tell), "seed": settings.seed}

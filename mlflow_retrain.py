@@ -263,8 +263,6 @@ def continue_members(
     if recipes is None:
         name = "training"
         recipes, curves = model_utils.choose_retraining(*data, base, rows.new, **options)
-        if settings.epochs:
-            recipes = [replace(recipe, length=1.0) for recipe in recipes]
     options["callbacks"] = checkpoint.callbacks(name, tell)
     old = ~rows.new if settings.controls and not rows.new.all() else None
     network, control, history = model_utils.continue_training(*data, recipes, old, **options)

@@ -158,8 +158,8 @@ class Recipe:
     """Hold how a network is trained; what validation rows chose, and sizes that follow the data.
 
     delta: of Huber's loss (1964), in standard deviations of the target. weight_decay: of AdamW.
-    length: how many times as long as `epochs` says, `weight_decay` as much weaker. first_input: the
-    member has no weight for inputs before this one, nor for their bins.
+    length: train so many times as long, with a weight decay as much weaker; None: as the search
+    advises. first_input: the member has no weight for inputs before this one, nor for their bins.
     """
 
     weight_decay: float = 0.3
@@ -168,7 +168,7 @@ class Recipe:
     learning_rate: float = LEARNING_RATE
     epochs: int = 60
     batch_size: int = 32
-    length: float = 1.0
+    length: float | None = None
     first_input: int = 0
 
     def shortened(self) -> "Recipe":
@@ -197,10 +197,11 @@ def sized_recipe(
     if batch_size is None:
         power = round(math.log2(max(1.0, n_rows / 100)))
         batch_size = min(256 if n_rows < 250_000 else 1_024, max(32, 2**power))
+    length = 1.0 if epochs else None
     if epochs is None:
         epochs = min(80, max(4, round(1_000_000 / n_rows)))
     rate = learning_rate or LEARNING_RATE
-    return Recipe(epochs=epochs, batch_size=batch_size, learning_rate=rate)
+    return Recipe(epochs=epochs, batch_size=batch_size, learning_rate=rate, length=length)
 
 
 def create_nn_model(
@@ -534,12 +535,11 @@ def train_members(
     recipe; learning rates fall along half a cosine (Loshchilov & Hutter 2017). FloatingPointError
     for a loss that is not finite.
     """
-    first, heads = recipes[0], _heads(model)
-    epochs = max(1, round(first.epochs * first.length))
+    first, heads, length = recipes[0], _heads(model), recipes[0].length or 1.0
+    epochs = max(1, round(first.epochs * length))
     names = "learning_rate", "weight_decay", "delta"
     rates, decays, deltas = ([getattr(recipe, name) for recipe in recipes] for name in names)
-    optimizer = MemberAdamW(rates, np.divide(decays, first.length))
-    heads.compile(optimizer, loss=MemberHuber(deltas))
+    heads.compile(MemberAdamW(rates, np.divide(decays, length)), loss=MemberHuber(deltas))
     X, y = (values if isinstance(values, list) else [values] for values in (X, y))
     masks = mask if isinstance(mask, list) else [True if mask is None else mask] * len(y)
     pairs = zip(y, masks, strict=True)
@@ -623,9 +623,9 @@ def _lasting(
     recipes: list[Recipe], errors: np.ndarray, loss: list[float], y: np.ndarray, scale: TargetScale
 ) -> tuple[list[Recipe], dict[str, list[float]]]:
     """Return recipes as long as the errors of the best in a search advise, and its curves."""
-    length = length_for(errors, np.abs(y - np.median(y)).mean() / scale.scale)
+    advised = length_for(errors, np.abs(y - np.median(y)).mean() / scale.scale)
     curves = {"loss": loss, "val_mae": errors.tolist()}
-    return [replace(recipe, length=length) for recipe in recipes], curves
+    return [replace(recipe, length=recipe.length or advised) for recipe in recipes], curves
 
 
 def length_for(errors: np.ndarray, constant: float) -> float:

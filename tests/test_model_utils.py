@@ -603,7 +603,8 @@ def test_sizes_follow_the_number_of_rows_unless_given(n_rows, batch_size, epochs
     recipe = model_utils.sized_recipe(n_rows)
     assert (recipe.batch_size, recipe.epochs) == (batch_size, epochs)
     given = model_utils.sized_recipe(n_rows, 7, 11)
-    assert (given.epochs, given.batch_size) == (7, 11)
+    assert (given.epochs, given.batch_size, given.length) == (7, 11, 1.0)
+    assert recipe.length is None
 
 
 def test_shortened_recipe_decays_weights_as_far_in_a_quarter_of_the_updates():
@@ -622,7 +623,9 @@ def test_noise_calls_for_strong_weight_decay():
     recipes, curves = choose_recipe(inputs, RNG(1).normal(size=150), base=base)
     assert recipes[0].weight_decay == 3
     assert len(set(recipes)) > 1  # those that are nearly as good, too
-    assert set(recipes) <= set(model_utils.candidates(base, 150))
+    assert {replace(recipe, length=None) for recipe in recipes} <= {
+        *model_utils.candidates(base, 150)
+    }
     assert len(curves["loss"]) == len(curves["val_mae"]) == 20
 
 
@@ -793,6 +796,8 @@ def retraining(n_new):
 
 def test_half_of_the_members_go_on_from_the_parent_and_half_choose_anew():
     recipes, curves = retraining(n_new=80)
+    assert len({recipe.length for recipe in recipes} & {0.5, 1.0, 2.0}) == 1
+    recipes = [replace(recipe, length=None) for recipe in recipes]
     half = model_utils.MEMBERS // 2
     assert len(recipes) == 2 * half
     parent = replace(PARENT, recipe=replace(QUICK, weight_decay=0.7))
@@ -814,8 +819,9 @@ def test_members_go_on_with_bins_where_one_of_those_to_copy_has_weights_for_them
 
 
 def test_too_few_new_rows_to_choose_by_go_on_carefully():
-    recipes, _ = retraining(n_new=10)
-    assert recipes[0] == replace(QUICK, weight_decay=0.7, learning_rate=QUICK.learning_rate / 3)
+    careful, *_ = retraining(n_new=10)[0]
+    recipe = replace(QUICK, weight_decay=0.7, learning_rate=QUICK.learning_rate / 3)
+    assert careful == replace(recipe, length=careful.length)
 
 
 def test_control_is_the_child_without_the_new_rows():

@@ -273,19 +273,22 @@ def conform(
             f"{source} has the column {min(extra)!r}, which the model was not trained on; remove "
             "it, or train a new model with mlflow_monitoring.py"
         )
+    place = _mark_of_file(rows, columns), source, first_line
+    cells = {each.name: _cells(rows[each.name], each, *place) for each in columns}
+    table = pd.DataFrame(cells, index=rows.index)
+    return _without_absurd(table, schema, source, first_line) if need_target else (table, [])
+
+
+def _mark_of_file(rows: pd.DataFrame, columns: Iterable[Column]) -> str:
+    """Tell the mark before decimals by the first rows; "" also where no comma leaves a doubt."""
     texts = {
         each: as_text(rows[each.name][:MARK_ROWS], each.markers)
         for each in columns
         if each.kind == "numeric" and not pd.api.types.is_numeric_dtype(rows[each.name])
     }
-    mark = ""
-    if any(text.str.contains(",", regex=False).any() for text in texts.values()):  # or no doubt
-        cores = (core_of(without_markers(text), each.unit) for each, text in texts.items())
-        mark = usual_mark(cores)
-    place = mark, source, first_line
-    cells = {each.name: _cells(rows[each.name], each, *place) for each in columns}
-    table = pd.DataFrame(cells, index=rows.index)
-    return _without_absurd(table, schema, source, first_line) if need_target else (table, [])
+    if not any(text.str.contains(",", regex=False).any() for text in texts.values()):
+        return ""
+    return usual_mark(core_of(without_markers(text), each.unit) for each, text in texts.items())
 
 
 def _cells(values: pd.Series, column: Column, mark: str, source: str, first_line: int) -> Any:
