@@ -54,7 +54,7 @@ VERY_FEW_ROWS = 1_000  # and below this on 5, so that every row validates once
 VALIDATION = 0.2  # share of the rows of a search that each candidate does not train on
 NEARLY = 1.02  # share of the lowest error up to which another candidate is as good
 ENOUGH = 30  # validation rows; with fewer there is nothing to choose by
-LEARNT, LEARNING = 1.02, 1.1  # the error half way over the last one: train half or twice as long
+LEARNING = 1.15  # an error half way over the last one that calls for twice as long a training
 PROOF = 0.3  # an error is lower where it is by this share, over the root of the rows: about 1 s.e.
 Callbacks = Sequence[keras.callbacks.Callback]
 Bins = Sequence[tuple[int, Sequence[float]]]  # numbers of inputs, each with the edges of its bins
@@ -631,14 +631,14 @@ def _lasting(
 def length_for(errors: np.ndarray, constant: float) -> float:
     """Tell how long to train, as a factor, from the validation errors of a search by epoch.
 
-    Half way the learning rate is still high. Where the error is as low there as at the end, the
-    rest learns mostly noise: half as long. Where it falls much after that, there is more: twice.
+    Half way the learning rate is still high. Where the error is no higher there than at the end,
+    the rest learns mostly noise: half as long. Where it falls much afterwards: twice.
     Where it is no lower than that of a constant, maybe nothing has been learnt as yet.
     """
     if len(errors) < 2 or errors[-1] > 0.97 * constant:
         return 1.0
     falls = errors[: len(errors) // 2].min() / errors[-1]
-    return 0.5 if falls < LEARNT else 2.0 if falls > LEARNING else 1.0
+    return 0.5 if falls <= 1 else 2.0 if falls > LEARNING else 1.0
 
 
 def compare_recipes(
