@@ -4,7 +4,7 @@ A copy of this file travels inside every model. How columns are recognised is in
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,12 +107,12 @@ def as_text(values: pd.Series, markers: Iterable[str] = ()) -> pd.Series:
         codes, levels = pd.factorize(values)
         texts = as_text(pd.Series([_written(level) for level in levels], dtype="str"), markers)
         return pd.Series(texts.array.take(codes, allow_fill=True), name=values.name)
-    return _without(values.str.strip(), [*NO_VALUE, *markers])
+    text = values.str.strip()
+    return _masked(text, text.isin([*NO_VALUE, *markers]))
 
 
-def _without(text: pd.Series, words: Sequence[str], in_any_case: bool = False) -> pd.Series:
-    found = (text.str.lower() if in_any_case else text).isin(words)
-    return text.mask(found) if found.any() else text
+def _masked(text: pd.Series, found: pd.Series) -> pd.Series:
+    return text.mask(found) if found.any() else text  # most have nothing to mask
 
 
 def _written(value: Any) -> str:
@@ -124,7 +124,7 @@ def _written(value: Any) -> str:
 
 def without_markers(text: pd.Series) -> pd.Series:
     """Return texts without those that mean a missing number or date, in any case."""
-    return _without(text, NO_NUMBER, in_any_case=True)
+    return _masked(text, text.str.lower().isin(NO_NUMBER))
 
 
 def core_of(text: pd.Series, unit: str) -> pd.Series:
@@ -237,7 +237,8 @@ def read_cells(values: pd.Series, column: Column, context: str = "") -> tuple[An
             left = np.isnan(cells)
             cells[left] = parse_dates(text[left], ISO)  # whatever program wrote the new file
         left = np.isnan(cells)
-        bad[left] = without_markers(text[left]).notna() if left.any() else False
+        if left.any():
+            bad[left] = without_markers(text[left]).notna()
     if column.markers:
         plain = pd.to_numeric(column.markers, errors="coerce")
         cells = np.where(np.isin(cells, plain), np.nan, cells)
