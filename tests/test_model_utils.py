@@ -641,8 +641,10 @@ def test_steps_call_for_bins_and_weak_weight_decay():
 def test_targets_without_noise_that_are_hard_to_learn_call_for_a_training_twice_as_long():
     inputs = RNG(0).uniform(-1, 1, size=(800, 3)).astype(np.float32)
     y, edges = np.sin(4 * inputs.prod(axis=1)), tuple(np.linspace(-1, 1, 17).tolist())
-    recipes, _ = choose_recipe(inputs, y, [(i, edges) for i in range(3)], base=Recipe(epochs=20))
-    assert {recipe.length for recipe in recipes} == {2.0}
+    bins = [(number, edges) for number in range(3)]
+    for given, length in ((None, 2.0), (1.0, 1.0)):  # of a user who says how many epochs
+        recipes, _ = choose_recipe(inputs, y, bins, base=Recipe(epochs=20, length=given))
+        assert {recipe.length for recipe in recipes} == {length}
 
 
 @pytest.mark.parametrize(
@@ -653,7 +655,8 @@ def test_targets_without_noise_that_are_hard_to_learn_call_for_a_training_twice_
         ([0.9, 0.81, 0.82, 0.80, 0.80], 1.0),
         ([0.9, 0.87, 0.83, 0.80, 0.80], 1.0),  # 9 % above the last one
         ([0.9, 0.89, 0.83, 0.80, 0.80], 2.0),  # 11 %
-        ([0.9, 0.92, 0.90, 0.89, 0.89], 1.0),  # nothing learnt as yet
+        ([0.9, 0.88, 0.90, 0.89, 0.89], 1.0),  # nothing learnt as yet
+        ([0.9, 0.87, 0.90, 0.88, 0.88], 0.5),  # 3.3 % better than a constant
         ([0.7], 1.0),
     ],
 )
