@@ -205,8 +205,8 @@ def keep(
         return registry.publish(client, settings.model_name, trained, MODEL_NAME, short)
 
 
-def draw(trained: Any, curves: Any, rows: Any, y: Any, prediction: Any) -> dict[str, Any]:
-    """Draw the learning curve, and the errors on held-out rows."""
+def draw(trained: Any, curves: Any, rows: Any, y: Any, prediction: Any) -> dict[str, str]:
+    """Draw the learning curve, and the errors on held-out rows, as SVG."""
     from toolkit import comparison, figures, roles
 
     unit, kinds = trained.card["unit"], trained.preprocessor.schema.kinds
@@ -219,7 +219,7 @@ def draw(trained: Any, curves: Any, rows: Any, y: Any, prediction: Any) -> dict[
     if categorical := [name for name, kind in kinds.items() if kind == "categorical"]:
         groups = comparison.groups(rows, categorical, y, None, prediction, weights=weights)
         pictures["error_per_group"] = figures.error_per_group(groups, unit)
-    return pictures
+    return {name: figures.as_svg(figure) for name, figure in pictures.items()}
 
 
 def say(

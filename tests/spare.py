@@ -16,10 +16,9 @@ import sys
 import time
 
 LIBRARIES = """
-    alembic jinja2 joblib keras matplotlib.backends.backend_agg matplotlib.backends.backend_svg
-    mlflow mlflow.keras mlflow.pyfunc mlflow.store.tracking.sqlalchemy_store numpy pandas
-    pyarrow.parquet rich.console rich.live sklearn.metrics scipy.stats sqlalchemy sqlalchemy.orm
-    tensorflow
+    alembic jinja2 joblib keras matplotlib.backends.backend_svg mlflow mlflow.keras mlflow.pyfunc
+    mlflow.store.tracking.sqlalchemy_store numpy pandas pyarrow.parquet rich.console rich.live
+    sklearn.metrics scipy.stats sqlalchemy sqlalchemy.orm tensorflow
 """
 
 

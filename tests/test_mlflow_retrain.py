@@ -202,9 +202,10 @@ def test_report_tables_and_figures_lie_in_the_run(retrained):
     figures = {"before_after", "drift", "error_per_group", "learning_curve"}
     figures |= {"predicted_against_actual", "importance", "dependence"}
     files = {"report.html", "report.md", "drift.csv", "groups.csv", "importance.csv"}
-    assert set(found) == files | {f"{name}.png" for name in figures}
-    assert found["report.html"].read_text("utf-8").count("<svg") == len(figures)
-    assert all(found[f"{f}.png"].read_bytes().startswith(b"\x89PNG") for f in figures)
+    assert set(found) == files | {f"{name}.svg" for name in figures}
+    page = found["report.html"].read_text("utf-8")
+    assert page.count("<svg") == len(figures)
+    assert all(found[f"{f}.svg"].read_text("utf-8") in page for f in figures)
     report = found["report.md"].read_text("utf-8")
     assert report.startswith("# Retraining: ")
     for section in ("Same rows, both models", "Leakage", "Drift", "Groups", "Not proven"):

@@ -52,7 +52,7 @@ def evidence(**changes):
             [("size", 900.0, 800.0, 1000.0, 950.0, 850.0, 1050.0)],
             columns=["column", *IMPORTANCE],
         ),
-        figures={"before_after": figures.before_after(held, "€")},
+        figures={"before_after": figures.as_svg(figures.before_after(held, "€"))},
     )
     return replace(full, **changes)
 
@@ -207,8 +207,8 @@ def test_page_lets_no_markup_from_the_data_through():
         caveats=[ATTACK],
         unit=ATTACK,
         figures={
-            "before_after": figures.before_after(held, ATTACK),
-            "error_per_group": figures.error_per_group(groups, ATTACK),
+            "before_after": figures.as_svg(figures.before_after(held, ATTACK)),
+            "error_per_group": figures.as_svg(figures.error_per_group(groups, ATTACK)),
         },
     )
     assert text.count("&lt;script&gt;alert(1)") >= 10

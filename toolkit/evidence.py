@@ -165,7 +165,7 @@ def log_evidence(work: Any, child: Any, found: Evidence) -> dict[str, float]:
     scattered = figures.predicted_against_actual(y, shown, unit, roles.weights(new))
     pictures["predicted_against_actual"] = scattered
     pictures["learning_curve"] = figures.learning_curve(child.curves)
-    found.figures = pictures
+    found.figures = {name: figures.as_svg(figure) for name, figure in pictures.items()}
     tracking.log_figures(found.figures)
     for name in ("groups", "drift", "importance"):
         if (table := getattr(found, name)) is not None:

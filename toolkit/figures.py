@@ -3,12 +3,14 @@
 Numbers come from comparison.py and drift.py. pyplot, slow and with a global state, is not imported.
 """
 
+import io
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import ArrayLike
@@ -33,6 +35,13 @@ AMOUNTS = FuncFormatter(
     )
 )
 NUMBERS = FuncFormatter(lambda value, _: translate(f"{value:.10g}"))
+
+
+def as_svg(figure: Figure) -> str:
+    """Draw a figure as SVG, a file of its own or a part of a page."""
+    text = io.StringIO()
+    FigureCanvasSVG(figure).print_svg(text)
+    return text.getvalue()[text.getvalue().index("<svg") :]
 
 
 def learning_curve(curves: Mapping[str, Sequence[float]]) -> Figure:

@@ -3,7 +3,6 @@
 The pages lie in `templates/`; text from the data is escaped as their format asks.
 """
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -14,8 +13,6 @@ import jinja2
 import numpy as np
 import pandas as pd
 from markupsafe import Markup
-from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.figure import Figure
 
 from toolkit.columns import Schema
 from toolkit.comparison import RETRAINED, Attribution, HeldOut, Verdict
@@ -34,7 +31,8 @@ class Evidence:
     was trained on them; history, the same by generation. held_out maps "new" and "old" to rows
     scored alike. leakage counts rows by role. inside tells by model which new held-out rows lie
     within its 90 % ranges. findings are the signs of a broken file, which the verdict names.
-    caveats join what is not proven. hit: whether an error that was estimated before came true.
+    caveats join what is not proven. figures are SVG. hit: whether an error that was estimated
+    before came true.
     """
 
     unit: str = ""
@@ -52,7 +50,7 @@ class Evidence:
     dependence: Mapping[str, pd.DataFrame] = field(default_factory=dict)
     findings: Sequence[str] = ()
     caveats: Sequence[str] = ()
-    figures: Mapping[str, Figure] = field(default_factory=dict)
+    figures: Mapping[str, str] = field(default_factory=dict)
     hit: bool | None = None
 
 
@@ -138,7 +136,7 @@ def _template(name: str) -> jinja2.Template:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    pages.filters |= {"interval": format_interval, "svg": _svg}
+    pages.filters["interval"] = format_interval
     pages.filters["amount"] = lambda *args, **named: translate(format_amount(*args, **named))
     pages.filters["file_name"] = lambda path: Path(path).name
     pages.globals["tr"] = translate
@@ -146,10 +144,3 @@ def _template(name: str) -> jinja2.Template:
         lambda _, text, *values: translate(text.format(*values) if values else text)
     )
     return pages.get_template(name)
-
-
-def _svg(figure: Figure) -> Markup:
-    """Draw a figure as SVG to stand inside a page."""
-    text = io.StringIO()
-    FigureCanvasSVG(figure).print_svg(text)
-    return Markup(text.getvalue()[text.getvalue().index("<svg") :])

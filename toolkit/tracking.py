@@ -17,7 +17,6 @@ from typing import Any, cast
 import mlflow
 import pandas as pd
 import requests
-from matplotlib.figure import Figure
 from mlflow import MlflowClient
 from mlflow.data.pandas_dataset import from_pandas
 from mlflow.entities import Metric, Run
@@ -197,8 +196,7 @@ def content_hash(table: pd.DataFrame) -> str:
     return hashlib.sha256(hashes.tobytes()).hexdigest()
 
 
-def log_figures(figures: Mapping[str, Figure]) -> None:
-    """Log matplotlib figures as PNG files under `figures/`."""
-    for name, figure in figures.items():
-        mlflow.log_figure(figure, f"figures/{name}.png")
-        figure.set_layout_engine("none")  # stays as laid out: the report draws it again
+def log_figures(figures: Mapping[str, str]) -> None:
+    """Log pictures, SVG by name, as files under `figures/`."""
+    for name, svg in figures.items():
+        mlflow.log_text(svg, f"figures/{name}.svg")
