@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import joblib
 import numpy as np
@@ -101,12 +102,12 @@ def test_both_datasets_are_inputs_with_the_hash_of_their_content(trained):
         assert expected.startswith(inputs[context].dataset.digest)
 
 
-def test_figures_are_png_files_of_the_run(trained):
+def test_figures_are_svg_files_of_the_run(trained):
     folder = trained.artifact(trained.uri).parents[2] / trained.run.info.run_id / "artifacts"
-    found = {path.stem: path.read_bytes() for path in (folder / "figures").iterdir()}
+    found = {path.stem: path.read_text("utf-8") for path in (folder / "figures").iterdir()}
     assert set(found) == {"learning_curve", "predicted_against_actual", "error_per_group"}
     for content in found.values():
-        assert content.startswith(b"\x89PNG\r\n")
+        assert ElementTree.fromstring(content).tag.endswith("}svg")
         assert len(content) > 5_000
 
 
