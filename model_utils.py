@@ -42,6 +42,7 @@ from sklearn.metrics import mean_absolute_error, mean_squared_error, r2_score
 from toolkit import encoding, roles
 from toolkit.columns import Schema, conform
 from toolkit.encoding import Preprocessor
+from toolkit.errors import UserError
 from toolkit.kinds import infer_schema
 
 TARGET = "montant_pret"
@@ -89,6 +90,11 @@ def preprocessing(
     folds: Any = roles.folds(df) if roles.HASH in df.columns else None
     if preprocessor is None:
         preprocessor = Preprocessor.fit(df, schema, y, folds)
+        if not preprocessor.width:
+            raise UserError(
+                f"no feature varies in the training rows ({', '.join(schema.features)}); expected "
+                "one that does: add columns, or keep one that was left out with --keep"
+            )
     return preprocessor.transform(df, folds), y, preprocessor
 
 

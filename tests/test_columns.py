@@ -119,7 +119,11 @@ def test_number_that_can_be_read_in_two_ways_is_asked_about():
 def test_three_decimals_in_a_file_whose_point_is_known_are_decimals():
     _, values, notes = learn(repeat("1.234", "7.719"))
     assert values[1] == 7.719
-    assert not notes
+    assert "such as '1.234', read as 1.234" in notes
+    alone = table(c=repeat("1.234", "7.719"))[["c", "y"]].assign(y=list(map(str, range(N))))
+    schema, notes = infer_schema(alone, "y", decimal=".")  # as where commas separate the columns
+    assert conform(alone, schema)[0]["c"][1] == 7.719
+    assert "read as 1.234" in " ".join(notes)
 
 
 def test_mark_of_thousands_that_training_never_saw_is_not_assumed_later():
@@ -255,6 +259,14 @@ def test_numbers_beside_some_codes_are_codes():
     assert column.kind == "categorical"
     assert "codes or numbers as text" in notes
     assert "'12k'" in refused(learn, [*range(N - 3), "12k", "40k", "50k"])
+
+
+def test_many_different_texts_beside_numbers_make_a_text_column_and_a_few_an_error():
+    tickets = [f"A/5 {n}" if n % 3 else str(n) for n in range(N)]
+    assert "'ticket' is left out: 200 different texts" in learn(tickets, "ticket")[2]
+    assert "'A/5 1'" in refused(learn, tickets[:3] + [str(n) for n in range(3, N)], "ticket")
+    weights = [f"[{n}]" if n % 5 == 1 else str(n) for n in range(N)]
+    assert "'[1]'" in refused(learn, weights, "weight")
 
 
 def test_codes_that_begin_like_a_quarter_are_no_dates():

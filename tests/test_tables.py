@@ -78,6 +78,13 @@ def refused(source, **options):
         ('"a quote that nothing closes\n\n' + CSV, "t.csv", "above the header in line 3"),
         (ROWS.to_csv(), "t.csv", "without a name"),
         (ROWS.to_csv().replace(",age", "Unnamed: 0,age", 1), "t.csv", "without a name"),
+        (CSV + "\nSource: the ministry\nRevised of May\n", "t.csv", "'Source: the ministry'"),
+        (CSV + ',,\n"Source: INSEE, 2024",,\n', "t.csv", "below the table"),
+        (CSV.replace("\n", ",\n").replace("prix,", "prix"), "t.csv", "without a name"),
+        (CSV.replace("prix", "prix,"), "t.csv", ""),
+        (CSV.replace(",", "  "), "t.txt", "blanks"),
+        (CSV.replace(",", "\t", 2).replace(",", "  ").replace("sud", '"sud"'), "t.dat", "blanks"),
+        (ROWS.to_csv(sep=" ")[1:], "t.txt", "blanks"),
         (ROWS.to_json(orient="records", lines=True), "t.jsonl", ""),
         (ROWS.to_json(orient="records"), "t.json", ""),
     ],
@@ -335,6 +342,8 @@ def test_web_address_is_read(tmp_path):
         ("a,a\n1,2\n", "two columns named 'a'"),
         ("a,b,c\n1,2,3\n4,5,6\n1,2\n", "line 4 has 2 fields, not 3"),
         ("a,b,c\n1,2,3\n4,5,6\n1,2,3,4\n", "line 4 has 4 fields, not 3"),
+        ("a,b,c\n1,2,3\n4,5,6\n1\n", "line 4 has 1 fields, not 3"),
+        ("a,b,c\n1,2,3\na note amid rows\n4,5,6\n", "line 3 has 1 fields, not 3"),
         ("a,b\n1,2,3\n4,5,6\n7,8,9\n", "has no header"),
         ('a,b\n1,"2\n3,4\n', "cannot be read as CSV"),
         (b"PAR1 and no more", "Parquet"),
@@ -375,6 +384,15 @@ def test_category_called_total_is_no_total_row(tmp_path):
     table = open_table(write(tmp_path, energy))
     assert len(read(table)) == 13
     assert not table.notes
+
+
+def test_words_that_are_no_footnote_and_blanks_that_separate_nothing_stay(tmp_path):
+    towns = "town,x,y\n" + "La Rochelle,1,2\n" * 3 + "La Rochelle,,\n"
+    moments = "when\n" + "2024-01-01 12:30\n" * 4
+    for content, n_rows, n_columns in ((towns, 4, 3), (moments, 4, 1)):
+        table = open_table(write(tmp_path, content))
+        assert read(table).shape == (n_rows, n_columns)
+        assert not table.notes
 
 
 @pytest.mark.parametrize("above", ["", "sep=;\n", 'a title with 24" in it\n\n'])

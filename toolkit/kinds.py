@@ -168,7 +168,8 @@ def _number(cells: _Cells, decimal: str) -> Column | None:
         return cells.column("numeric")
     if not said and (not cells.holds_numbers or cells.sample.str.match("0[0-9]+$").mean() > 0.005):
         return None
-    marks = c.marks_of(cells.core, decimal) or ((".", ",") if said == "numeric" else None)
+    sure = c.marks_of(cells.core)
+    marks = sure or c.marks_of(cells.core, decimal) or ((".", ",") if said == "numeric" else None)
     if not marks:
         example = cells.core[cells.core.str.contains("[0-9][.,][0-9]{3}")].iloc[0]
         way = "" if said else f", or say --numeric {name!r} (then a point is before decimals)"
@@ -181,7 +182,7 @@ def _number(cells: _Cells, decimal: str) -> Column | None:
     if bad.any() and not said and _are_codes(cells.filled[bad], cells.filled.dropna()):
         return None
     plain = "[+-]?[0-9]+" if column.thousands == "." else PLAIN
-    human = np.isfinite(numbers) & ~cells.filled.str.fullmatch(plain)
+    human = np.isfinite(numbers) & (~cells.filled.str.fullmatch(plain) | (sure is None))
     cells.notes += [
         f"column {name!r} holds numbers such as {text!r}, read as {numbers[place]}"
         for place, text in cells.filled[human][:1].items()
@@ -191,11 +192,11 @@ def _number(cells: _Cells, decimal: str) -> Column | None:
 
 
 def _are_codes(wrong: pd.Series, known: pd.Series) -> bool:
-    """Tell by the texts that are no numbers whether all are codes, or names of few groups."""
-    repeat = wrong.nunique() * 2 <= len(wrong)
-    begin = wrong.nunique() > 2 and wrong.str.match("[A-Za-z]").all()
-    codes = wrong.str.fullmatch(CODE).all() and (repeat or begin)
-    return codes or (len(wrong) > 0.1 * len(known) and known.nunique() <= 50)
+    """Tell by the texts that are no numbers whether all are codes, names, or of few groups."""
+    n_wrong, many = wrong.nunique(), len(wrong) > 0.1 * len(known)
+    begin = n_wrong > 2 and wrong.str.match("[A-Za-z]").all()
+    codes = wrong.str.fullmatch(CODE).all() and (n_wrong * 2 <= len(wrong) or begin)
+    return codes or (many and (known.nunique() <= 50 or (begin and n_wrong > 20)))
 
 
 def _kind(cells: _Cells, decimal: str) -> Column:
@@ -257,14 +258,20 @@ def _counts_rows(cells: _Cells, column: Column) -> str:
 
 
 def infer_schema(
-    rows: pd.DataFrame, target: str, *, source: str = "the data", **flags: Iterable[str]
+    rows: pd.DataFrame,
+    target: str,
+    *,
+    source: str = "the data",
+    decimal: str = "",
+    **flags: Iterable[str],
 ) -> tuple[Schema, list[str]]:
     """Tell what each column is, and leave out what names persons or rows.
 
-    flags: what the user says. `numeric`, `categorical`, `date` name columns that are so (a date
-    with its format: "day=%d/%m/%Y"), `keep` features whatever they look like, `drop` those to
-    ignore; `na` are texts that mean a missing value. Returns the schema and one line for all that
-    was recognised or left out. Raises UserError for what is ambiguous, missing or not learnable.
+    decimal: the mark before decimals where the columns leave it open. flags: what the user says.
+    `numeric`, `categorical`, `date` name columns that are so (a date with its format:
+    "day=%d/%m/%Y"), `keep` features whatever they look like, `drop` those to ignore; `na` are texts
+    that mean a missing value. Returns the schema and one line for all that was recognised or left
+    out. Raises UserError for what is ambiguous, missing or not learnable.
     """
     rows = c.named(rows, source)
     said = _said(rows, target, source, flags)
@@ -281,7 +288,8 @@ def infer_schema(
             f"values: fill them or leave them out with --drop {' '.join(empty)}"
         )
     # All columns together tell which mark is before decimals.
-    decimal = c.usual_mark(each.core for each in cells if types.is_string_dtype(each.values))
+    texts = (each.core for each in cells if types.is_string_dtype(each.values))
+    decimal = c.usual_mark(texts) or decimal
     found = list[Column]()
     notes = ["columns named toolkit:… are left out, as this toolkit's own"] * bool(own)
     for each in cells:

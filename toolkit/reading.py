@@ -150,10 +150,11 @@ def read_first(settings: Any) -> tuple[Rows, Schema, list[str]]:
     said = {flag: getattr(settings, flag) for flag in FLAGS}
     target, data, time = settings.target, settings.data, settings.time
 
-    def find_schema(block: pd.DataFrame) -> tuple[Schema, list[str]]:
+    def find_schema(block: pd.DataFrame, separator: str) -> tuple[Schema, list[str]]:
         weight = {settings.weight} & set(block) - {target}  # it is no feature
         said["drop"] = (*settings.drop, *weight)
-        schema, notes = infer_schema(block, target, source=data, **said)
+        decimal = "." if separator == "," else ""  # a comma is between columns
+        schema, notes = infer_schema(block, target, source=data, decimal=decimal, **said)
         if time and schema.kinds.get(time) not in ("date", "numeric"):
             raise UserError(
                 f"--time {time!r} is no date or number among the features of {data}; they are "
@@ -182,7 +183,7 @@ def read_again(settings: Any, parent: Any, generation: int) -> tuple[Rows, roles
     """
     role, schema = parent.roles, parent.preprocessor.schema
     own = {name: getattr(role, name, "") for name in OWN}
-    rows, _, notes = _read(settings, lambda _: (schema, []), own, strict=bool(parent.card))
+    rows, _, notes = _read(settings, lambda *_: (schema, []), own, strict=bool(parent.card))
     role = role or roles.Roles.choose(rows.table, settings.test_size, settings.seed)
     role = role.with_latest(rows.table, settings.test_size) if role.time else role
     rows.table = role.assign(rows.table, generation)
@@ -197,7 +198,7 @@ def _read(
     data, source = settings.data, tables.open_table(settings.data, settings.query)
     blocks = source.blocks()
     first = next(blocks)
-    schema, notes = find_schema(first)
+    schema, notes = find_schema(first, source.separator)
     need_target = schema.target.name in first or not getattr(settings, "dry_run", False)
     wanted = {own["group"]: "groups to hold out as a whole"}
     if need_target:  # a look may go without both

@@ -56,6 +56,7 @@ FOREIGN = re.compile(
     r"[^\W\d_a-zA-Z]{3}|\b[^\W\d_a-zA-Z]{2,}\b|[£¥¹²³][^\W\d]|[^\W\d_][¿¡™‰][^\W\d_]"
 )
 LATIN_9 = re.compile(r"¤|[¼½][^\W\d]")  # its € and Œ, œ, read as Windows-1252
+FOOTNOTE = re.compile(r"\W*[^\W\d_].*\s\S.*", re.DOTALL)  # words
 Blocks = Iterator[pd.DataFrame]
 Piece = list[Callable[[], Blocks]]
 
@@ -77,6 +78,7 @@ class Table:
     first_line: int = 1
     columns: list[str] = field(default_factory=list)
     share: tuple[int, int] = (0, 1)
+    separator: str = ""  # of a text file
     label: str = ""  # of the last row, in a column without a name
     keep: Any = None  # a temporary folder that must outlive the readers
 
@@ -126,8 +128,18 @@ class Table:
             raise UserError(f"{what} {self.columns}; give files with the same columns")
         return rows[self.columns]
 
+    def footnote(self, text: str) -> None:
+        """Note that a text below the table is left out."""
+        self.note(f"what is below the table ({text[:40]!r}) is left out")
+
     def _without_total(self, rows: pd.DataFrame) -> pd.DataFrame:
-        """Leave out empty rows at the end, and a last row that is a total of those above it."""
+        """Leave out footnotes and empty rows at the end, and a last row that is a total."""
+        while len(rows) > 1 and rows.shape[1] > 2 and rows.iloc[-1, 1:].isna().all():
+            text = str(rows.iloc[-1, 0])
+            if not FOOTNOTE.fullmatch(text) or (rows.iloc[:-1, 0] == text).any():
+                break
+            self.footnote(text)
+            rows = rows[:-1]
         n_filled = rows.notna().any(axis=1)[::-1].idxmax() + 1
         if n_filled < len(rows):
             self.note(f"{len(rows) - n_filled} empty rows at the end are left out")
@@ -356,18 +368,38 @@ def _csv_blocks(unpack: Callable[[], Any], file: Path, table: Table) -> Blocks:
         encoding, separator, names = _csv_start(stream.read(DETECT_BYTES), file, table)
     if not names:
         return
+    if separator == " ":
+        with unpack() as stream:
+            rows = pd.read_csv(stream, sep=r"\s+", encoding=encoding, dtype=str, na_filter=False)
+        as_csv = rows.to_csv(index=False).encode()  # without what numbers the rows
+        yield from _csv_blocks(partial(io.BytesIO, as_csv), file, table)
+        return
+    table.separator = separator
     # Small blocks, as many are read ahead; without threads, or an error would not tell its line.
     options: Any = {"block_size": 2**20, "use_threads": False, "encoding": encoding}
     read = pc.ReadOptions(skip_rows=table.first_line - 1, column_names=names, **options)
     texts = dict.fromkeys(names, pa.string())
     convert = pc.ConvertOptions(column_types=texts, null_values=[""], strings_can_be_null=True)
-    parse = pc.ParseOptions(delimiter=separator, newlines_in_values=True)
+    footnotes, n_rows = list[pc.InvalidRow](), 0
+
+    def judge(row: pc.InvalidRow) -> str:
+        is_note = 2 * row.actual_columns <= row.expected_columns and FOOTNOTE.fullmatch(row.text)
+        footnotes.extend([row] if is_note else [])
+        return "skip" if is_note else "error"
+
+    parse = pc.ParseOptions(delimiter=separator, newlines_in_values=True, invalid_row_handler=judge)
     with unpack() as stream:
         for batch in pc.open_csv(stream, read, parse, convert):
             block = batch.to_pandas()
             if len(block) and str(block.iloc[-1, -1]).endswith("\n"):
                 raise ValueError("a field opens with a quote that is never closed")
+            n_rows += len(block)
             yield block
+    for number, row in enumerate(footnotes, table.first_line + n_rows):
+        if row.number != number:  # rows come after it
+            wrong = f"{row.actual_columns} fields, not {row.expected_columns}"
+            raise ValueError(f"line {row.number} has {wrong}")
+        table.footnote(row.text)
 
 
 def _csv_start(sample: bytes, file: Path, table: Table) -> tuple[str, str, list[str]]:
@@ -379,11 +411,18 @@ def _csv_start(sample: bytes, file: Path, table: Table) -> tuple[str, str, list[
     lines[0] = "" if marked else lines[0]
     cells = {mark: _records(lines[:200], mark) for mark in (marked[1] if marked else ",;\t|")}
     separator = max(cells, key=lambda mark: _evenness(cells[mark]))
+    n_even, _, usual = _evenness(cells[separator])
+    if n_even < sum(map(bool, lines[:200])) and _are_spaced(lines[:200]):
+        table.note(f"{file.name} was read with blanks between columns")
+        return encoding, " ", lines[:1]
     start = _header_line(cells[separator], file, table)
     if separator != ",":
         table.note(f"{file.name} was read with {separator!r} between columns")
     reader = csv.reader((line + "\n" for line in lines[start:]), delimiter=separator)
     names = next(reader)  # they may be empty or stand twice, or over several lines
+    # Some programs end each row with a separator, or the header alone.
+    names = [*names, ""] if len(names) < usual else names
+    names = names[:-1] if len(names) > usual and not names[-1] else names
     table.first_line = start + reader.line_num + 1
     return encoding, separator, names if any(lines[table.first_line - 1 :]) else []
 
@@ -401,6 +440,16 @@ def _records(lines: list[str], mark: str) -> list[list[str]]:
     return cells
 
 
+def _are_spaced(lines: list[str]) -> bool:
+    """Tell whether spaces or tabs, one or more, cut all lines into equally many fields.
+
+    The header may lack the name of the first one, which numbers the rows.
+    """
+    blanks = (" ".join(line.split()) for line in lines if line.strip())
+    header, *widths = [len(cells) for cells in csv.reader(blanks, delimiter=" ")] or [0]
+    return len({*widths}) == 1 and 1 < header <= widths[0] <= header + 1
+
+
 def _evenness(lines: list[list[str]]) -> tuple[int, int, int]:
     """Rate a separator: it should cut most lines, from the header on, into equally many fields."""
     widths = [len(cells) for cells in lines]
@@ -411,6 +460,8 @@ def _evenness(lines: list[list[str]]) -> tuple[int, int, int]:
 def _header_line(lines: list[list[str]], file: Path, table: Table) -> int:
     """Return the place of the header: the first line that is as wide as most, and mostly filled."""
     *_, usual = _evenness(lines)
+    # Each row may end with a separator.
+    usual -= usual > 1 and all(not line[-1] for line in lines if len(line) == usual)
     for number, line in enumerate(lines):
         filled = [cell for cell in line if cell.strip()]
         if len(line) < usual or len(filled) <= (usual - 1) / 2:
