@@ -345,6 +345,8 @@ def test_web_address_is_read(tmp_path):
         ("a,b,c\n1,2,3\n4,5,6\n1\n", "line 4 has 1 fields, not 3"),
         ("a,b,c\n1,2,3\na note amid rows\n4,5,6\n", "line 3 has 1 fields, not 3"),
         ("a,b\n1,2,3\n4,5,6\n7,8,9\n", "has no header"),
+        ("1.5,2,3\n4,5,6\n7,8,9\n", "has no header"),
+        ("1.5 2 3\n4 5 6\n7 8 9\n", "has no header"),
         ('a,b\n1,"2\n3,4\n', "cannot be read as CSV"),
         (b"PAR1 and no more", "Parquet"),
         (gzip.compress(CSV.encode(), mtime=0)[:-12], "cannot read"),

@@ -413,6 +413,7 @@ def _csv_start(sample: bytes, file: Path, table: Table) -> tuple[str, str, list[
     separator = max(cells, key=lambda mark: _evenness(cells[mark]))
     n_even, _, usual = _evenness(cells[separator])
     if n_even < sum(map(bool, lines[:200])) and _are_spaced(lines[:200]):
+        _header_line([lines[0].split()], file, table)
         table.note(f"{file.name} was read with blanks between columns")
         return encoding, " ", lines[:1]
     start = _header_line(cells[separator], file, table)
@@ -466,8 +467,9 @@ def _header_line(lines: list[list[str]], file: Path, table: Table) -> int:
         filled = [cell for cell in line if cell.strip()]
         if len(line) < usual or len(filled) <= (usual - 1) / 2:
             continue
-        if number and any(re.fullmatch(r"[-+]?[\d.,]+", cell) for cell in filled):
-            break
+        numbers = [cell for cell in filled if re.fullmatch(r"[-+]?[\d.,]+", cell)]
+        if numbers and (number or (len(numbers) == len(line) and "." in "".join(numbers))):
+            break  # years alone may be names
         if any(map(any, lines[:number])):
             table.note(f"{file.name}: what is above the header in line {number + 1} is left out")
         return number
