@@ -129,6 +129,16 @@ def test_arguments_are_logged_before_training_and_a_failed_one_registers_nothing
     assert not (fresh_place.folder / "models" / "preprocessor.pkl").exists()
 
 
+def test_features_that_never_vary_are_one_line_and_a_failed_run(fresh_place):
+    rows = pd.DataFrame({"id": range(60), "flag": 0, "y": np.random.default_rng(0).normal(size=60)})
+    rows.to_csv(fresh_place.folder / "flat.csv", index=False)
+    assert fresh_place.train("--data", "flat.csv", "--target", "y") == 2
+    assert fresh_place.err.startswith("error: no feature varies in the training rows (flag); expec")
+    assert fresh_place.err.count("\n") == 1
+    assert fresh_place.run.info.status == "FAILED"
+    assert fresh_place.client.search_registered_models() == []
+
+
 # --- what lies beside the run
 
 
