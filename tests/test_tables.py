@@ -87,6 +87,8 @@ def refused(source, **options):
         (ROWS.to_csv(sep=" ")[1:], "t.txt", "blanks"),
         (ROWS.to_json(orient="records", lines=True), "t.jsonl", ""),
         (ROWS.to_json(orient="records"), "t.json", ""),
+        (ROWS.to_json(), "t.json", ""),
+        (ROWS.to_json(orient="split"), "t.json", ""),
     ],
 )
 def test_same_table_is_read_however_it_is_written(tmp_path, content, name, note):

@@ -36,7 +36,9 @@ PIECE_BYTES = 2**24  # files, and row groups of Parquet, below this are read tog
 HEAD_BYTES = 2**20  # of a text file: its separator and header are found in these
 DETECT_BYTES = 2**26  # and its encoding in these
 # How a file starts that is neither CSV nor Excel.
-STARTS = {"Parquet": b"PAR1", "Feather": b"ARROW1", "JSON": rb'\[\s*{\s*"', "JSON lines": rb'{\s*"'}
+STARTS = {"Parquet": b"PAR1", "Feather": b"ARROW1", "JSON split": rb'{\s*"columns"\s*:\s*\['}
+STARTS |= {"JSON": rb'\[\s*{\s*"|{\s*"[^"]*"\s*:\s*{\s*"0"\s*:', "JSON lines": rb'{\s*"'}
+JSON: dict[str, dict[str, Any]] = {"JSON split": {"orient": "split"}, "JSON": {}}
 ENDING = re.compile(
     r"\.(csv|tsv|jsonl|ndjson|json|parquet|pq|feather|arrow|xlsx|zip|gz|bz2)$", re.I
 )
@@ -307,9 +309,9 @@ def _file_blocks(file: Path, top: Path, table: Table, groups: list[int] | None) 
             feather = pa.ipc.open_file(pa.memory_map(str(file)))
             blocks = _typed_blocks(map(feather.get_batch, range(feather.num_record_batches)))
         else:
-            lines = {"lines": True, "chunksize": BLOCK_ROWS} if kind == "JSON lines" else {}
-            found = pd.read_json(_stream(file), dtype=False, **lines)
-            blocks = iter(found if lines else [found])
+            options = JSON.get(kind, {"lines": True, "chunksize": BLOCK_ROWS})
+            found = pd.read_json(_stream(file), dtype=False, **options)
+            blocks = iter([found] if kind in JSON else found)
         for block in blocks:
             for key, value in keys:
                 level = None if value == "__HIVE_DEFAULT_PARTITION__" else unquote(value)
