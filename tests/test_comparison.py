@@ -741,9 +741,9 @@ def test_gain_splits_into_more_training_and_new_data_that_add_up():
     y = np.full(5, 1000.0)
     found = split(y, y + 700, y + 630, y + 280, "€")
     estimates = {name: part.estimate for name, part in found.gains.items()}
-    assert estimates == {"total": 420, "more training": 70, "new data": 350}
+    assert estimates == {"total": 420, "training again": 70, "new data": 350}
     assert found.sentence == (
-        "of the gain of 420 €, 350 € come with the new data, 70.0 € from more training"
+        "of the gain of 420 €, 350 € come with the new data, 70.0 € from training again"
     )
 
 

@@ -48,7 +48,7 @@ class HeldOut:
 
 @dataclass(frozen=True)
 class Attribution:
-    """Gains in MAE on new rows, by name: "total", "more training", "new data"; and in words."""
+    """Gains in MAE on new rows, by name: "total", "training again", "new data"; and in words."""
 
     gains: Mapping[str, Interval]
     sentence: str
@@ -137,7 +137,7 @@ def evaluate(y: ArrayLike, predictions: Mapping[str, ArrayLike], **options: Any)
 def attribution(
     y: ArrayLike, predictions: Mapping[str, ArrayLike], unit: str = "", **options: Any
 ) -> Attribution:
-    """Split the gain on new rows into what more training brings and what the new data bring.
+    """Split the gain on new rows into what training again brings and what the new data bring.
 
     `predictions` are those of "parent", "retrained" and "control", the parent trained for as many
     further updates on old rows only.
@@ -150,11 +150,11 @@ def attribution(
     head = f"of the gain of {gain}"
     if total.estimate <= 0:
         head = f"there is no gain but a loss of {format_amount(-total.estimate, unit)}"
-    tail = f"{by_new} come with the new data, {by_more} from more training"
+    tail = f"{by_new} come with the new data, {by_more} from training again"
     if new.low <= 0:
-        tail = f"{by_more} by more training and {format_interval(new, unit)} by the new data, "
+        tail = f"{by_more} by training again and {format_interval(new, unit)} by the new data, "
         tail += "which is no proven gain"
-    gains = {"total": total, "more training": more, "new data": new}
+    gains = {"total": total, "training again": more, "new data": new}
     return Attribution(gains, f"{head}, {tail}")
 
 
