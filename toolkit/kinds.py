@@ -6,7 +6,6 @@ How cells are read once that is known stands in `columns.py`.
 import re
 import unicodedata
 import warnings
-from collections.abc import Iterable
 from functools import cached_property
 from itertools import product
 from typing import Any
@@ -258,12 +257,7 @@ def _counts_rows(cells: _Cells, column: Column) -> str:
 
 
 def infer_schema(
-    rows: pd.DataFrame,
-    target: str,
-    *,
-    source: str = "the data",
-    decimal: str = "",
-    **flags: Iterable[str],
+    rows: pd.DataFrame, target: str, *, source: str = "the data", decimal: str = "", **flags: Any
 ) -> tuple[Schema, list[str]]:
     """Tell what each column is, and leave out what names persons or rows.
 

@@ -150,10 +150,9 @@ def read_first(settings: Any) -> tuple[Rows, Schema, list[str]]:
     said = {flag: getattr(settings, flag) for flag in FLAGS}
     target, data, time = settings.target, settings.data, settings.time
 
-    def find_schema(block: pd.DataFrame, separator: str) -> tuple[Schema, list[str]]:
+    def find_schema(block: pd.DataFrame, decimal: str) -> tuple[Schema, list[str]]:
         weight = {settings.weight} & set(block) - {target}  # it is no feature
         said["drop"] = (*settings.drop, *weight)
-        decimal = "." if separator == "," else ""  # a comma is between columns
         schema, notes = infer_schema(block, target, source=data, decimal=decimal, **said)
         if time and schema.kinds.get(time) not in ("date", "numeric"):
             raise UserError(
@@ -198,7 +197,7 @@ def _read(
     data, source = settings.data, tables.open_table(settings.data, settings.query)
     blocks = source.blocks()
     first = next(blocks)
-    schema, notes = find_schema(first, source.separator)
+    schema, notes = find_schema(first, source.decimal)
     need_target = schema.target.name in first or not getattr(settings, "dry_run", False)
     wanted = {own["group"]: "groups to hold out as a whole"}
     if need_target:  # a look may go without both

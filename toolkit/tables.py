@@ -80,7 +80,7 @@ class Table:
     first_line: int = 1
     columns: list[str] = field(default_factory=list)
     share: tuple[int, int] = (0, 1)
-    separator: str = ""  # of a text file
+    decimal: str = ""  # mark before decimals, where a text file with commas between columns tells
     label: str = ""  # of the last row, in a column without a name
     keep: Any = None  # a temporary folder that must outlive the readers
 
@@ -376,7 +376,7 @@ def _csv_blocks(unpack: Callable[[], Any], file: Path, table: Table) -> Blocks:
         as_csv = rows.to_csv(index=False).encode()  # without what numbers the rows
         yield from _csv_blocks(partial(io.BytesIO, as_csv), file, table)
         return
-    table.separator = separator
+    table.decimal = "." if separator == "," else ""
     # Small blocks, as many are read ahead; without threads, or an error would not tell its line.
     options: Any = {"block_size": 2**20, "use_threads": False, "encoding": encoding}
     read = pc.ReadOptions(skip_rows=table.first_line - 1, column_names=names, **options)
