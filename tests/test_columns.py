@@ -265,6 +265,8 @@ def test_many_different_texts_beside_numbers_make_a_text_column_and_a_few_an_err
     tickets = [f"A/5 {n}" if n % 3 else str(n) for n in range(N)]
     assert "'ticket' is left out: 200 different texts" in learn(tickets, "ticket")[2]
     assert "'A/5 1'" in refused(learn, tickets[:3] + [str(n) for n in range(3, N)], "ticket")
+    ages = [("baby", "child", "old")[n % 3] if n % 5 == 1 else str(n) for n in range(N)]
+    assert "'child'" in refused(learn, ages, "age")
     weights = [f"[{n}]" if n % 5 == 1 else str(n) for n in range(N)]
     assert "'[1]'" in refused(learn, weights, "weight")
 

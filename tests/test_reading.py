@@ -70,6 +70,18 @@ def test_file_becomes_a_conformed_table_with_the_hashes_of_its_rows(tmp_path):
     assert (roles.row_hashes(table) == table[roles.HASH]).all()
 
 
+def test_three_decimals_are_decimals_where_commas_separate_and_a_question_elsewhere(tmp_path):
+    rows = pd.DataFrame({"a": ["1.234", "7.719"] * N, "y": map(str, range(2 * N))})
+    for separator in ",;":
+        file = tmp_path / f"{ord(separator)}.csv"
+        rows.to_csv(file, index=False, sep=separator)
+        if separator == ",":
+            assert reading.read_first(settings_for(file))[0].table["a"][1] == 7.719
+        else:
+            with pytest.raises(UserError, match="thousands or as a decimal"):
+                reading.read_first(settings_for(file))
+
+
 def test_columns_may_be_called_as_ours_might_be(source):
     names = ["__role", "__hash", "hash", "role", "index", "generation"]
     rows = rows_of().assign(**dict.fromkeys(names, ["1", "2", "3"] * 40))

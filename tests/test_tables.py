@@ -2,6 +2,7 @@
 
 import gzip
 import os
+import re
 import sqlite3
 import sys
 import zipfile
@@ -84,6 +85,7 @@ def refused(source, **options):
         (CSV.replace("prix", "prix,"), "t.csv", ""),
         (CSV.replace(",", "  "), "t.txt", "blanks"),
         (CSV.replace(",", "\t", 2).replace(",", "  ").replace("sud", '"sud"'), "t.dat", "blanks"),
+        (re.sub(",(?=[^,]*\n)", "\t", CSV.replace(",", "\t", 2)).replace(",", " "), "t", "blanks"),
         (ROWS.to_csv(sep=" ")[1:], "t.txt", "blanks"),
         (ROWS.to_json(orient="records", lines=True), "t.jsonl", ""),
         (ROWS.to_json(orient="records"), "t.json", ""),
@@ -345,6 +347,7 @@ def test_web_address_is_read(tmp_path):
         ("a,b,c\n1,2,3\n4,5,6\n1,2\n", "line 4 has 2 fields, not 3"),
         ("a,b,c\n1,2,3\n4,5,6\n1,2,3,4\n", "line 4 has 4 fields, not 3"),
         ("a,b,c\n1,2,3\n4,5,6\n1\n", "line 4 has 1 fields, not 3"),
+        ("a,b,c\n1,2,3\n4,5,6\nDupont Jean,7\n", "line 4 has 2 fields, not 3"),
         ("a,b,c\n1,2,3\na note amid rows\n4,5,6\n", "line 3 has 1 fields, not 3"),
         ("a,b\n1,2,3\n4,5,6\n7,8,9\n", "has no header"),
         ("1.5,2,3\n4,5,6\n7,8,9\n", "has no header"),
@@ -393,7 +396,8 @@ def test_category_called_total_is_no_total_row(tmp_path):
 def test_words_that_are_no_footnote_and_blanks_that_separate_nothing_stay(tmp_path):
     towns = "town,x,y\n" + "La Rochelle,1,2\n" * 3 + "La Rochelle,,\n"
     moments = "when\n" + "2024-01-01 12:30\n" * 4
-    for content, n_rows, n_columns in ((towns, 4, 3), (moments, 4, 1)):
+    few = "town,x\nNice,1\nLa Rochelle,\n"
+    for content, n_rows, n_columns in ((towns, 4, 3), (moments, 4, 1), (few, 2, 2)):
         table = open_table(write(tmp_path, content))
         assert read(table).shape == (n_rows, n_columns)
         assert not table.notes

@@ -415,7 +415,6 @@ def _csv_start(sample: bytes, file: Path, table: Table) -> tuple[str, str, list[
     separator = max(cells, key=lambda mark: _evenness(cells[mark]))
     n_even, _, usual = _evenness(cells[separator])
     if n_even < sum(map(bool, lines[:200])) and _are_spaced(lines[:200]):
-        _header_line([lines[0].split()], file, table)
         table.note(f"{file.name} was read with blanks between columns")
         return encoding, " ", lines[:1]
     start = _header_line(cells[separator], file, table)
