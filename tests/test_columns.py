@@ -261,6 +261,18 @@ def test_numbers_beside_some_codes_are_codes():
     assert "'12k'" in refused(learn, [*range(N - 3), "12k", "40k", "50k"])
 
 
+def test_durations_are_seconds_and_clocks_stay_times_of_day():
+    hours = repeat(3, 36, 120)
+    for write in (lambda h: f"{h}:30:15", lambda h: f"{h // 24} days {h % 24:02d}:30:15"):
+        column, values, notes = learn([write(h) for h in hours], "spent")
+        assert (column.kind, values[:3].tolist()) == ("numeric", [12_615, 131_415, 433_815])
+        assert "'spent' holds durations, read as seconds" in notes
+    schema = Schema(Column("y", "numeric"), (column,))
+    later, _ = conform(table(spent=repeat("0:00:01", "60.5", "n.c.")), schema)
+    np.testing.assert_array_equal(later["spent"][:3], [1, 60.5, np.nan])
+    assert learn(repeat("08:30:00", "17:45:10"), "at")[0].kind == "date"
+
+
 def test_many_different_texts_beside_numbers_make_a_text_column_and_a_few_an_error():
     tickets = [f"A/5 {n}" if n % 3 else str(n) for n in range(N)]
     assert "'ticket' is left out: 200 different texts" in learn(tickets, "ticket")[2]

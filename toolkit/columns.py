@@ -26,6 +26,8 @@ WORDS = (
 NO_NUMBER = WORDS.split()
 # Patterns of all cells have neither \\s nor \\d, for which pandas turns to the slow ones of Python.
 PLAIN = r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?"
+CLOCK = "h:m:s"  # the unit of durations, which are read as seconds
+DURATION = r"[+-]?(?:[0-9]+ days? )?[0-9]+:[0-9]{2}:[0-9]{2}(?:\.[0-9]+)?"
 SPACE = "[ \t\u00a0\u2009\u202f'’]"
 OTHER_MARK = {".": ",", ",": "."}
 ISO = "ISO8601"
@@ -175,6 +177,10 @@ def usual_mark(cores: Iterable[pd.Series]) -> str:
 
 def parse_numbers(text: pd.Series, column: Column, context: str = "") -> np.ndarray:
     """Read texts as float64 numbers, `context` as of `marks_of`; NaN for a text that is none."""
+    if column.unit == CLOCK:
+        known = text.where(text.str.fullmatch(DURATION))
+        seconds = pd.to_timedelta(known).dt.total_seconds().astype("str")
+        text = text.mask(known.notna(), seconds)
     good = text.str.fullmatch(PLAIN)
     if column.thousands == "." or context == "," or good.sum() < text.count():
         text = core_of(without_markers(text), column.unit)

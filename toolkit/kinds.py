@@ -165,6 +165,10 @@ def _number(cells: _Cells, decimal: str) -> Column | None:
     name, said = cells.name, cells.said
     if cells.is_number:
         return cells.column("numeric")
+    if cells.sample.str.fullmatch(c.DURATION).sum() > 0.9 * len(cells.sample):
+        cells.notes.append(f"column {name!r} holds durations, read as seconds")
+        cells.note_missing(cells.filled)
+        return cells.column("numeric", unit=c.CLOCK)
     if not said and (not cells.holds_numbers or cells.sample.str.match("0[0-9]+$").mean() > 0.005):
         return None
     sure = c.marks_of(cells.core)
