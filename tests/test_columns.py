@@ -268,8 +268,8 @@ def test_durations_are_seconds_and_clocks_stay_times_of_day():
         assert (column.kind, values[:3].tolist()) == ("numeric", [12_615, 131_415, 433_815])
         assert "'spent' holds durations, read as seconds" in notes
     schema = Schema(Column("y", "numeric"), (column,))
-    later, _ = conform(table(spent=repeat("0:00:01", "60.5", "n.c.")), schema)
-    np.testing.assert_array_equal(later["spent"][:3], [1, 60.5, np.nan])
+    later, _ = conform(table(spent=repeat("0:00:01", "22:07", "60.5", "n.c.")), schema)
+    np.testing.assert_array_equal(later["spent"][:4], [1, 1_327, 60.5, np.nan])
     assert learn(repeat("08:30:00", "17:45:10"), "at")[0].kind == "date"
 
 
