@@ -178,9 +178,7 @@ def usual_mark(cores: Iterable[pd.Series]) -> str:
 def parse_numbers(text: pd.Series, column: Column, context: str = "") -> np.ndarray:
     """Read texts as float64 numbers, `context` as of `marks_of`; NaN for a text that is none."""
     if column.unit == CLOCK:
-        known = text.mask(
-            text.str.fullmatch("[0-9]+:[0-9]{2}"), "0:" + text
-        )  # of less than an hour
+        known = text.mask(text.str.fullmatch("[0-9]+:[0-9]{2}"), "0:" + text)  # minutes, seconds
         known = known.where(known.str.fullmatch(DURATION))
         seconds = pd.to_timedelta(known).dt.total_seconds().astype("str")
         text = text.mask(known.notna(), seconds)
