@@ -393,11 +393,13 @@ def test_category_called_total_is_no_total_row(tmp_path):
     assert not table.notes
 
 
-def test_words_that_are_no_footnote_and_blanks_that_separate_nothing_stay(tmp_path):
+def test_what_only_looks_like_a_footnote_a_separator_or_no_header_stays(tmp_path):
     towns = "town,x,y\n" + "La Rochelle,1,2\n" * 3 + "La Rochelle,,\n"
     moments = "when\n" + "2024-01-01 12:30\n" * 4
     few = "town,x\nNice,1\nLa Rochelle,\n"
-    for content, n_rows, n_columns in ((towns, 4, 3), (moments, 4, 1), (few, 2, 2)):
+    years = "2022,2023,2024\n1,2,3\n4,5,6\n"
+    given = ((towns, 4, 3), (moments, 4, 1), (few, 2, 2), (years, 2, 3))
+    for content, n_rows, n_columns in given:
         table = open_table(write(tmp_path, content))
         assert read(table).shape == (n_rows, n_columns)
         assert not table.notes
