@@ -270,6 +270,8 @@ def test_durations_are_seconds_and_clocks_stay_times_of_day():
     schema = Schema(Column("y", "numeric"), (column,))
     later, _ = conform(table(spent=repeat("0:00:01", "22:07", "60.5", "n.c.")), schema)
     np.testing.assert_array_equal(later["spent"][:4], [1, 1_327, 60.5, np.nan])
+    endless = table(spent=repeat("0:00:01", "99999999:00:00"))
+    assert "'99999999:00:00' in lines 3, 5" in refused(conform, endless, schema)
     assert learn(repeat("08:30:00", "17:45:10"), "at")[0].kind == "date"
 
 

@@ -72,7 +72,7 @@ def test_file_becomes_a_conformed_table_with_the_hashes_of_its_rows(tmp_path):
 
 def test_three_decimals_are_decimals_where_commas_separate_and_a_question_elsewhere(tmp_path):
     rows = pd.DataFrame({"a": ["1.234", "7.719"] * N, "y": map(str, range(2 * N))})
-    for separator in ",;":
+    for separator in ",; ":
         file = tmp_path / f"{ord(separator)}.csv"
         rows.to_csv(file, index=False, sep=separator)
         if separator == ",":

@@ -293,6 +293,7 @@ def test_of_an_excel_file_the_sheet_with_the_most_cells_is_read_and_named(tmp_pa
     table = open_table(path)
     assert_same_rows(table)
     assert table.notes == ["t.xlsx has 2 sheets; only 'données' was read"]
+    assert table.decimal == ""  # the commas are ours and tell nothing of the numbers
 
 
 def test_excel_without_its_package_names_it(tmp_path, monkeypatch):

@@ -180,7 +180,7 @@ def parse_numbers(text: pd.Series, column: Column, context: str = "") -> np.ndar
     if column.unit == CLOCK:
         known = text.mask(text.str.fullmatch("[0-9]+:[0-9]{2}"), "0:" + text)  # minutes, seconds
         known = known.where(known.str.fullmatch(DURATION))
-        seconds = pd.to_timedelta(known).dt.total_seconds().astype("str")
+        seconds = pd.to_timedelta(known, errors="coerce").dt.total_seconds().astype("str")
         text = text.mask(known.notna(), seconds)
     good = text.str.fullmatch(PLAIN)
     if column.thousands == "." or context == "," or good.sum() < text.count():

@@ -165,7 +165,7 @@ def _number(cells: _Cells, decimal: str) -> Column | None:
     name, said = cells.name, cells.said
     if cells.is_number:
         return cells.column("numeric")
-    if cells.sample.str.fullmatch(c.DURATION).sum() > 0.9 * len(cells.sample):
+    if not cells.is_plain and cells.sample.str.fullmatch(c.DURATION).mean() > 0.9:
         cells.notes.append(f"column {name!r} holds durations, read as seconds")
         cells.note_missing(cells.filled)
         return cells.column("numeric", unit=c.CLOCK)

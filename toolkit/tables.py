@@ -301,7 +301,7 @@ def _file_blocks(file: Path, top: Path, table: Table, groups: list[int] | None) 
         if kind == "CSV":
             blocks = _csv_blocks(partial(_stream, file), file, table)
         elif kind == "Excel":
-            blocks = _csv_blocks(partial(io.BytesIO, _excel_as_csv(file, table)), file, table)
+            blocks = _csv_blocks(partial(io.BytesIO, _excel_as_csv(file, table)), file, table, "")
         elif kind == "Parquet":  # a dataset would hold several times as much in memory
             parquet = pq.ParquetFile(file, pre_buffer=False)
             blocks = _typed_blocks(parquet.iter_batches(BLOCK_ROWS // 4, groups))
@@ -364,8 +364,11 @@ def _typed_blocks(batches: Iterable[pa.RecordBatch]) -> Blocks:
         yield rows.astype(dict.fromkeys(decimals, "float64"))
 
 
-def _csv_blocks(unpack: Callable[[], Any], file: Path, table: Table) -> Blocks:
-    """Read a text file; text stays as it is written, an empty cell is missing."""
+def _csv_blocks(unpack: Callable[[], Any], file: Path, table: Table, decimal: str = ".") -> Blocks:
+    """Read a text file; text stays as it is written, an empty cell is missing.
+
+    decimal: the mark before decimals where commas are between columns, "" for commas of our own.
+    """
     with unpack() as stream:
         encoding, separator, names = _csv_start(stream.read(DETECT_BYTES), file, table)
     if not names:
@@ -374,9 +377,9 @@ def _csv_blocks(unpack: Callable[[], Any], file: Path, table: Table) -> Blocks:
         with unpack() as stream:
             rows = pd.read_csv(stream, sep=r"\s+", encoding=encoding, dtype=str, na_filter=False)
         as_csv = rows.to_csv(index=False).encode()  # without what numbers the rows
-        yield from _csv_blocks(partial(io.BytesIO, as_csv), file, table)
+        yield from _csv_blocks(partial(io.BytesIO, as_csv), file, table, "")
         return
-    table.decimal = "." if separator == "," else ""
+    table.decimal = decimal if separator == "," else ""
     # Small blocks, as many are read ahead; without threads, or an error would not tell its line.
     options: Any = {"block_size": 2**20, "use_threads": False, "encoding": encoding}
     read = pc.ReadOptions(skip_rows=table.first_line - 1, column_names=names, **options)
@@ -397,11 +400,16 @@ def _csv_blocks(unpack: Callable[[], Any], file: Path, table: Table) -> Blocks:
                 raise ValueError("a field opens with a quote that is never closed")
             n_rows += len(block)
             yield block
-    for number, row in enumerate(footnotes, table.first_line + n_rows):
-        if row.number != number:  # rows come after it
-            wrong = f"{row.actual_columns} fields, not {row.expected_columns}"
-            raise ValueError(f"line {row.number} has {wrong}")
-        table.footnote(row.text)
+    _note_footnotes(footnotes, table.first_line + n_rows, table)
+
+
+def _note_footnotes(lines: list[pc.InvalidRow], first_line: int, table: Table) -> None:
+    """Note lines below the rows, from `first_line` on; ValueError where rows come after one."""
+    for number, line in enumerate(lines, first_line):
+        if line.number != number:
+            wrong = f"{line.actual_columns} fields, not {line.expected_columns}"
+            raise ValueError(f"line {line.number} has {wrong}")
+        table.footnote(line.text)
 
 
 def _csv_start(sample: bytes, file: Path, table: Table) -> tuple[str, str, list[str]]:
