@@ -12,7 +12,7 @@ from typing import Any
 from toolkit import cli
 from toolkit.cli import option
 
-MODEL_NAME, DATA = "mlflow_model", "data/df_old.csv"
+MODEL_NAME = "mlflow_model"
 MANY_ROWS = 60_000  # of more, recipes are compared as of so many
 
 
@@ -20,7 +20,6 @@ MANY_ROWS = 60_000  # of more, recipes are compared as of so many
 class Settings(cli.TrainingSettings):
     """The flags of this script, beside those of `cli.TrainingSettings`."""
 
-    data: str = option(DATA, "file, folder, glob or URL of rows", metavar="FILE")
     target: str = option("montant_pret", "column to learn", metavar="COLUMN")
     unit: str | None = option(None, "unit of the target in words and figures (€ for loans)")
     drop: tuple[str, ...] = option((), "columns to ignore", nargs="+", metavar="COLUMN")
@@ -53,9 +52,8 @@ def train(settings: Settings) -> int:
     terminal.notes(notes)
 
     # The role of a row follows from its content, here and in every later file.
-    group, time = settings.group or "", settings.time or ""
-    role = roles.Roles.choose(rows.table, settings.test_size, settings.seed, group, time)
-    role = replace(role, weight=settings.weight or "")
+    own = {name: getattr(settings, name) or "" for name in reading.OWN}
+    role = roles.Roles.choose(rows.table, settings.test_size, settings.seed, **own)
     rows.table = role.assign(rows.table, generation=0)
     roles.check_enough(rows.table, settings.data)
     return track(settings, terminal, rows, schema, role)
@@ -75,7 +73,7 @@ def track(settings: Settings, terminal: cli.Terminal, rows: Any, schema: Any, ro
     with tracking.tracked_run(experiment, name, tags, checkpoint.run_id) as run:
         checkpoint.begin(run.info.run_id)
         y, held_out = table[target].to_numpy(), role.held_out(table)
-        train_rows, test_rows, y_train, y_test = model_utils.split(table, y, held_out=held_out)
+        train_rows, test_rows, _, y_test = model_utils.split(table, y, held_out=held_out)
         tracking.log_inputs(settings, target, {"training": train_rows, "held-out": test_rows})
 
         # Preprocess and train: on training rows alone.
@@ -85,8 +83,7 @@ def track(settings: Settings, terminal: cli.Terminal, rows: Any, schema: Any, ro
 
         # Score: on rows that nothing above has seen.
         prediction = model_utils.model_predict(network, preprocessor.transform(test_rows))
-        weights = roles.weights(train_rows), roles.weights(test_rows)
-        metrics = scores(y_train, y_test, prediction, *weights)
+        metrics = scores(train_rows, test_rows, target, prediction)
         card = describe(settings, run.info.run_id, metrics, table, recipes[0])
         card[ranges.KEPT] = ranges.keep(prediction, y_test)
 
@@ -96,7 +93,7 @@ def track(settings: Settings, terminal: cli.Terminal, rows: Any, schema: Any, ro
             network, preprocessor, *_ = fit_on(table, None, recipes)
             buffer, card["refit"] = buffer.assign(**{roles.ROLE: roles.TRAIN}), True
         trained = artifact.TrainedModel(network, preprocessor, role, buffer, card)
-        facts = keep(settings, client, trained, metrics, curves, (test_rows, y_test, prediction))
+        facts = keep(settings, client, trained, metrics, curves, test_rows, prediction)
         checkpoint.remove()
     say(settings, terminal, run.info, card["unit"], metrics, facts)
     return settings.exit_with(facts["promoted"])
@@ -144,23 +141,19 @@ def fit(
     return network, preprocessor, recipes, {**curves, "final_loss": history.history.get("loss", [])}
 
 
-def scores(
-    y_train: Any, y_test: Any, prediction: Any, train_weights: Any, test_weights: Any
-) -> dict[str, float]:
-    """Score the model and two constant predictors on the held-out rows, as much as each counts.
-
-    The mean is that of weighted training rows, the median of all alike.
-    """
+def scores(train: Any, test: Any, target: str, prediction: Any) -> dict[str, float]:
+    """Score the model, the weighted mean and the median of training rows on weighted test rows."""
     import numpy as np
 
     from model_utils import evaluate_performance
+    from toolkit.roles import weights
 
-    found = evaluate_performance(y_test, prediction, test_weights)
-    metrics = {name.replace("R²", "R2"): value for name, value in found.items()}
-    mean = np.average(y_train, weights=train_weights)
-    for name, constant in (("mean", mean), ("median", np.median(y_train))):
-        mae = np.average(np.abs(y_test - constant), weights=test_weights)
-        metrics[f"MAE_{name}"] = float(mae)
+    y, w = test[target].to_numpy(), weights(test)
+    metrics = evaluate_performance(y, prediction, w)
+    metrics["R2"] = metrics.pop("R²")
+    mean = np.average(train[target], weights=weights(train))
+    for name, constant in (("mean", mean), ("median", train[target].median())):
+        metrics[f"MAE_{name}"] = float(np.average(np.abs(y - constant), weights=w))
     return metrics
 
 
@@ -188,12 +181,9 @@ def describe(
 
 
 def keep(
-    settings: Settings, client: Any, trained: Any, metrics: Any, curves: Any, tested: tuple
+    settings: Settings, client: Any, trained: Any, metrics: Any, curves: Any, *tested: Any
 ) -> dict[str, Any]:
-    """Save the model, log and register it, make it champion when there is none.
-
-    tested: held-out rows, their targets, predictions. Returns what `registry.publish` does.
-    """
+    """Save, log and register the model, with figures of `tested`: held-out rows, predictions."""
     from toolkit import artifact, registry, tracking
 
     artifact.save_preprocessor(trained.preprocessor, settings.models_dir / "preprocessor.pkl")
@@ -205,18 +195,16 @@ def keep(
         return registry.publish(client, settings.model_name, trained, MODEL_NAME, short)
 
 
-def draw(trained: Any, curves: Any, rows: Any, y: Any, prediction: Any) -> dict[str, str]:
+def draw(trained: Any, curves: Any, rows: Any, prediction: Any) -> dict[str, str]:
     """Draw the learning curve, and the errors on held-out rows, as SVG."""
     from toolkit import comparison, figures, roles
 
-    unit, kinds = trained.card["unit"], trained.preprocessor.schema.kinds
-    weights = roles.weights(rows)
+    unit, schema = trained.card["unit"], trained.preprocessor.schema
+    y, weights = rows[schema.target.name], roles.weights(rows)
     scattered = figures.predicted_against_actual(y, {"model": prediction}, unit, weights)
-    pictures = {
-        "learning_curve": figures.learning_curve(curves),
-        "predicted_against_actual": scattered,
-    }
-    if categorical := [name for name, kind in kinds.items() if kind == "categorical"]:
+    pictures = {"predicted_against_actual": scattered}
+    pictures["learning_curve"] = figures.learning_curve(curves)
+    if categorical := [name for name, kind in schema.kinds.items() if kind == "categorical"]:
         groups = comparison.groups(rows, categorical, y, None, prediction, weights=weights)
         pictures["error_per_group"] = figures.error_per_group(groups, unit)
     return {name: figures.as_svg(figure) for name, figure in pictures.items()}
@@ -234,7 +222,7 @@ def say(
     mae = ["MAE", amounts["MAE"], amounts["MAE_mean"], amounts["MAE_median"]]
     terminal.table(header, [mae, ["RMSE", rmse, "", ""], ["R²", f"{metrics['R2']:.3f}", "", ""]])
     terminal.say()
-    flags = [] if settings.data == DATA else ["--data", "NEW_ROWS.csv"]
+    flags = [] if settings.data == cli.DATA else ["--data", "NEW_ROWS.csv"]
     flags += ["--model-uri", facts["model_uri"], *cli.same_place(settings)]
     steps = [cli.command("python", "mlflow_retrain.py", *flags)]
     cli.conclude(terminal, settings, run, steps, metrics=metrics, **facts)

@@ -5,7 +5,9 @@ python mlflow_retrain.py --model-uri models:/loan-amount/1 --data new.csv
 python mlflow_retrain.py --rollback
 """
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from toolkit import cli
@@ -82,50 +84,43 @@ def retrain(settings: Settings) -> int:
 
 @dataclass
 class Work:
-    """Hold what a retraining starts from.
-
-    champion: the version that was it at that moment. rows: those of `roles.gather`. table: the
-    whole file. buffer: what the child will remember.
-    """
+    """Hold what a retraining starts from."""
 
     settings: Settings
     client: Any
     experiment: str
-    champion: str | None
+    champion: str | None  # the version that was it at that moment
     parent: Any
     role: Any
-    rows: Any
-    table: Any
-    buffer: Any
+    rows: Any  # of `roles.gather`
+    table: Any  # the whole file
+    buffer: Any  # what the child will remember
 
 
 def track(work: Work, terminal: cli.Terminal, found: Any, whole: Any) -> int:
     """Train, compare, log, register and judge in one MLflow run."""
-    from toolkit import artifact, evidence, report, tracking
+    from toolkit import evidence, report, tracking
     from toolkit.checkpoint import Checkpoint
 
-    settings, parent, rows = work.settings, work.parent, work.rows
+    settings, parent = work.settings, work.parent
     tags = {"phase": "retraining", "parent_model_uri": parent.uri, "parent_run_id": parent.run_id}
     inputs = tracking.content_hash(work.table) + (parent.model_id or parent.uri)
     checkpoint = Checkpoint(settings, __file__, inputs)
     name = f"retrain {settings.model_name}"
     with tracking.tracked_run(work.experiment, name, tags, checkpoint.run_id) as run:
-        run_id = checkpoint.begin(run.info.run_id)
-        evidence.log_inputs(work, run_id)
+        checkpoint.begin(run.info.run_id)
+        evidence.log_inputs(work, run.info.run_id)
 
         # Train the child and its control; score all models on the same held-out rows.
         with terminal.progress("training") as progress:
-            child = train_child(settings, parent, rows, checkpoint, progress.update)
+            watch = partial(checkpoint.callbacks, tell=progress.update)
+            child = train_child(work, watch)
         evidence.weigh(work, child, found, whole)
 
         # Log, register, promote as the verdict allows.
         if settings.refit and found.verdict.promoted:
-            refit(work, child, checkpoint)
-        card = describe(work, run_id, child, found)
-        trained = artifact.TrainedModel(
-            child.network, child.preprocessor, work.role, work.buffer, card
-        )
-        facts = keep(work, trained, child, found)
+            refit(work, child, watch)  # the live line is gone by now, and silent
+        facts = keep(work, run.info.run_id, child, found)
         checkpoint.remove()
     report.write(found, settings.report)
     evidence.print_scores(terminal, found)
@@ -133,15 +128,15 @@ def track(work: Work, terminal: cli.Terminal, found: Any, whole: Any) -> int:
     return settings.exit_with(facts["promoted"])
 
 
-def describe(work: Work, run_id: str, child: "Child", found: Any) -> dict[str, Any]:
-    """Describe a model for its card."""
-    from toolkit import roles
+def keep(work: Work, run_id: str, child: "Child", found: Any) -> dict[str, Any]:
+    """Describe, save, register the child; promote it if the verdict allows. Returns the facts."""
+    from toolkit import artifact, evidence, registry, report, roles, tracking
 
-    parent, data = work.parent, cli.without_password(work.settings.data)
+    settings, parent, data = work.settings, work.parent, cli.without_password(work.settings.data)
     generation = int(work.table[roles.GENERATION].iloc[0])
     step = {"generation": generation, "run_id": run_id, "data": data, **roles.counts(work.table)}
     step["prequential"] = found.prequential
-    return {
+    card = {
         **child.card,
         "run_id": run_id,
         "unit": found.unit,
@@ -150,20 +145,11 @@ def describe(work: Work, run_id: str, child: "Child", found: Any) -> dict[str, A
         "parent_model_uri": parent.uri,
         "lineage": [*parent.card.get("lineage", []), step],
     }
-
-
-def keep(work: Work, trained: Any, child: "Child", found: Any) -> dict[str, Any]:
-    """Save the child, log and register it, promote it if the verdict allows.
-
-    Returns what `registry.publish` does, and metrics.
-    """
-    from toolkit import artifact, evidence, registry, report, tracking
-
-    settings = work.settings
+    trained = artifact.TrainedModel(child.network, child.preprocessor, work.role, work.buffer, card)
     promotion = {
         "champion": work.champion,
         "wanted": found.verdict.promoted,
-        "parent_run": None if settings.promote == "always" else work.parent.run_id,
+        "parent_run": None if settings.promote == "always" else parent.run_id,
     }
     with tracking.resumable():
         artifact.save_folder(trained, settings.models_dir / MODEL_NAME)
@@ -187,64 +173,56 @@ def say(settings: Settings, terminal: cli.Terminal, run: Any, found: Any, facts:
 
 @dataclass
 class Child:
-    """Hold a retrained network, its curves, and every model's predictions by part of rows.
-
-    card: what the model's card says of it. control: a network and its preprocessor, or None.
-    """
+    """Hold a retrained network, what its card says, and predictions by part of rows and model."""
 
     network: Any
     preprocessor: Any
-    card: dict[str, Any]
-    curves: dict[str, list[float]]
-    control: Any = None
+    card: dict[str, Any] = field(default_factory=dict)
+    curves: dict[str, list[float]] = field(default_factory=dict)
     recipes: Any = None
+    control: Any = None
     predictions: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
-def train_child(settings: Settings, parent: Any, rows: Any, checkpoint: Any, tell: Any) -> Child:
+def train_child(work: Work, watch: Callable) -> Child:
     """Train the child on new and remembered rows; predict held-out rows with every model.
 
     Half of the child's members continue the parent's, the others start afresh: their mean did
     better on the next file than either. The fresh ones alone are the control "scratch".
+    watch: gives the callbacks of a training by its name.
     """
     import numpy as np
 
     import model_utils
+    from toolkit.evidence import predict
     from toolkit.roles import weights
 
-    known = {part: parent.preprocessor.transform(t) for part, t in rows.held_out.items()}
-    predictions = {
-        part: {"parent": model_utils.model_predict(parent.network, X)} for part, X in known.items()
-    }
+    rows, parent = work.rows, work.parent
+    made = {part: {"parent": predict(parent, table)} for part, table in rows.held_out.items()}
     members = model_utils.member_count(parent.network)
-    train = continue_members if members else continue_foreign
-    child = train(settings, parent, rows, checkpoint, tell)
+    child = (continue_members if members else continue_foreign)(work, watch)
     y = rows.train[parent.preprocessor.schema.target.name]
+    mean, recent = np.average(y, weights=weights(rows.train)), y[rows.new] if rows.new.any() else y
+    constants = {"mean": mean, "median": y.median(), "recent median": recent.median()}
     for part, table in rows.held_out.items():
-        X, found = child.preprocessor.transform(table), predictions[part]
-        found["retrained"] = model_utils.model_predict(child.network, X)
+        made[part]["retrained"] = predict(child, table)
         if members:
-            fresh = slice(model_utils.MEMBERS // 2, None)
-            found["scratch"] = model_utils.member_predictions(child.network, X, fresh)
+            X, fresh = child.preprocessor.transform(table), slice(model_utils.MEMBERS // 2, None)
+            made[part]["scratch"] = model_utils.member_predictions(child.network, X, fresh)
         if child.control:
-            control, encode = child.control
-            found["control"] = model_utils.model_predict(control, encode.transform(table))
-        found["mean"] = np.full(len(table), np.average(y, weights=weights(rows.train)))
-        found["median"] = np.full(len(table), y.median())
-        recent = y[rows.new] if rows.new.any() else y
-        found["recent median"] = np.full(len(table), recent.median())
-    child.predictions = predictions
+            made[part]["control"] = predict(child.control, table)
+        made[part] |= {name: np.full(len(table), value) for name, value in constants.items()}
+    child.predictions = made
     return child
 
 
-def continue_members(
-    settings: Settings, parent: Any, rows: Any, checkpoint: Any, tell: Any, recipes: Any = None
-) -> Child:
+def continue_members(work: Work, watch: Callable, recipes: Any = None) -> Child:
     """Train members of the parent and fresh ones, which see all columns measured anew."""
     import model_utils
     from toolkit import roles
 
     # Preprocess: columns are measured anew beside what the parent knows.
+    settings, parent, rows = work.settings, work.parent, work.rows
     before, folds = parent.preprocessor, roles.folds(rows.train)
     y = rows.train[before.schema.target.name].to_numpy()
     preprocessor, new_categories = before.widen(rows.train, y, folds)
@@ -255,19 +233,20 @@ def continue_members(
     sizes = settings.epochs, settings.batch_size, settings.learning_rate
     base = model_utils.sized_recipe(len(X), *sizes)
     base = replace(base, first_input=preprocessor.first_input)
-    start = start_of(parent)
+    n_bins = sum(len(edges) - 1 for number, edges in before.bins if number < before.first_input)
+    recipe = model_utils.Recipe(**parent.card["recipe"])
+    start = model_utils.Parent(parent.network, recipe, (before.first_input, n_bins))
     seed = settings.seed + rows.parent_generation + 1  # fresh members differ from the parent's
-    options: dict[str, Any] = {"callbacks": checkpoint.callbacks("search", tell), "seed": seed}
-    options["sample_weight"] = roles.weights(rows.train, mean=1)
+    options: dict[str, Any] = {"seed": seed, "sample_weight": roles.weights(rows.train, mean=1)}
     data, name, curves = (start, X, y, bins, scale), "refit", dict[str, list[float]]()
     if recipes is None:
-        name = "training"
+        options["callbacks"], name = watch("search"), "training"
         recipes, curves = model_utils.choose_retraining(*data, base, rows.new, **options)
-    options["callbacks"] = checkpoint.callbacks(name, tell)
+    options["callbacks"] = watch(name)
     old = ~rows.new if settings.controls and not rows.new.all() else None
     network, control, history = model_utils.continue_training(*data, recipes, old, **options)
     if control:  # it must not know new rows by the mean target of their category
-        control = control, preprocessor.without(rows.train, y, folds, rows.new)
+        control = Child(control, preprocessor.without(rows.train, y, folds, rows.new))
     continued = sum(not recipe.first_input for recipe in recipes)
     card = {
         "recipe": asdict(recipes[continued]),  # the best of the fresh members
@@ -276,23 +255,11 @@ def continue_members(
         "continued_members": continued,
     }
     curves = {**curves, "final_loss": history.history.get("loss", [])}
-    return Child(network, preprocessor, card, curves, control, recipes)
+    return Child(network, preprocessor, card, curves, recipes, control)
 
 
-def start_of(parent: Any) -> Any:
-    """Return what the members of a model go on from."""
-    import model_utils
-
-    recipe, before = model_utils.Recipe(**parent.card["recipe"]), parent.preprocessor
-    n_bins = sum(len(edges) - 1 for number, edges in before.bins if number < before.first_input)
-    return model_utils.Parent(parent.network, recipe, (before.first_input, n_bins))
-
-
-def refit(work: Work, child: Child, checkpoint: Any) -> None:
-    """Train the child once more, by the same recipes, on its held-out rows as well.
-
-    From now on those rows are training rows: no later model is judged by what an earlier one knew.
-    """
+def refit(work: Work, child: Child, watch: Callable) -> None:
+    """Train the child once more, on its held-out rows too, which are training rows from now on."""
     import pandas as pd
 
     import model_utils
@@ -303,34 +270,31 @@ def refit(work: Work, child: Child, checkpoint: Any) -> None:
     parts = [work.rows.train, *work.rows.held_out.values()]
     rows = replace(work.rows, train=pd.concat(parts, ignore_index=True))
     settings = replace(work.settings, controls=False)
-    again = continue_members(settings, work.parent, rows, checkpoint, str, child.recipes)
+    again = continue_members(replace(work, settings=settings, rows=rows), watch, child.recipes)
     child.network, child.preprocessor = again.network, again.preprocessor
     child.card = child.card | again.card | {"refit": True}
     work.buffer = work.buffer.assign(**{roles.ROLE: roles.TRAIN})
 
 
-def continue_foreign(
-    settings: Settings, parent: Any, rows: Any, checkpoint: Any, tell: Any
-) -> Child:
+def continue_foreign(work: Work, watch: Callable) -> Child:
     """Train a network of another making on all rows as it is, by its own loss and optimizer."""
     import keras
 
     import model_utils
     from toolkit import roles
 
+    settings, parent, rows = work.settings, work.parent, work.rows
     X, y, preprocessor = model_utils.preprocessing(rows.train, preprocessor=parent.preprocessor)
     recipe = model_utils.sized_recipe(len(X), settings.epochs, settings.batch_size)
     network = parent.network
     if not network.compiled:
         network.compile(keras.optimizers.AdamW(settings.learning_rate or 1e-3), loss="mse")
-    sizes: dict[str, Any] = {"epochs": recipe.epochs, "batch_size": recipe.batch_size}
-    sizes["sample_weight"] = roles.weights(rows.train, mean=1)
-    callbacks = checkpoint.callbacks("training", tell)
-    _, history = model_utils.train_model(
-        network, X, y, callbacks=callbacks, seed=settings.seed, **sizes
-    )
-    card = {key: parent.card[key] for key in ("recipe", "scale") if key in parent.card}
-    card.setdefault("scale", asdict(model_utils.target_scale(y)))
+    options: dict[str, Any] = {"epochs": recipe.epochs, "batch_size": recipe.batch_size}
+    options |= {"callbacks": watch("training"), "seed": settings.seed}
+    w = roles.weights(rows.train, mean=1)
+    _, history = model_utils.train_model(network, X, y, sample_weight=w, **options)
+    card = {"scale": asdict(model_utils.target_scale(y))}
+    card |= {key: parent.card[key] for key in ("recipe", "scale") if key in parent.card}
     return Child(network, preprocessor, card, {"final_loss": history.history.get("loss", [])})
 
 

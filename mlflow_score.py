@@ -7,6 +7,7 @@ python mlflow_score.py --model-uri models:/loan-amount/1 --data rows/ --output s
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,6 @@ class Settings(cli.StoreSettings):
     """The flags of this script, beside those of `cli.StoreSettings`."""
 
     data: str = option("data/df_new.csv", "file, folder, glob or URL of rows", metavar="FILE")
-    query: str | None = option(None, "SQL query, where --data is a database", metavar="SQL")
     model_uri: str | None = option(None, "model, any MLflow URI (the champion)", metavar="URI")
     interval: float | None = option(None, "share of rows between low and high", type=cli.share)
     output: Path = option(OUTPUT, "written, .csv or .parquet", metavar="FILE")  # noqa: RUF009
@@ -82,12 +82,10 @@ def write(blocks: Iterable[dict[str, Any]], file: Path) -> int:
 
     kind = pa.csv.CSVWriter if file.suffix == ".csv" else pa.parquet.ParquetWriter
     tables = (pa.table(block) for block in blocks)
-    first, beside = next(tables), file.with_name(f".{file.name}.part")
-    n_rows = len(first)
+    first, beside, n_rows = next(tables), file.with_name(f".{file.name}.part"), 0
     try:
         with kind(beside, first.schema) as writer:
-            writer.write_table(first)
-            for table in tables:
+            for table in chain([first], tables):
                 writer.write_table(table)
                 n_rows += len(table)
         beside.replace(file)

@@ -161,21 +161,16 @@ def rescaled(scale: TargetScale, y: ArrayLike) -> TargetScale:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Hold how a network is trained; what validation rows chose, and sizes that follow the data.
+    """Hold how a network is trained; what validation rows chose, and sizes that follow the data."""
 
-    delta: of Huber's loss (1964), in standard deviations of the target. weight_decay: of AdamW.
-    length: train so many times as long, with a weight decay as much weaker; None: as the search
-    advises. first_input: the member has no weight for inputs before this one, nor for their bins.
-    """
-
-    weight_decay: float = 0.3
-    delta: float = 0.3
+    weight_decay: float = 0.3  # of AdamW
+    delta: float = 0.3  # of Huber's loss (1964), in standard deviations of the target
     bins: bool = True
     learning_rate: float = LEARNING_RATE
     epochs: int = 60
     batch_size: int = 32
-    length: float | None = None
-    first_input: int = 0
+    length: float | None = None  # so many times the epochs, by weaker decay; None: to be searched
+    first_input: int = 0  # a member has no weight for inputs before this one, nor for their bins
 
     def shortened(self) -> "Recipe":
         """Return a recipe that compares alike in a quarter of the updates.
@@ -281,17 +276,14 @@ def _binned(inputs: Any, bins: Bins) -> Any:
     """Put beside the inputs, for each bin, how much of it lies below the value: 0 to 1."""
     if not bins:
         return inputs
-    width = sum(len(edges) - 1 for _, edges in bins)
-    kernel, bias = np.zeros((inputs.shape[1], width)), np.zeros(width)
-    column = 0
-    for place, edges in bins:
-        low, size = np.array(edges[:-1]), np.diff(edges)
-        columns = slice(column, column + len(size))
-        kernel[place, columns], bias[columns] = 1 / size, -low / size
-        column += len(size)
-    layer = layers.Dense(width, trainable=False, name="bins")
+    places = np.concatenate([np.full(len(edges) - 1, place) for place, edges in bins])
+    low = np.concatenate([edges[:-1] for _, edges in bins])
+    size = np.concatenate([np.diff(edges) for _, edges in bins])
+    kernel = np.zeros((inputs.shape[1], len(size)))
+    kernel[places, np.arange(len(size))] = 1 / size
+    layer = layers.Dense(len(size), trainable=False, name="bins")
     parts = layers.ReLU(max_value=1.0)(layer(inputs))
-    layer.set_weights([kernel, bias])
+    layer.set_weights([kernel, -low / size])
     return layers.Concatenate(name="binned")([inputs, parts])
 
 
@@ -457,21 +449,14 @@ def train_model(
 
 def _dataset(blocks: list[tuple]) -> tf.data.Dataset:
     """Feed `fit` with blocks, again and again; a single one stays in memory as it is."""
-
-    def tensors(block: tuple) -> tuple:
-        return tuple(tf.convert_to_tensor(np.asarray(v, np.float32)) for v in block)
-
-    if len(blocks) == 1:
-        dataset = tf.data.Dataset.from_tensors(tensors(blocks[0])).cache().repeat()
-    else:
-        shapes = [tf.TensorSpec((None, *values.shape[1:])) for values in blocks[0]]
-        by_number = tf.data.Dataset.from_generator(
-            lambda: (tensors(block) for block in blocks), output_signature=tuple(shapes)
-        )
-        dataset = by_number.repeat().prefetch(1)
+    dataset = tf.data.Dataset.from_generator(
+        lambda: (tuple(np.asarray(values, np.float32) for values in block) for block in blocks),
+        output_signature=tuple(tf.TensorSpec((None, *v.shape[1:])) for v in blocks[0]),
+    )
+    dataset = dataset.cache() if len(blocks) == 1 else dataset
     options = tf.data.Options()
     options.autotune.enabled = False  # at the end of `fit` its thread sleeps on for many seconds
-    return dataset.with_options(options)
+    return dataset.repeat().prefetch(1).with_options(options)
 
 
 class MemberAdamW(keras.optimizers.Adam):
@@ -503,10 +488,7 @@ class MemberAdamW(keras.optimizers.Adam):
 
 
 class MemberHuber(keras.losses.Loss):
-    """Huber's loss with a delta for each member; targets of NaN do not count.
-
-    Targets and predictions are of shape (n_rows, n_members).
-    """
+    """Huber's loss with a delta for each member of (n_rows, n_members); NaN does not count."""
 
     def __init__(self, deltas: ArrayLike) -> None:
         super().__init__(reduction="sum_over_batch_size")
@@ -536,20 +518,19 @@ def train_members(
     """Train the members of a network of `create_nn_model` side by side, each by its own recipe.
 
     X, y, sample_weight as of `train_model`; the mean of all weights should be 1, or learning rates
-    would mean something else. mask: bool of shape (n_rows, n_members), the rows a member trains on;
-    of blocks a list. train: works as `train_model`. Epochs, length and batch size are of the first
+    would mean something else. mask: bool of shape (n_rows, n_members), the rows a member trains on,
+    of a single block. train: works as `train_model`. Epochs, length and batch size are of the first
     recipe; learning rates fall along half a cosine (Loshchilov & Hutter 2017). FloatingPointError
     for a loss that is not finite.
     """
     first, heads, length = recipes[0], _heads(model), recipes[0].length or 1.0
     epochs = max(1, round(first.epochs * length))
-    names = "learning_rate", "weight_decay", "delta"
-    rates, decays, deltas = ([getattr(recipe, name) for recipe in recipes] for name in names)
-    heads.compile(MemberAdamW(rates, np.divide(decays, length)), loss=MemberHuber(deltas))
+    own = pd.DataFrame(list(recipes))
+    optimizer = MemberAdamW(own["learning_rate"], own["weight_decay"] / length)
+    heads.compile(optimizer, loss=MemberHuber(own["delta"]))
     X, y = (values if isinstance(values, list) else [values] for values in (X, y))
-    masks = mask if isinstance(mask, list) else [True if mask is None else mask] * len(y)
-    pairs = zip(y, masks, strict=True)
-    z = [np.where(used, (v[:, None] - scale.mean) / scale.scale, np.nan) for v, used in pairs]
+    used = True if mask is None else mask
+    z = [np.where(used, (v[:, None] - scale.mean) / scale.scale, np.nan) for v in y]
     cosine = keras.callbacks.LearningRateScheduler(
         lambda epoch, _: (1 + math.cos(math.pi * (epoch + 0.5) / epochs)) / 2
     )
@@ -569,16 +550,12 @@ def _only_used_weights(model: keras.Model, recipes: Sequence[Recipe]) -> Iterato
         yield
         return
     kernel, n_inputs = model.get_layer("hidden_1").kernel, model.input_shape[-1]
-    n_weights = kernel.shape[0]  # of each output
-    place_of = np.arange(n_weights)  # of each weight, the number of its input
-    if n_weights > n_inputs:
-        place_of[n_inputs:] = np.argmax(model.get_layer("bins").kernel.numpy() != 0, axis=0)
-    used = np.ones((n_weights, len(recipes), HIDDEN[0]), np.float32)
-    for member, recipe in enumerate(recipes):
-        used[place_of < recipe.first_input, member] = 0
-        if not recipe.bins:
-            used[n_inputs:, member] = 0
-    used = used.reshape(kernel.shape)
+    numbers = np.arange(kernel.shape[0])  # of the weights of each output
+    inputs = numbers.copy()  # that they are for
+    if len(numbers) > n_inputs:
+        inputs[n_inputs:] = np.argmax(model.get_layer("bins").kernel.numpy() != 0, axis=0)
+    own = [(inputs >= r.first_input) & (r.bins | (numbers < n_inputs)) for r in recipes]
+    used = np.repeat(np.stack(own, axis=1), HIDDEN[0], axis=1).astype(np.float32)
     kernel.assign(kernel * used)
     kernel.constraint = lambda weights: weights * used
     try:
@@ -619,7 +596,7 @@ def choose_recipe(
     """
     base, scale = base or sized_recipe(len(X)), target_scale(y)
     tried = candidates(base, len(X))
-    model = _search_network(X, base, scale, bins, len(tried), **options)
+    model = _search_model(len(X), len(tried), X.shape[1], base, scale, bins, **options)
     errors, loss = compare_recipes(model, X, y, scale, tried, **options)
     best = _best(errors[-1])
     return _with_length([tried[i] for i in best], errors[:, best[0]], loss, y, scale)
@@ -697,19 +674,11 @@ def _best(errors: np.ndarray) -> np.ndarray:
     return np.resize(near, MEMBERS)
 
 
-def _search_network(
-    X: np.ndarray,
-    base: Recipe,
-    scale: TargetScale,
-    bins: Bins,
-    n_tried: int,
-    seed: int = 0,
-    **_: Any,
-) -> keras.Model:
+def _search_model(n_rows: int, n_tried: int, *shape: Any, seed: int = 0, **_: Any) -> keras.Model:
     """Create members for all candidates in all folds, which start alike."""
-    folds = 5 if len(X) < VERY_FEW_ROWS else 3 if len(X) < FEW_ROWS else 1
+    folds = 5 if n_rows < VERY_FEW_ROWS else 3 if n_rows < FEW_ROWS else 1
     members = n_tried * folds
-    model = create_nn_model(X.shape[1], base, scale, bins, members=members, seed=seed)
+    model = create_nn_model(*shape, members=members, seed=seed)
     return copy_members(model, model, np.zeros(members, int), np.arange(members))
 
 
@@ -718,10 +687,7 @@ def _search_network(
 
 @dataclass(frozen=True)
 class Parent:
-    """Hold what a retraining starts from.
-
-    dropped: how many inputs and bins of the parent, its first ones, the child no longer has.
-    """
+    """Hold what a retraining starts from; `dropped` is that of `copy_members`."""
 
     network: keras.Model
     recipe: Recipe
@@ -770,7 +736,7 @@ def choose_retraining(
     tried = parent.ways_on(base)
     n = len(tried)
     tried += candidates(base, len(X))
-    model = _search_network(X, base, scale, bins, len(tried), **options)
+    model = _search_model(len(X), len(tried), X.shape[1], base, scale, bins, **options)
     parent.copy_to(model, np.flatnonzero(np.arange(member_count(model)) % len(tried) < n))
     n_valid = VALIDATION * is_new.mean() * min(len(X), SEARCH_ROWS) * member_count(model)
     n_valid /= len(tried)
@@ -804,15 +770,13 @@ def continue_training(
     bool of shape (n_rows,), alone. Options are `sample_weight` and `callbacks` of `train_members`.
     Returns (child, control or None, history).
     """
-    copies = 1 if is_old is None else 2
+    used = [np.ones(len(X), bool), *([] if is_old is None else [is_old])]
+    copies, mask = len(used), np.repeat(np.column_stack(used), MEMBERS, axis=1)
     shape = (X.shape[1], recipes[0], scale, bins)
     network = create_nn_model(*shape, members=MEMBERS * copies, seed=seed)
     parent.copy_to(network, np.array([i for i, r in enumerate(recipes) if not r.first_input], int))
     numbers = np.arange(MEMBERS)
     copy_members(network, network, np.tile(numbers, copies), np.arange(MEMBERS * copies))
-    mask = np.ones((len(X), MEMBERS), bool)
-    if is_old is not None:
-        mask = np.hstack([mask, np.repeat(is_old[:, None], MEMBERS, axis=1)])
     every = [*recipes] * copies
     history = train_members(network, X, y, scale, every, mask=mask, seed=seed, **options)
     parts = [
@@ -841,10 +805,7 @@ def model_predict(model: keras.Model, X: Any) -> np.ndarray:
 def evaluate_performance(
     y_true: ArrayLike, y_pred: ArrayLike, sample_weight: ArrayLike | None = None
 ) -> dict[str, float]:
-    """Score predictions: mean squared error, mean absolute error, coefficient of determination.
-
-    All of shape (n_rows,); sample_weight says how much each row counts in the means (1).
-    """
+    """Score predictions of shape (n_rows,): MSE, MAE and R², each row as its weight says (1)."""
     return {
         "MSE": float(mean_squared_error(y_true, y_pred, sample_weight=sample_weight)),
         "MAE": float(mean_absolute_error(y_true, y_pred, sample_weight=sample_weight)),

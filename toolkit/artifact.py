@@ -46,10 +46,7 @@ KERAS_FLAVOR |= {"keras_module": "keras", "save_format": "keras", "save_exported
 
 @dataclass
 class TrainedModel:
-    """Hold what one model URI holds; a plain Keras model has no roles and no rows in its buffer.
-
-    buffer: conformed rows with role, generation and hash. card: JSON.
-    """
+    """Hold what one model URI holds; a plain Keras model has no roles, an empty buffer and card."""
 
     network: keras.Model
     preprocessor: Preprocessor
@@ -69,10 +66,7 @@ class TrainedModel:
 def save_model(
     path: str, trained: TrainedModel, mlflow_model: Model | None = None, **_: object
 ) -> None:
-    """Save an MLflow model folder with the flavors python_function and keras, for `Model.log`, too.
-
-    Requirements are written: inferring them takes seconds in another process, and guesses wrong.
-    """
+    """Save a model folder with the flavors python_function and keras; `Model.log` calls it, too."""
     from .report import model_card  # draws, which scoring need not know
 
     mlflow_model, preprocessor = mlflow_model or Model(), trained.preprocessor
@@ -252,10 +246,7 @@ def load_preprocessor(path: Path) -> Preprocessor:
 def newest_buffer(
     client: mlflow.MlflowClient, name: str, parent: TrainedModel
 ) -> tuple[pd.DataFrame, int]:
-    """Return the replay buffer of the newest version of a parent's line, and its generation.
-
-    Refused versions count, so that small files add up; suspicious ones do not.
-    """
+    """Return buffer and generation of the newest version of a parent's line, if not suspicious."""
     line, quoted = parent.card.get("lineage", []), name.replace("'", "''")
     found = client.search_model_versions(f"name = '{quoted}'", order_by=["version_number DESC"])
     for each in found if line else []:
@@ -264,6 +255,6 @@ def newest_buffer(
         with contextlib.suppress(UserError):
             newer = load_model(f"models:/{name}/{each.version}", Path())
             same_line = newer.card["lineage"][: len(line)] == line
-            if same_line and newer.card.get("verdict_kind") != "suspicious":
+            if same_line and newer.card.get("verdict_kind") != "suspicious":  # refused ones count
                 return newer.buffer, newer.generation
     return parent.buffer, parent.generation

@@ -35,6 +35,7 @@ ROOT = Path(__file__).parents[1]
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 NAME = "loan-amount"  # of the experiment and of the registered model
 STORE = "sqlite:///mlflow.db"  # where 'mlflow ui' looks without a flag
+DATA = "data/df_old.csv"
 USUAL = {"tracking_uri": STORE, "experiment": NAME, "model_name": NAME}
 NO_RESULT = {"quiet", "json", "resume", "exit_code", "lang"}  # settings that change none
 KEPT = 3  # exit code
@@ -74,7 +75,7 @@ def option(default: Any, help: str, **flag: Any) -> Any:
 
 @dataclasses.dataclass
 class StoreSettings:
-    """The settings of every script: where things are kept, what is printed."""
+    """The settings of every script: where things are kept, what is printed, what is read."""
 
     experiment: str = option(
         lambda: os.environ.get("MLFLOW_EXPERIMENT_NAME", NAME), "MLflow experiment", type=name
@@ -88,14 +89,14 @@ class StoreSettings:
     workers: int = option(1, "processes that share the rows, by Ray (docs/SCALING.md)", type=whole)
     quiet: bool = option(False, "print nothing but errors")
     json: bool = option(False, "print the result as one JSON object, nothing else")
+    data: str = option(DATA, "file, folder, glob or URL of rows", metavar="FILE")
+    query: str | None = option(None, "SQL query, where --data is a database", metavar="SQL")
 
 
 @dataclasses.dataclass
 class TrainingSettings(StoreSettings):
     """The settings that training and retraining share."""
 
-    data: str = option("data/df_old.csv", "file, folder, glob or URL of rows", metavar="FILE")
-    query: str | None = option(None, "SQL query, where --data is a database", metavar="SQL")
     na: tuple[str, ...] = option((), "more markers of missing values", nargs="+", metavar="MARKER")
     epochs: int | None = option(None, "passes over the training rows", type=whole)
     batch_size: int | None = option(None, "rows per update", type=whole)
@@ -156,10 +157,7 @@ def parse(
 
 
 def run(script: Callable[[Settings], int], settings: Settings) -> int:
-    """Run a script; return its exit code, 2 after a user's error, 130 after an interruption.
-
-    What went wrong is one line on stderr; programming errors keep their traceback.
-    """
+    """Run a script; return its exit code: 2 after a user's error, 130 after an interruption."""
     atexit.register(gc.freeze)  # looking through a training for garbage at the end costs 0.8 s
     for signum in SIGNALS:
         if signal.getsignal(signum) != signal.SIG_IGN:  # a shell's background job ignores them
@@ -318,10 +316,7 @@ class Terminal(Console):
 def conclude(
     terminal: Terminal, settings: StoreSettings, run: Any, steps: Sequence[str], **facts: Any
 ) -> None:
-    """Print verdict, model, next commands to paste and the UI's address, or all of it as JSON.
-
-    facts: "verdict", "version" and "model_uri" at least.
-    """
+    """Print verdict, model, next commands and the UI's address, or all as JSON, as `facts` say."""
     base = settings.tracking_uri.rstrip("/")
     if not base.startswith("http"):
         flags = [] if base == STORE else ["--backend-store-uri", settings.tracking_uri]

@@ -5,7 +5,7 @@ A copy of this file travels inside every model. How columns are recognised is in
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -41,22 +41,16 @@ EPOCHS = {"epoch s": 86_400.0, "epoch ms": 86_400_000.0}  # of them in a day
 
 @dataclass(frozen=True)
 class Column:
-    """Say what a column is, and how its numbers or dates are written.
-
-    kind is "numeric", "categorical" or "date"; decimal and thousands are the marks in a number;
-    unit stands before or after it; date_format is one of strptime, "ISO8601", "epoch s" or
-    "epoch ms"; markers are texts that mean a missing value here, beside the usual ones; width is
-    the number of digits of a code such as 00042, 0 for none.
-    """
+    """Say what a column is, and how its numbers or dates are written."""
 
     name: str
-    kind: str
-    decimal: str = "."
+    kind: str  # "numeric", "categorical" or "date"
+    decimal: str = "."  # this and the next are the marks in a number
     thousands: str = ""
-    unit: str = ""
-    date_format: str = ""
-    markers: tuple[str, ...] = ()
-    width: int = 0
+    unit: str = ""  # before or after a number
+    date_format: str = ""  # of strptime, "ISO8601", "epoch s" or "epoch ms"
+    markers: list[str] = field(default_factory=list)  # more texts that mean a missing value here
+    width: int = 0  # digits of a code such as 00042, 0 for none
 
 
 @dataclass(frozen=True)
@@ -78,11 +72,8 @@ class Schema:
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> "Schema":
         """Build a schema from its `dataclasses.asdict`, also after a way through JSON."""
-        target, *columns = (
-            Column(**{**each, "markers": tuple(each["markers"])})
-            for each in (content["target"], *content["columns"])
-        )
-        return cls(target, tuple(columns), tuple(content["dropped"]))
+        columns = tuple(Column(**each) for each in content["columns"])
+        return cls(Column(**content["target"]), columns, tuple(content["dropped"]))
 
 
 def lines(places: np.ndarray, first_line: int) -> str:
@@ -110,11 +101,7 @@ def as_text(values: pd.Series, markers: Iterable[str] = ()) -> pd.Series:
         texts = as_text(pd.Series([_written(level) for level in levels], dtype="str"), markers)
         return pd.Series(texts.array.take(codes, allow_fill=True), name=values.name)
     text = values.str.strip()
-    return _masked(text, text.isin([*NO_VALUE, *markers]))
-
-
-def _masked(text: pd.Series, found: pd.Series) -> pd.Series:
-    return text.mask(found) if found.any() else text  # most have nothing to mask
+    return text.mask(text.isin([*NO_VALUE, *markers]))
 
 
 def _written(value: Any) -> str:
@@ -126,7 +113,7 @@ def _written(value: Any) -> str:
 
 def without_markers(text: pd.Series) -> pd.Series:
     """Return texts without those that mean a missing number or date, in any case."""
-    return _masked(text, text.str.lower().isin(NO_NUMBER))
+    return text.mask(text.str.lower().isin(NO_NUMBER))
 
 
 def core_of(text: pd.Series, unit: str) -> pd.Series:
@@ -147,10 +134,7 @@ def number_pattern(decimal: str, thousands: str) -> str:
 
 
 def marks_of(core: pd.Series, context: str = "") -> tuple[str, str] | None:
-    """Tell (decimal mark, that of thousands), "" for one not seen, or None where it is in doubt.
-
-    `context` is the decimal mark of other columns of the file.
-    """
+    """Tell marks (decimals, thousands), "" if unseen; None in doubt. `context`: of the file."""
     fits = {mark: core.str.fullmatch(number_pattern(mark, OTHER_MARK[mark])) for mark in ".,"}
     numbers = core[fits["."] | fits[","]]
     n_seen = {mark: numbers.str.contains(mark, regex=False).sum() for mark in ".,"}
@@ -289,14 +273,14 @@ def conform(
 
 def _mark_of_file(rows: pd.DataFrame, columns: Iterable[Column]) -> str:
     """Tell the mark before decimals by the first rows; "" also where no comma leaves a doubt."""
-    texts = {
-        each: as_text(rows[each.name][:MARK_ROWS], each.markers)
+    texts = [
+        (as_text(rows[each.name][:MARK_ROWS], each.markers), each.unit)
         for each in columns
         if each.kind == "numeric" and not pd.api.types.is_numeric_dtype(rows[each.name])
-    }
-    if not any(text.str.contains(",", regex=False).any() for text in texts.values()):
+    ]
+    if not any(text.str.contains(",", regex=False).any() for text, _ in texts):
         return ""
-    return usual_mark(core_of(without_markers(text), each.unit) for each, text in texts.items())
+    return usual_mark(core_of(without_markers(text), unit) for text, unit in texts)
 
 
 def _cells(values: pd.Series, column: Column, mark: str, source: str, first_line: int) -> Any:

@@ -56,10 +56,7 @@ class Attribution:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was found, whether the retrained model replaces its parent, and why, in words.
-
-    kind: "better", "no_worse", "worse", "suspicious" or "nothing_new".
-    """
+    """What was found (of `decide`, or "nothing_new"), whether to promote, and why, in words."""
 
     kind: str
     promoted: bool
@@ -311,10 +308,7 @@ def importance(
 
 
 def dependence(models: Mapping[str, Predict], rows: pd.DataFrame, column: str) -> pd.DataFrame:
-    """Average each model's predictions over 500 of `rows` with `column` set to its usual values.
-
-    Those are 15 quantiles of numbers or the 12 largest categories, the index of what is returned.
-    """
+    """Average predictions over 500 rows, `column` set to 15 quantiles or its 12 main categories."""
     known, rows = rows[column].dropna(), rows.sample(min(500, len(rows)), random_state=0)
     values = known.value_counts().index[:LARGEST]
     if pd.api.types.is_numeric_dtype(known):

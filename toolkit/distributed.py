@@ -50,11 +50,7 @@ def fit(
     callbacks: Sequence[keras.callbacks.Callback] = (),
     **_: Any,
 ) -> tuple[keras.Model, Any]:
-    """Do the work of `model_utils.train_model`; each input is one block, this worker's rows.
-
-    A training goes on from its last checkpoint, one of which is saved after each epoch.
-    Returns (model, history).
-    """
+    """Work as `model_utils.train_model` on this worker's block; each epoch saves a checkpoint."""
     from ray.train import Checkpoint, get_checkpoint, report
 
     rank = strategy.cluster_resolver.task_id
@@ -103,10 +99,7 @@ def minibatches(
 
 
 def compiled(strategy: tf.distribute.Strategy, model: keras.Model) -> Callable:
-    """Compile the updates for a block of minibatches; they return the sum of the loss of its rows.
-
-    Gradients are of the mean loss over the rows of all workers.
-    """
+    """Compile the updates by a block of minibatches; they return its loss, summed over rows."""
     constraints = [(v, v.constraint) for v in model.trainable_variables if v.constraint is not None]
     for variable, _ in constraints:  # the optimizer of one worker cannot assign weights of all
         variable.constraint = None

@@ -184,10 +184,7 @@ def _rescaled(old: np.ndarray, new: np.ndarray) -> str:
 
 
 def _recoded(reference: pd.Series, current: pd.Series) -> str:
-    """Find known categories in another spelling, or hardly a known one at all.
-
-    Natural are new ones in blocks (a month), or that differ in digits alone ("2024-W05").
-    """
+    """Find known categories in another spelling, or hardly a known one at all."""
     old, new = (column.dropna().astype(str) for column in (reference, current))
     unknown = new[~new.isin(set(old))]
     if len(old) < MIN_ROWS or len(new) < 5 or unknown.empty:
@@ -197,6 +194,7 @@ def _recoded(reference: pd.Series, current: pd.Series) -> str:
     if len(respelt) >= 0.2 * len(new):
         named = listed(map(repr, respelt.unique()), most=3)
         return f"known categories are written in another way: {named}"
+    # Natural are new ones in blocks (a month), or that differ in digits alone ("2024-W05").
     many_before = old.nunique() > 0.2 * len(old)
     in_blocks = (new.to_numpy()[1:] != new.to_numpy()[:-1]).sum() < new.nunique()
     patterns = [set(texts.str.replace(r"\d", "0", regex=True)) for texts in (old, unknown)]

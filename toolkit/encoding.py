@@ -4,8 +4,7 @@ A copy of this file travels inside every model.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
@@ -36,7 +35,7 @@ PARTS: dict[str, Any] = {  # of days since 1970-01-01: what is seen of a date
 }
 # Rows are scored by the block, large enough to be fast, small enough to stay in cache; the last one
 # is filled up to a multiple of LANE. Both are multiples of 64 and of 3: kernels take 4, 6, 8, 16 or
-# 24 rows at once, and round what is left over in another way.
+# 24 rows at once, and round what is left over in another way: no row's bits depend on the others.
 BLOCK, LANE = 6_144, 192
 
 
@@ -57,10 +56,10 @@ class Input:
     level: str = ""
     center: float = 0.0
     scale: float = 1.0
-    edges: tuple[float, ...] = ()
-    levels: tuple[str | float, ...] = ()
-    sums: tuple[list[float], ...] = ()
-    counts: tuple[list[int], ...] = ()
+    edges: list[float] = field(default_factory=list)
+    levels: list = field(default_factory=list)
+    sums: list[list[float]] = field(default_factory=list)
+    counts: list[list[int]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,7 @@ class Preprocessor:
         return len(self.inputs)
 
     @property
-    def bins(self) -> list[tuple[int, tuple[float, ...]]]:
+    def bins(self) -> list[tuple[int, list[float]]]:
         """List (number of the input, edges of its bins) of the binned inputs."""
         return [(number, each.edges) for number, each in enumerate(self.inputs) if each.edges[2:]]
 
@@ -97,8 +96,7 @@ class Preprocessor:
                 inputs += [*_fit_levels(counts, len(values)), *missing]
             many = kind == "categorical" and len(counts) > MANY_LEVELS and counts.iloc[0] > 1
             if many or (kind == "numeric" and _are_codes(values, counts, z, folds)):
-                levels = tuple(counts[counts > 1].index)
-                inputs.append(_fit_mean(values, levels, z, folds))
+                inputs.append(_fit_mean(values, counts[counts > 1].index.tolist(), z, folds))
         return cls(schema, tuple(inputs))
 
     def transform(self, rows: pd.DataFrame, folds: np.ndarray | None = None) -> np.ndarray:
@@ -160,11 +158,8 @@ class Preprocessor:
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> "Preprocessor":
         """Build a preprocessor from its `dataclasses.asdict`, also after a way through JSON."""
-        inputs = []
-        for each in content["inputs"]:
-            values: Any = {k: tuple(v) if isinstance(v, list) else v for k, v in each.items()}
-            inputs.append(Input(**values))
-        return cls(Schema.from_dict(content["schema"]), tuple(inputs), content["first_input"])
+        inputs = tuple(Input(**each) for each in content["inputs"])
+        return cls(Schema.from_dict(content["schema"]), inputs, content["first_input"])
 
 
 def _dates(days: np.ndarray) -> pd.DatetimeIndex:
@@ -202,7 +197,7 @@ def _fit_numbers(values: pd.Series, kind: str) -> list[Input]:
         are_codes = are_common and not (known % 1).any()
         if len(edges) > n_bins + 1 and not are_codes:
             edges = np.unique(np.quantile(z, np.linspace(0, 1, n_bins + 1)))
-        found.append(Input(str(values.name), part, "", center, scale, tuple(edges.tolist())))
+        found.append(Input(str(values.name), part, "", center, scale, edges.tolist()))
     return found
 
 
@@ -235,23 +230,22 @@ def _are_codes(values: pd.Series, counts: pd.Series, z: np.ndarray, folds: np.nd
     n_bins = FEW_ROWS_BINS if len(values) < MANY_ROWS else BINS
     places = np.searchsorted(np.sort(values), values) * n_bins // len(values)
     bins = pd.Series(places, dtype=np.float64)
-    near = _fit_mean(bins, tuple(bins.unique()), z, folds)
+    near = _fit_mean(bins, bins.unique().tolist(), z, folds)
     near_mean = _mean_target(bins, near, folds, smoothing=1.0)
-    own = _fit_mean(values, tuple(counts.index), z, folds)
+    own = _fit_mean(values, counts.index.tolist(), z, folds)
     own_mean = _mean_target(values, own, folds, prior=near_mean)
     gains = np.square(z - near_mean) - np.square(z - own_mean)
     chance = 2 * gains.std() / math.sqrt(len(z))
     return bool(gains.mean() > max(chance, 0.01 * np.square(z - near_mean).mean()))
 
 
-def _fit_mean(values: pd.Series, levels: tuple, z: np.ndarray, folds: np.ndarray) -> Input:
+def _fit_mean(values: pd.Series, levels: list, z: np.ndarray, folds: np.ndarray) -> Input:
     codes = _codes(values, levels)
     known, shape = codes >= 0, (len(levels), FOLDS)
     cells = codes[known] * FOLDS + folds[known]
-    sums: Any = np.bincount(cells, z[known], math.prod(shape)).reshape(shape).tolist()
+    sums = np.bincount(cells, z[known], math.prod(shape)).reshape(shape).tolist()
     n_rows = np.bincount(cells, None, math.prod(shape)).reshape(shape).tolist()
-    name = str(values.name)
-    return Input(name, "mean", levels=levels, sums=tuple(sums), counts=tuple(n_rows))
+    return Input(str(values.name), "mean", levels=levels, sums=sums, counts=n_rows)
 
 
 def _mean_target(
@@ -273,7 +267,7 @@ def _mean_target(
     return means
 
 
-def _codes(values: pd.Series, levels: Sequence[str | float]) -> np.ndarray:
+def _codes(values: pd.Series, levels: list) -> np.ndarray:
     """Number each value by its place in `levels`; -1 for a value that is none of them."""
     kind = pa.float64() if values.dtype == np.float64 else pa.string()
     found = pc.index_in(pa.array(values, kind, from_pandas=True), pa.array(levels, kind))
@@ -281,10 +275,7 @@ def _codes(values: pd.Series, levels: Sequence[str | float]) -> np.ndarray:
 
 
 def predict(network: Any, X: np.ndarray) -> np.ndarray:
-    """Predict with a Keras network, float64 of shape (n_rows,), for X of shape (n_rows, n_inputs).
-
-    A row gets the same bits alone as anywhere among a million others.
-    """
+    """Predict with a network, float64 of shape (n_rows,), for X of shape (n_rows, n_inputs)."""
     filled = np.pad(np.asarray(X, np.float32), ((0, -len(X) % LANE), (0, 0)))
     blocks = np.split(filled, range(BLOCK, len(filled), BLOCK))
     outputs = np.concatenate([network.predict_on_batch(block) for block in blocks])

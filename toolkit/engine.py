@@ -75,18 +75,14 @@ def _cluster(workers: int) -> Iterator[Any]:
 
 @dataclass(frozen=True)
 class Share:
-    """One of `count` shares of a source, which any process can read, again if it must.
-
-    place, columns: of the whole source. folder: on the disk of the machine that reads. collect:
-    of `reading.py`.
-    """
+    """One of `count` shares of a source, which any process can read, again if it must."""
 
     number: int
     count: int
-    place: tuple[str, str | None]
+    place: tuple[str, str | None]  # of the whole source
     columns: list[str]
-    folder: Path
-    collect: Any
+    folder: Path  # on the disk of the machine that reads
+    collect: Any  # of `reading.py`
 
     def open(self) -> tables.Table:
         """Open the pieces of this share alone."""

@@ -8,11 +8,8 @@ class UserError(ValueError):
 
 
 def reason(error: BaseException) -> str:
-    """Take the words that matter out of an exception: the system's, a database's, or its first.
-
-    User and password in a URL are left out before the text is cut, or the cut might show a part.
-    """
+    """Take the words that matter out of an exception: the system's, a database's, or its first."""
     text = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
-    text = re.sub(r"//[^@/\s]*@", "//", text)
+    text = re.sub(r"//[^@/\s]*@", "//", text)  # no password, nor a part that the cut would leave
     own = re.search(r"\(\w+\.\w+Error\) (.+)", text)
     return (own[1] if own else text.splitlines()[0])[:200]

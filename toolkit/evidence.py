@@ -23,10 +23,7 @@ from .words import format_amount, format_interval, safe_cells
 def look(
     terminal: cli.Terminal, data: str, parent: TrainedModel, rows: roles.RetrainingRows
 ) -> tuple[Evidence, np.ndarray]:
-    """Score the parent on the file's new rows, measure drift, look for signs of a broken file.
-
-    Prints what was found. Returns (evidence, what the parent predicts for the file's new rows).
-    """
+    """Tell the parent's error on new rows, drift and damage: (evidence, their predictions)."""
     schema, unit = parent.preprocessor.schema, parent.card.get("unit", "")
     target, measured = schema.target.name, dict(schema.kinds)
     y, prediction = rows.file[target].to_numpy(), predict(parent, rows.file)
@@ -53,10 +50,7 @@ def look(
 
 
 def weigh(work: Any, child: Any, found: Evidence, whole: np.ndarray) -> None:
-    """Compare parent and child on the same held-out rows; add verdict, causes, groups to `found`.
-
-    work, child: of mlflow_retrain.py. whole: what the parent predicts for the file's new rows.
-    """
+    """Add to `found` what comparing both models on held-out rows shows; `whole` is of `look`."""
     rows, schema, settings = work.rows, work.parent.preprocessor.schema, work.settings
     made, held, unit, target = child.predictions, found.held_out, found.unit, schema.target.name
     y, options, sure = dict[str, Any](), dict[str, Any](), comparison.confidence_of(rows.tries)
@@ -88,11 +82,7 @@ def weigh(work: Any, child: Any, found: Evidence, whole: np.ndarray) -> None:
 def _count_inside(
     found: Evidence, parent: TrainedModel, child: Any, targets: Mapping[str, np.ndarray]
 ) -> None:
-    """Add which new held-out rows lie within the 90 % ranges of both models.
-
-    Each half of the held-out rows counts by the child's errors on the other half; its card is given
-    the errors on all of them.
-    """
+    """Add which new held-out rows lie within 90 % ranges, of the child by its errors on others."""
     y, n_new, bounds = np.concatenate([*targets.values()]), len(targets["new"]), dict[str, Any]()
     made = np.concatenate([child.predictions[part]["retrained"] for part in targets])
     if ranges.KEPT in parent.card:
@@ -144,10 +134,7 @@ def log_inputs(work: Any, run_id: str) -> None:
 
 
 def log_evidence(work: Any, child: Any, found: Evidence) -> dict[str, float]:
-    """Log metrics, curves, figures, tables and the report; return the metrics.
-
-    work, child: of mlflow_retrain.py.
-    """
+    """Log metrics, curves, figures, tables and the report; return the metrics."""
     metrics, unit, new = report.metrics(found), found.unit, work.rows.held_out["new"]
     tracking.log_numbers(metrics, child.curves)
     drawn: dict[Any, Any] = {

@@ -77,10 +77,7 @@ def predicted_against_actual(
     unit: str = "",
     weights: ArrayLike | None = None,
 ) -> Figure:
-    """Draw predicted against actual amounts of 2,000 rows at most, one panel per model.
-
-    weights: of all rows in the MAE that stands above, of shape (n_rows,).
-    """
+    """Draw predicted against actual amounts of 2,000 rows, a panel per model; MAE by `weights`."""
     y = np.asarray(y_true, float)
     shown = np.random.default_rng(0).permutation(len(y))[:MAX_POINTS]
     errors = {name: np.abs(np.subtract(made, y)) for name, made in predictions.items()}

@@ -68,7 +68,7 @@ PERSONAL = (  # e-mail addresses, telephone numbers, social security numbers, ba
 class _Cells:
     """A column whose kind is being found out; `said` is what the user says of it, or None."""
 
-    def __init__(self, values: pd.Series, said: str | None, markers: tuple[str, ...]) -> None:
+    def __init__(self, values: pd.Series, said: str | None, markers: list[str]) -> None:
         self.values, self.name, self.markers = values, str(values.name), markers
         self.is_wanted, self.notes = said is not None, list[str]()
         self.said, _, self.form = (said or "").removeprefix("keep").partition(" ")
@@ -275,7 +275,7 @@ def infer_schema(
     said = _said(rows, target, source, flags)
     own = [name for name in rows if name.startswith("toolkit:")]  # of `roles.py`, in a buffer
     names = [target, *(n for n in rows if n not in own and said.get(n) not in ("target", "drop"))]
-    markers = tuple(map(str, flags.get("na", ())))
+    markers = [*map(str, flags.get("na", ()))]
     cells = [_Cells(rows[name], said.get(name), markers) for name in names]
     empty = [
         repr(x.name) for x in cells[1:] if x.sample.empty and (x.is_wanted or not _identifies(x))

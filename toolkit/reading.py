@@ -28,20 +28,18 @@ class Rows:
     """Keep conformed and hashed rows: all of them, or a sample beside files with all of them.
 
     The sample are the IN_MEMORY rows whose scrambled hashes are the smallest, as in
-    `roles.smallest`, and the latest row by `time`: what is held out by time ends there. table: all
-    rows or the sample, as `roles.py` describes it; n_rows: of the source; folder: of the files;
-    shares: of workers that keep the rows (`engine.py`); limit: of the hashes in the sample.
+    `roles.smallest`, and the latest row by `time`: what is held out by time ends there.
     """
 
     time: str = ""
-    folder: Path | None = None
+    folder: Path | None = None  # of the files
     keep: tempfile.TemporaryDirectory | None = None
-    shares: list = field(default_factory=list)
-    n_rows: int = 0
-    table: pd.DataFrame = field(default_factory=pd.DataFrame)
+    shares: list = field(default_factory=list)  # of workers that keep the rows (`engine.py`)
+    n_rows: int = 0  # of the source
+    table: pd.DataFrame = field(default_factory=pd.DataFrame)  # all rows or the sample
     parts: list[pd.DataFrame] = field(default_factory=list)
     files: list[Path] = field(default_factory=list)
-    limit: np.uint64 = np.uint64(2**64 - 1)  # noqa: RUF009
+    limit: np.uint64 = np.uint64(2**64 - 1)  # noqa: RUF009 - of the hashes in the sample
 
     def add(self, block: pd.DataFrame) -> None:
         """Add conformed and hashed rows."""
@@ -176,10 +174,7 @@ def read_first(settings: Any) -> tuple[Rows, Schema, list[str]]:
 
 
 def read_again(settings: Any, parent: Any, generation: int) -> tuple[Rows, roles.Roles, list[str]]:
-    """Read new rows for a `TrainedModel`: (rows, whose table has roles, roles, notes).
-
-    Raises UserError as `read_first` does, and for columns that are unknown to a model of ours.
-    """
+    """Read rows for a `TrainedModel`: (rows, whose table has roles; roles; notes), or UserError."""
     role, schema = parent.roles, parent.preprocessor.schema
     own = {name: getattr(role, name, "") for name in OWN}
     rows, _, notes = _read(settings, lambda *_: (schema, []), own, strict=bool(parent.card))

@@ -114,10 +114,7 @@ def promote(client: MlflowClient, name: str, new: str, expected: str | None) -> 
 
 
 def appoint(client: MlflowClient, name: str, version: str | None = None) -> tuple[str, str | None]:
-    """Make a version champion because a person says so, `@previous` where none is named.
-
-    Returns (new champion, the one before, if any). UserError where there is no such version.
-    """
+    """Make `version`, or `@previous`, champion: (new, the one before, if any), or UserError."""
     with registry_lock(client, name):
         current, quoted = champion_version(client, name), name.replace("'", "''")
         new = version or champion_version(client, name, PREVIOUS) or ""

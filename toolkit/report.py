@@ -25,33 +25,25 @@ NOTHING_NEW = Verdict("nothing_new", False, "nothing is trained")
 
 @dataclass
 class Evidence:
-    """Everything that a report tells.
-
-    prequential: the parent's MAE on the `prequential_rows` rows of the new file, before anything
-    was trained on them; history, the same by generation. held_out maps "new" and "old" to rows
-    scored alike. leakage counts rows by role. inside tells by model which new held-out rows lie
-    within its 90 % ranges. findings are the signs of a broken file, which the verdict names.
-    caveats join what is not proven. figures are SVG. hit: whether an error that was estimated
-    before came true.
-    """
+    """Everything that a report tells."""
 
     unit: str = ""
-    prequential: float | None = None
+    prequential: float | None = None  # the parent's MAE on the file's rows, before any training
     prequential_rows: int = 0
-    history: Mapping[int, float] = field(default_factory=dict)
+    history: Mapping[int, float] = field(default_factory=dict)  # the same, by generation
     verdict: Verdict = NOTHING_NEW
-    held_out: dict[str, HeldOut] = field(default_factory=dict)
+    held_out: dict[str, HeldOut] = field(default_factory=dict)  # "new" and "old"
     attribution: Attribution | None = None
-    leakage: Mapping[str, int] | None = None
-    inside: dict[str, np.ndarray] = field(default_factory=dict)
+    leakage: Mapping[str, int] | None = None  # rows by role
+    inside: dict[str, np.ndarray] = field(default_factory=dict)  # new rows in a model's 90 % ranges
     drift: pd.DataFrame | None = None
     groups: pd.DataFrame | None = None
     importance: pd.DataFrame | None = None
     dependence: Mapping[str, pd.DataFrame] = field(default_factory=dict)
-    findings: Sequence[str] = ()
-    caveats: Sequence[str] = ()
-    figures: Mapping[str, str] = field(default_factory=dict)
-    hit: bool | None = None
+    findings: Sequence[str] = ()  # signs of a broken file, which the verdict names
+    caveats: Sequence[str] = ()  # they join what is not proven
+    figures: Mapping[str, str] = field(default_factory=dict)  # SVG
+    hit: bool | None = None  # whether an error that was estimated before came true
 
 
 def write(evidence: Evidence, file: str | None) -> None:
@@ -105,10 +97,7 @@ def short_result(evidence: Evidence) -> str:
 
 
 def model_card(card: Mapping[str, Any], schema: Schema, *, heading: bool = True) -> str:
-    """Write the card of a model as Markdown; `card` is what `card.json` holds.
-
-    heading: a title and the result first. Columns left out of the schema are not named.
-    """
+    """Write what `card.json` holds as Markdown; `heading`: with a title and the result first."""
     return _template("model_card.md").render(card=card, schema=schema, heading=heading)[:MOST]
 
 

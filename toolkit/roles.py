@@ -25,10 +25,7 @@ MIN_RANKED = 50  # rows; a correlation of fewer says little
 
 
 def row_hashes(table: pd.DataFrame) -> np.ndarray:
-    """Hash features and target of conformed rows, uint64 (n_rows,), alike wherever rows stand.
-
-    The weight does not count: a row that comes again with another one was seen before.
-    """
+    """Hash features and target of conformed rows, but no weight: uint64 of shape (n_rows,)."""
     return pd.util.hash_pandas_object(own_columns(table), index=False).to_numpy(np.uint64)
 
 
@@ -52,7 +49,6 @@ class Roles:
 
     A row is held out when the scrambled hash of its content (with `group`: of its group) is below
     `threshold`. With `time` the rows whose time lies in one of the `intervals` (low, high] are.
-    `weight` names the column that says how much a row counts; it has no say in this.
     """
 
     seed: int
@@ -60,17 +56,15 @@ class Roles:
     group: str = ""
     time: str = ""
     intervals: tuple[tuple[float, float], ...] = ()
-    weight: str = ""
+    weight: str = ""  # the column that says how much a row counts; it has no say in this
 
     @classmethod
-    def choose(
-        cls, table: pd.DataFrame, test_size: float, seed: int, group: str = "", time: str = ""
-    ) -> "Roles":
-        """Choose the threshold so that the share `test_size` of distinct rows is held out."""
-        keys = np.unique(scrambled(table[GROUP if group else HASH], seed))
+    def choose(cls, table: pd.DataFrame, test_size: float, seed: int, **own: Any) -> "Roles":
+        """Hold out the share `test_size` of distinct rows; `own` are group, time and weight."""
+        keys = np.unique(scrambled(table[GROUP if own.get("group") else HASH], seed))
         n_held_out = min(math.ceil(test_size * len(keys)), len(keys) - 1)
-        roles = cls(seed, int(keys[n_held_out]), group, time)
-        return roles.with_latest(table, test_size) if time else roles
+        roles = cls(seed, int(keys[n_held_out]), **own)
+        return roles.with_latest(table, test_size) if roles.time else roles
 
     def with_latest(self, table: pd.DataFrame, test_size: float) -> "Roles":
         """Hold out the latest share of a file, too; never times that may have trained before."""
@@ -108,20 +102,14 @@ def hashed(table: pd.DataFrame, groups: pd.Series | None = None) -> pd.DataFrame
 
 
 def weights(table: pd.DataFrame, mean: float | None = None) -> np.ndarray:
-    """Return how much each row counts, float64 of shape (n_rows,): 1 in a table without weights.
-
-    With `mean` they are scaled to have it, as a training needs them: its learning rate is for 1.
-    """
+    """Return how much each row counts (1 if unknown), float64 (n_rows,), scaled to a `mean`."""
     found = table[WEIGHT].to_numpy(np.float64) if WEIGHT in table else np.ones(len(table))
     return found if mean is None else found * (mean / found.mean())
 
 
 def smallest(table: pd.DataFrame, limit: int) -> pd.DataFrame:
-    """Keep the `limit` rows of each role whose scrambled hashes are the smallest.
-
-    They are a uniform sample, whatever the order (bottom-k sampling, Cohen & Kaplan 2007).
-    """
-    order = pd.Series(scrambled(table[HASH], 1))
+    """Keep `limit` rows of each role, a uniform sample: those whose scrambled hash is smallest."""
+    order = pd.Series(scrambled(table[HASH], 1))  # bottom-k sampling (Cohen & Kaplan 2007)
     rank = order.groupby(table[ROLE].to_numpy()).rank(method="first")
     return table[(rank <= limit).to_numpy()].reset_index(drop=True)
 
@@ -164,19 +152,14 @@ def check_enough(table: pd.DataFrame, source: str) -> None:
 
 @dataclass(frozen=True)
 class RetrainingRows:
-    """Hold the rows of a retraining, each once.
+    """Hold the rows of a retraining, each once."""
 
-    file: the rows of the file that no version of the line has seen. train: the new ones, those of
-    versions that were refused included, then replayed ones of the parent. held_out: "new" and,
-    where there are any, "old". remembered: all training rows of the parent, replayed or not.
-    """
-
-    file: pd.DataFrame
-    train: pd.DataFrame
-    held_out: dict[str, pd.DataFrame]
+    file: pd.DataFrame  # those of the file that no version of the line has seen
+    train: pd.DataFrame  # new ones, those of refused versions included, then the parent's replayed
+    held_out: dict[str, pd.DataFrame]  # "new" and, where there are any, "old"
     parent_generation: int
     seen_before: int
-    remembered: pd.DataFrame
+    remembered: pd.DataFrame  # all training rows of the parent, replayed or not
 
     @property
     def new(self) -> np.ndarray:

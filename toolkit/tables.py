@@ -65,21 +65,14 @@ Piece = list[Callable[[], Blocks]]
 
 @dataclass
 class Table:
-    """Hold a table that is read in blocks, as often as needed.
+    """Hold a table that is read in blocks, as often as needed."""
 
-    source is as the user named it, without passwords; a piece is a list of readers; share (number,
-    count) tells which of `count` shares of the pieces these are. Known with the first block:
-    columns, and first_line, the line of the file that the first row stands in (2 in a plain CSV
-    file, 1 without a header line). Complete after the last: notes, a line for all that was
-    recognised or left out.
-    """
-
-    source: str
+    source: str  # as the user named it, without passwords
     pieces: list[Piece] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    first_line: int = 1
-    columns: list[str] = field(default_factory=list)
-    share: tuple[int, int] = (0, 1)
+    notes: list[str] = field(default_factory=list)  # what was recognised or left out, in the end
+    first_line: int = 1  # the file's line of the first row (2 in a plain CSV), once that is read
+    columns: list[str] = field(default_factory=list)  # known with the first block
+    share: tuple[int, int] = (0, 1)  # these pieces are that one of so many shares
     decimal: str = ""  # mark before decimals, where a text file with commas between columns tells
     label: str = ""  # of the last row, in a column without a name
     keep: Any = None  # a temporary folder that must outlive the readers
@@ -351,10 +344,7 @@ def _excel_as_csv(file: Path, table: Table) -> bytes:
 
 
 def _typed_blocks(batches: Iterable[pa.RecordBatch]) -> Blocks:
-    """Read typed rows: text as categories, decimals as floats, durations as seconds.
-
-    The index that pandas kept is plain.
-    """
+    """Read typed rows: text as categories, decimals as floats, durations as seconds."""
     options = {"ignore_metadata": True, "date_as_object": False, "strings_to_categorical": True}
     for batch in batches:
         decimals = [part.name for part in batch.schema if pa.types.is_decimal(part.type)]
@@ -451,10 +441,7 @@ def _records(lines: list[str], mark: str) -> list[list[str]]:
 
 
 def _are_spaced(lines: list[str]) -> bool:
-    """Tell whether spaces or tabs, one or more, cut all lines into equally many fields.
-
-    The header may lack the name of the first one, which numbers the rows.
-    """
+    """Tell whether blanks cut lines into equally many fields; the header may lack the first."""
     blanks = (" ".join(line.split()) for line in lines if line.strip())
     header, *widths = [len(cells) for cells in csv.reader(blanks, delimiter=" ")] or [0]
     return len({*widths}) == 1 and 1 < header <= widths[0] <= header + 1

@@ -71,10 +71,7 @@ def connect(tracking_uri: str, experiment: str) -> tuple[MlflowClient, str]:
 
 
 def _check_sqlite(file: Path) -> None:
-    """Create the database where there is none; refuse one of another program.
-
-    Several first runs at once each make one of another name; all but one then fail to link it.
-    """
+    """Create the database where there is none; refuse one of another program."""
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
     parent = file.absolute().parent
@@ -82,7 +79,7 @@ def _check_sqlite(file: Path) -> None:
         with tempfile.TemporaryDirectory(prefix=".mlflow-", dir=parent) as folder:
             new = Path(folder, "new.db")
             SqlAlchemyStore(f"{SQLITE}{new}", str(parent / "mlruns")).engine.dispose()
-            with contextlib.suppress(FileExistsError):
+            with contextlib.suppress(FileExistsError):  # of several first runs, one is the first
                 os.link(new, file)
     with contextlib.closing(sqlite3.connect(file, timeout=10)) as database:
         tables = database.execute("select name from sqlite_master").fetchall()
@@ -177,11 +174,8 @@ def log_inputs(
 
 
 def log_numbers(metrics: Mapping[str, float], curves: Mapping[str, list[float]]) -> None:
-    """Log to the active run, in one request: metrics, and curves as "epoch/…".
-
-    A model that is logged afterwards shows the metrics, as both are of step 0.
-    """
-    points = [(key, 0, value) for key, value in metrics.items()]
+    """Log to the active run, in one request: metrics, and curves as "epoch/…"."""
+    points = [(key, 0, value) for key, value in metrics.items()]  # as of a model logged afterwards
     for key, values in curves.items():
         points += [(f"epoch/{key}", epoch, value) for epoch, value in enumerate(values, 1)]
     now = int(time.time() * 1000)
