@@ -92,6 +92,7 @@ def track(settings: Settings, terminal: cli.Terminal, rows: Any, schema: Any, ro
         if settings.refit:  # the scores are of the network before
             network, preprocessor, *_ = fit_on(table, None, recipes)
             buffer, card["refit"] = buffer.assign(**{roles.ROLE: roles.TRAIN}), True
+            card["scale"] = asdict(model_utils.target_scale(table[target]))
         trained = artifact.TrainedModel(network, preprocessor, role, buffer, card)
         facts = keep(settings, client, trained, metrics, curves, test_rows, prediction)
         checkpoint.remove()
@@ -166,8 +167,14 @@ def describe(
     from toolkit.words import format_amount
 
     unit = settings.unit or ("€" if settings.target == "montant_pret" else "")
-    mae, mean = (format_amount(metrics[key], unit) for key in ("MAE", "MAE_mean"))
-    result = f"MAE {mae} on held-out rows, R² {metrics['R2']:.3f} (predicting the mean: MAE {mean})"
+    amounts = {key: format_amount(value, unit) for key, value in metrics.items()}
+    best = min("mean", "median", key=lambda constant: metrics[f"MAE_{constant}"])
+    is_useful = metrics["MAE"] < metrics[f"MAE_{best}"]
+    result = f"MAE {amounts['MAE']} on held-out rows, R² {metrics['R2']:.3f} "
+    if is_useful:
+        result += f"(predicting the mean: MAE {amounts['MAE_mean']})"
+    else:
+        result += f"(no better than predicting the {best}: MAE {amounts[f'MAE_{best}']})"
     data = cli.without_password(settings.data)
     y = roles.part(table, roles.TRAIN)[settings.target]
     return {
@@ -225,7 +232,7 @@ def say(
     flags = [] if settings.data == cli.DATA else ["--data", "NEW_ROWS.csv"]
     flags += ["--model-uri", facts["model_uri"], *cli.same_place(settings)]
     steps = [cli.command("python", "mlflow_retrain.py", *flags)]
-    cli.conclude(terminal, settings, run, steps, metrics=metrics, **facts)
+    cli.conclude(terminal, settings, run, steps, metrics=metrics, refit=settings.refit, **facts)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ python mlflow_retrain.py --model-uri models:/loan-amount/1 --data new.csv
 python mlflow_retrain.py --rollback
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -27,8 +28,10 @@ class Settings(cli.TrainingSettings):
     controls: bool = option(True, "train a control on old rows alone")
     max_forgetting: float = option(0.05, "share of the error on old rows", type=cli.share)
     promote: str = option("auto", "when the child becomes champion", choices=PROMOTE)
-    report: str | None = option(None, "write the report there, too: .html or .md", metavar="FILE")
-    approve: str | None = option(None, "make a version champion, as a person", metavar="VERSION")
+    report: str | None = option(
+        None, "write the report there, too: .html or .md", type=cli.page, metavar="FILE"
+    )
+    approve: str | None = option(None, "make a version champion, whatever was found", metavar="N")
     dry_run: bool = option(False, "estimate error and drift, also without target, and stop")
     rollback: bool = option(False, "make the previous champion champion again")
 
@@ -73,7 +76,7 @@ def retrain(settings: Settings) -> int:
     # Look at the rows before anything is trained on them.
     found, whole = evidence.look(terminal, settings.data, parent, rows)
     work = Work(settings, client, experiment, champion, parent, role, rows, table, buffer)
-    if found.prequential == found.prequential:  # else NaN: the file has no target
+    if math.isfinite(found.prequential or 0.0):  # the file has a target
         watching.check_estimate(work, terminal, found)
     if settings.dry_run:
         return settings.exit_with(watching.watch(work, terminal, found))
@@ -122,8 +125,8 @@ def track(work: Work, terminal: cli.Terminal, found: Any, whole: Any) -> int:
             refit(work, child, watch)  # the live line is gone by now, and silent
         facts = keep(work, run.info.run_id, child, found)
         checkpoint.remove()
-    report.write(found, settings.report)
     evidence.print_scores(terminal, found)
+    report.write(found, settings.report)
     say(settings, terminal, run.info, found, facts)
     return settings.exit_with(facts["promoted"])
 
@@ -160,15 +163,16 @@ def keep(work: Work, run_id: str, child: "Child", found: Any) -> dict[str, Any]:
         if facts["promoted"] != found.verdict.promoted:  # the registry forbade it
             found.verdict = replace(found.verdict, promoted=False)
             evidence.log_report(found)
-    return {"metrics": metrics, **facts}
+    return {"metrics": metrics, "refit": "refit" in trained.card, **facts}
 
 
 def say(settings: Settings, terminal: cli.Terminal, run: Any, found: Any, facts: Any) -> None:
     """Print the verdict and the next commands, or all of it as one object."""
-    back = cli.command("python", "mlflow_retrain.py", "--rollback", *cli.same_place(settings))
+    way = ["--rollback"] if facts["promoted"] else ["--approve", facts["version"]]
+    step = cli.command("python", "mlflow_retrain.py", *way, *cli.same_place(settings))
     facts["verdict_kind"] = found.verdict.kind
     facts["intervals"] = {part: asdict(held.change) for part, held in found.held_out.items()}
-    cli.conclude(terminal, settings, run, [back] if facts["promoted"] else [], **facts)
+    cli.conclude(terminal, settings, run, [step], **facts)
 
 
 @dataclass
@@ -286,8 +290,11 @@ def continue_foreign(work: Work, watch: Callable) -> Child:
     settings, parent, rows = work.settings, work.parent, work.rows
     X, y, preprocessor = model_utils.preprocessing(rows.train, preprocessor=parent.preprocessor)
     recipe = model_utils.sized_recipe(len(X), settings.epochs, settings.batch_size)
-    network = parent.network
-    if not network.compiled:
+    network = keras.models.clone_model(parent.network)  # the parent is compared with it
+    network.set_weights(parent.network.get_weights())
+    if parent.network.compiled:
+        network.compile_from_config(parent.network.get_compile_config())
+    else:
         network.compile(keras.optimizers.AdamW(settings.learning_rate or 1e-3), loss="mse")
     options: dict[str, Any] = {"epochs": recipe.epochs, "batch_size": recipe.batch_size}
     options |= {"callbacks": watch("training"), "seed": settings.seed}
@@ -302,13 +309,19 @@ def move_champion(settings: Settings) -> int:
     """Make another version champion: the one before, or one that a person approves."""
     with cli.quiet_start("starting", settings.quiet):
         from toolkit import registry, tracking
+        from toolkit.errors import UserError
+    if settings.dry_run or (settings.rollback and settings.approve):
+        raise UserError(
+            "--approve and --rollback move the champion at once; expected neither --dry-run nor "
+            "each other beside them: leave one out"
+        )
     client, _ = tracking.connect(settings.tracking_uri, settings.experiment)
     name, terminal = settings.model_name, cli.Terminal(settings.quiet, settings.json)
     new, old = registry.appoint(client, name, settings.approve)
     beside = f", version {old} is @previous" if old else ""
     terminal.say(f"{name}: version {new} is champion{beside}")
     lines = registry.history(client, name)
-    for line in lines:
+    for line in lines[-5:]:
         terminal.say(f"  {line}")
     terminal.result(model_name=name, champion=new, previous=old, history=lines)
     return 0

@@ -43,6 +43,9 @@ def score(settings: Settings) -> int:
             f"--output {str(settings.output)!r} was passed; expected a name ending in .csv or "
             ".parquet"
         )
+    read, written = Path(settings.data).resolve(), settings.output.resolve()
+    if read == written or (read in written.parents and written.exists()):
+        raise UserError(f"--output {str(settings.output)!r} is read by --data; expected a new file")
     tracking.connect(settings.tracking_uri, settings.experiment)
     uri = settings.model_uri or f"models:/{settings.model_name}@{registry.CHAMPION}"
     model = artifact.load_model(uri, settings.models_dir / "preprocessor.pkl")
@@ -68,7 +71,8 @@ def predictions(
     from toolkit import encoding, ranges
 
     for rows in source.blocks():
-        found = {"prediction": encoding.predict(network, preprocessor.encode(rows, source.source))}
+        X = preprocessor.encode(rows, source=source.source, decimal=source.decimal)
+        found = {"prediction": encoding.predict(network, X)}
         if interval:
             found["low"], found["high"] = ranges.around(card, found["prediction"], interval)
         yield found

@@ -92,9 +92,10 @@ def test_negative_amounts_in_brackets_and_with_signs_are_negative():
 def test_point_of_thousands_is_recognised_by_the_column_or_the_file():
     whole = [int(v) for v in RNG.uniform(100, 9999, N)]
     german = [f"{v:,}".replace(",", ".") for v in whole]
-    _, values, notes = learn(german)
-    assert values.tolist() == whole
-    assert "read as" in notes
+    rows = table(c=german, x=whole, y=whole).astype({"x": "str", "y": "str"})
+    schema, notes = infer_schema(rows, "y")
+    assert conform(rows, schema)[0]["c"].tolist() == whole
+    assert "read as" in " ".join(notes)
     thousands = repeat("1.234", "7.719")
     other = [f"{v:.1f}".replace(".", ",") for v in RNG.uniform(1, 9, N)]
     rows = table(c=thousands, other=other)[["c", "other", "y"]]
@@ -664,3 +665,118 @@ def test_half_a_million_rows_are_conformed_in_seconds(typed):
     start = time.perf_counter()
     assert len(conform(rows, schema)[0]) == n
     assert time.perf_counter() - start < (3 if typed else 8)
+
+
+# --- what a later file leaves open ---------------------------------------------------------------
+
+
+def test_later_file_with_points_before_three_digits_is_read_as_trained_or_asked_about():
+    def later(trained, new, **options):
+        schema = Schema(Column("y", "numeric", "."), (learn(trained)[0],))
+        rows = table(c=new, x=repeat("3", "4"), y=repeat("3", "4"))
+        return conform(rows, schema, **options)[0]["c"][:3].tolist()
+
+    new = repeat("1.725", "2.310", "4.637")
+    assert "'1.725', which can be read as thousands" in refused(later, repeat("949", "604"), new)
+    assert later(repeat("949", "604"), new, decimal=".") == [1.725, 2.31, 4.637]
+    assert later(repeat("949", "604"), repeat("1.725", "64", "2.310")) == [1725, 64, 2310]
+    assert later(repeat("339,5", "64,25"), new) == [1725, 2310, 4637]
+    assert later(repeat("949", "604"), repeat("12,5", "949"))[:2] == [12.5, 949]
+    assert later(repeat("339.5", "64.25"), new) == [1.725, 2.31, 4.637]
+    assert later(repeat(339.5, 64.25), new) == [1.725, 2.31, 4.637]
+    assert later(repeat("949", "604"), repeat("12.5", "949", "3.25")) == [12.5, 949, 3.25]
+
+
+def test_mark_that_the_file_tells_is_not_overruled_by_how_numbers_look():
+    prices = repeat("1.407", "0", "2.310", "7")
+    assert learn(prices, decimal=".")[1][:3].tolist() == [1.407, 0, 2.31]
+
+
+def test_numbers_with_either_mark_before_decimals_are_asked_about():
+    assert "with a point before the decimals" in refused(learn, repeat("1,50", "2.75"))
+
+
+@pytest.mark.parametrize(
+    ("texts", "values"),
+    [
+        (("11,81,140", "5,140", "2,00,000.50"), (1_181_140, 5_140, 200_000.5)),
+        (("8.252,58-", "1.000,00", "17,5-"), (-8252.58, 1000, -17.5)),
+        (("- 5,25", "3,5", "12,75"), (-5.25, 3.5, 12.75)),
+        (("−54.82", "3.5", "12.75"), (-54.82, 3.5, 12.75)),
+    ],
+)
+def test_minus_and_groups_of_digits_are_read_as_their_countries_write_them(texts, values):
+    assert learn(repeat(*texts))[1][:3].tolist() == list(values)
+
+
+def test_unit_on_some_numbers_alone_is_none_of_the_others():
+    others = [*range(100, 100 + N // 2)]
+    assert "'70%'" in refused(learn, [*repeat("70%", "0.66", "0.5")[: N // 2], *others])
+    column, _, notes = learn([*repeat("12K", "500", "850")[: N // 2], *others])
+    assert column is None or (column.kind == "categorical" and "such as '12K'" in notes)
+    assert learn(repeat("$5", "6", "7.5"))[1][:3].tolist() == [5, 6, 7.5]
+    assert learn(repeat("0", *["5 kg", "6 kg"] * 3))[1][:3].tolist() == [0, 5, 6]
+
+
+def test_addresses_of_machines_and_versions_are_no_numbers():
+    for texts in (("10.0.0.1", "10.0.0.27"), ("2.0.0", "2.10.1")):
+        column, _, notes = learn(repeat(*texts))
+        assert column.kind == "categorical"
+        assert f"such as {texts[0]!r}" in notes
+
+
+def test_years_of_two_digits_come_first_where_they_are_far_fewer():
+    days = pd.date_range("2023-01-01", periods=N, freq="D")
+    for form in ("%y/%m/%d", "%y.%m.%d", "%d.%m.%y"):
+        _, values, notes = learn(days.strftime(form).tolist())
+        assert form in notes
+        assert values.tolist() == [float(d) for d in (days - pd.Timestamp(0)).days]
+
+
+def test_later_dates_may_have_a_clock_or_none():
+    days = pd.date_range("2023-01-01 08:30", periods=N, freq="D")
+    column, *_ = learn(days.strftime("%d.%m.%Y %H:%M").tolist())
+    schema = Schema(Column("y", "numeric", "."), (column,))
+    texts = repeat("05.03.2024", "05.03.2024 06:00", "05.03.2024 06:00:00", "2024-03-05", "n.c.")
+    found = conform(table(c=texts), schema)[0]["c"][:5]
+    np.testing.assert_allclose(found, [19787, 19787.25, 19787.25, 19787, np.nan])
+
+
+@pytest.mark.parametrize("form", ["%G-W%V", "%Q"])
+def test_format_that_pandas_does_not_take_is_one_line(form):
+    said = refused(learn, repeat("2024-W05", "2024-W06"), date=[f"c={form}"])
+    assert f"the format {form!r}, which is not understood" in said
+
+
+@pytest.mark.parametrize(("marker", "share"), [("-9999", 0.3), ("999", 0.2), ("1e20", 0.15)])
+def test_number_that_stands_in_for_missing_ones_is_noted_in_however_many_rows(marker, share):
+    values = [marker if i % 10 < 10 * share else f"{20 + i % 7}.5" for i in range(N)]
+    rows = table(c=values)
+    schema, _ = infer_schema(rows, "y")
+    assert "absurd beside its other values" in " ".join(conform(rows, schema)[1])
+    kept, notes = conform(table(y=values), infer_schema(table(y=values), "y")[0])
+    assert len(kept) == N - values.count(marker)
+    assert "are left out" in notes[0]
+
+
+def test_cells_of_several_values_are_left_out():
+    people = [{"name": f"Anna {i % 9}", "mail": "a@x.org"} for i in range(N)]
+    for cells in (people, [[1, 2]] * N, [np.array([i, 2]) for i in range(N)]):
+        column, _, notes = learn(cells)
+        assert column is None
+        assert "its cells hold several values each" in notes
+
+
+@pytest.mark.parametrize("name", ["lname", "Kundenname", "Votre nom", "doctor_name", "Strasse"])
+def test_more_names_of_persons_are_left_out(name):
+    assert learn([f"Wort {i % 90}" for i in range(N)], name)[0] is None
+
+
+@pytest.mark.parametrize("name", ["Kundennummer", "customer_no", "MRN"])
+def test_more_ids_are_left_out(name):
+    assert learn(repeat(*range(1, 60)), name)[0] is None
+
+
+def test_timestamp_is_no_number_of_a_person():
+    moments = [str(1_700_100_000_000 + 60_000 * i) for i in range(N)]
+    assert learn(moments, "timestamp")[0].kind == "date"

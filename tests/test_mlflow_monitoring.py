@@ -402,3 +402,41 @@ def test_columns_of_a_table_of_ones_own_are_told_apart_and_a_user_has_the_last_w
     kept = [*flags, "--keep", "id"]
     assert fresh_place.train("--data", "own.parquet", *kept) == 0, fresh_place.err
     assert "id" in fresh_place.load("models:/own/2").preprocessor.schema.features
+
+
+@pytest.mark.usefixtures("no_training")
+def test_refit_keeps_the_scale_of_the_network_that_is_kept(fresh_place, files):
+    rows = pd.read_csv(files / "old.csv")
+    rows.loc[rows.index[::40], "montant_pret"] += 40_000
+    rows.to_csv(fresh_place.folder / "rows.csv", index=False)
+    assert fresh_place.train("--data", "rows.csv", "--refit") == 0, fresh_place.err
+    assert "it was trained once more, on its held-out rows as well" in fresh_place.out
+    model = fresh_place.load("models:/loan-amount/1")
+    kept = model_utils.target_scale(rows["montant_pret"])
+    assert model.card["scale"] == pytest.approx(vars(kept))
+    layer = model.network.get_layer("target_units")
+    assert layer.offset == pytest.approx(kept.low)
+    about = fresh_place.client.get_model_version("loan-amount", "1").description
+    assert "trained once more, on the held" in about
+
+
+@pytest.mark.usefixtures("no_training")
+def test_model_that_a_constant_beats_says_so(fresh_place):
+    rng = np.random.default_rng(0)
+    rows = pd.DataFrame({"x": rng.normal(size=400), "y": rng.choice([0, 0, 0, 50.0], 400)})
+    rows.to_csv(fresh_place.folder / "rows.csv", index=False)
+    assert fresh_place.train("--data", "rows.csv", "--target", "y") == 0, fresh_place.err
+    assert "(no better than predicting the median: MAE" in fresh_place.out
+
+
+@pytest.mark.parametrize("flag", ["--group", "--weight", "--time"])
+def test_target_has_no_second_part_to_play(fresh_place, files, flag):
+    assert fresh_place.train("--data", files / "old.csv", flag, "montant_pret") == 2
+    assert f"{flag} 'montant_pret' is the target" in fresh_place.err
+
+
+@pytest.mark.usefixtures("no_training")
+def test_groups_beside_time_are_said_not_to_decide_what_is_held_out(fresh_place, files):
+    flags = ["--group", "sexe", "--time", "age"]
+    assert fresh_place.train("--data", files / "old.csv", *flags) == 0, fresh_place.err
+    assert "the latest rows are held out, whatever their 'sexe'" in fresh_place.out

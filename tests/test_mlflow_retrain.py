@@ -937,3 +937,89 @@ def test_failure_after_training_keeps_the_champion_and_ends_the_run(workshop, fi
         workshop.retrain("--data", files / "new.csv", *QUICK)
     assert [run.info.status for run in workshop.runs()] == ["FAILED", "FINISHED"]
     assert workshop.champion() == "1"
+
+
+@pytest.mark.usefixtures("no_training")
+def test_refused_version_with_a_smaller_buffer_loses_no_row_of_the_champion(workshop, files):
+    flags = ["--data", files / "new.csv", "--promote", "never", "--buffer-rows", 0, *QUICK]
+    assert workshop.retrain(*flags) == 0, workshop.err
+    assert workshop.out.endswith("runs?viewStateShareKey=verdicts&workflowType=machine_learning\n")
+    assert "mlflow_retrain.py --approve 2" in workshop.out
+    assert workshop.retrain("--data", files / "old.csv") == 0, workshop.err
+    assert "nothing new in" in workshop.out
+
+
+@pytest.mark.usefixtures("no_training")
+def test_without_a_champion_among_versions_none_is_promoted_by_itself(workshop, files):
+    workshop.client.delete_registered_model_alias("loan-amount", "champion")
+    assert workshop.retrain("--data", files / "new.csv") == 2
+    assert "mlflow_retrain.py --approve" in workshop.err
+    flags = ["--model-uri", "models:/loan-amount/1", "--data", files / "new.csv", *QUICK]
+    assert workshop.retrain(*flags) == 0, workshop.err
+    assert "kept champion, there is no champion" in workshop.out or "worse" in workshop.out
+    assert workshop.champion() is None
+
+
+def test_a_network_of_another_program_is_compared_as_it_was(workshop, no_figures, monkeypatch):
+    parent = workshop.load("models:/loan-amount/1")
+    theirs = keras.Sequential([keras.Input((parent.preprocessor.width,)), keras.layers.Dense(1)])
+    theirs.compile("sgd", "mae")
+    before = theirs.get_weights()
+    rows = roles.gather(parent.buffer.assign(**{roles.GENERATION: 1}), parent.buffer.head(0), 0)
+    theirs_whole = artifact.TrainedModel(theirs, parent.preprocessor)
+    settings = mlflow_retrain.Settings()
+    work = mlflow_retrain.Work(
+        settings, None, "", None, theirs_whole, None, rows, parent.buffer, parent.buffer
+    )
+    child = mlflow_retrain.continue_foreign(work, lambda name: [])
+    assert child.network.get_compile_config() == theirs.get_compile_config()
+    for old, now, new in zip(
+        before, theirs.get_weights(), child.network.get_weights(), strict=True
+    ):
+        np.testing.assert_array_equal(old, now)
+        assert (old != new).any()
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--approve", "1", "--dry-run"], "neither --dry-run nor each other"),
+        (["--approve", "1", "--rollback"], "neither --dry-run nor each other"),
+    ],
+)
+def test_champion_is_not_moved_in_a_dry_run_or_in_two_ways_at_once(workshop, flags, words):
+    before = workshop.client.get_registered_model("loan-amount").last_updated_timestamp
+    assert workshop.retrain(*flags) == 2
+    assert words in workshop.err
+    assert workshop.client.get_registered_model("loan-amount").last_updated_timestamp == before
+
+
+@pytest.mark.parametrize("file", ["report.pdf", "nowhere/report.html"])
+def test_report_that_cannot_be_written_is_refused_before_anything_is_trained(
+    workshop, files, file, capsys
+):
+    with pytest.raises(SystemExit) as end:
+        workshop.retrain("--data", files / "new.csv", "--report", file)
+    assert end.value.code == 2
+    assert len(workshop.runs()) == 1
+
+
+@pytest.mark.usefixtures("no_training")
+def test_marker_that_a_later_file_needs_is_named_then_and_kept(workshop):
+    rows = loans("new", 0, 300)
+    column = next(name for name in rows if rows[name].dtype.kind in "if" and name != TARGET)
+    rows[column] = rows[column].astype(object)
+    rows.loc[rows.index[::50], column] = "k. A. (spät)"
+    rows.to_csv(workshop.folder / "new.csv", index=False)
+    assert workshop.retrain("--data", "new.csv", *QUICK) == 2
+    assert "'k. A. (spät)'" in workshop.err
+    flags = ["--promote", "always", "--na", "k. A. (spät)", *QUICK]
+    assert workshop.retrain("--data", "new.csv", *flags) == 0, workshop.err
+    assert workshop.score("--data", "new.csv", "--output", "scored.csv") == 0, workshop.err
+    assert len(pd.read_csv(workshop.folder / "scored.csv")) == 300
+
+
+@pytest.mark.usefixtures("no_training")
+def test_object_for_programs_is_printed_quietly_too(workshop, files):
+    assert workshop.retrain("--data", files / "new.csv", *QUICK, "--json", "--quiet") == 0
+    assert told(workshop)["version"] == "2"

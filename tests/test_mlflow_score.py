@@ -170,3 +170,14 @@ def test_server_gives_every_row_the_same_prediction(started, place, expected, fo
     status, answer = server.post("/invocations", *body(place.sent, form))
     assert status == 200, answer
     assert json.loads(answer)["predictions"] == expected.tolist()
+
+
+def test_file_that_is_read_is_never_written_over(workshop, files):
+    rows = pd.read_csv(files / "new.csv")
+    rows.to_csv(workshop.folder / "rows.csv", index=False)
+    (workshop.folder / "many").mkdir()
+    rows.to_csv(workshop.folder / "many" / "a.csv", index=False)
+    for data, output in (("rows.csv", "./rows.csv"), ("many", "many/a.csv")):
+        assert workshop.score("--data", data, "--output", output) == 2
+        assert "is read by --data" in workshop.err
+        pd.testing.assert_frame_equal(pd.read_csv(workshop.folder / output), rows)

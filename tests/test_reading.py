@@ -328,7 +328,7 @@ def test_of_more_rows_a_sample_is_in_memory_and_all_are_in_files(many, source, m
     assert read.n_rows == MANY
     assert len(read.table) == 100
     assert list(read.table) == [*schema.features, "y", roles.HASH]
-    keys = roles.scrambled(together[roles.HASH].to_numpy(), 1)
+    keys = roles.scrambled(together[roles.HASH].to_numpy(), roles.SAMPLE)
     smallest = together[keys <= np.sort(keys)[99]].reset_index(drop=True)
     pd.testing.assert_frame_equal(read.table, smallest)
 

@@ -12,7 +12,7 @@ import pytest
 from toolkit import comparison, drift, figures, report
 from toolkit.columns import Column, Schema
 from toolkit.evidence import _caveats
-from toolkit.roles import Roles
+from toolkit.roles import Roles, hashed
 from toolkit.words import escape_markdown, format_amount, format_interval
 
 RNG = np.random.default_rng
@@ -312,7 +312,16 @@ def test_odd_cells_stay_in_their_column(value):
 def test_rows_that_belong_together_are_a_caveat_unless_a_flag_held_them_out_as_one():
     schema = Schema(Column("y", "numeric"), (Column("x", "numeric"),))
     y = np.repeat(np.random.default_rng(0).normal(size=30), 5)
-    rows = SimpleNamespace(file=pd.DataFrame({"y": y}), tries=1)
-    (said,) = _caveats(schema, Roles(1, 1), rows)
+    table = hashed(pd.DataFrame({"x": np.arange(150.0), "y": y}))
+    rows = SimpleNamespace(file=table, tries=1)
+    work = SimpleNamespace(rows=rows, table=table, role=Roles(1, 1))
+    (said,) = _caveats(work, evidence(), schema)
     assert said.startswith("Rows beside each other have alike targets")
-    assert _caveats(schema, Roles(1, 1, group="g"), rows) == []
+    work.role = Roles(1, 1, group="g")
+    assert _caveats(work, evidence(), schema) == []
+    work.table = pd.concat([table, table[:60]])
+    (said,) = _caveats(work, evidence(), schema)
+    assert said.startswith("57% of the rows equal another one")
+    useless = evidence()
+    useless.held_out["new"].scores.loc["median", "MAE"] = 0.5
+    assert "predicting the median for all of them" in _caveats(work, useless, schema)[1]

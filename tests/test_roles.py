@@ -182,8 +182,8 @@ def test_buffer_holds_the_rows_with_the_smallest_keys_of_each_role():
     kept = roles.remember(table.head(0), table, 10)
     assert kept[ROLE].value_counts().to_dict() == {TRAIN: 10, HELD_OUT: 10}
     for role in (TRAIN, HELD_OUT):
-        keys = roles.scrambled(table[HASH][table[ROLE] == role], 1)
-        best = roles.scrambled(kept[HASH][kept[ROLE] == role], 1)
+        keys = roles.scrambled(table[HASH][table[ROLE] == role], roles.SAMPLE)
+        best = roles.scrambled(kept[HASH][kept[ROLE] == role], roles.SAMPLE)
         assert sorted(best) == sorted(keys)[:10]
 
 
@@ -370,3 +370,51 @@ def test_file_in_which_rows_belong_together_is_told_apart_from_one_in_any_order_
     with np.errstate(all="raise"):
         assert roles.alike_beside(np.eye(1, 100)[0]) == ""  # the first row alone differs
     assert not any(roles.alike_beside(rng.lognormal(0, 2, 50)) for _ in range(200))
+
+
+def test_last_week_is_held_out_whole_where_it_has_more_than_the_share():
+    table = table_of(320, week=np.repeat([1.0, 2.0, 3.0, 4.0], 80))
+    role = Roles.choose(table, 0.2, seed=1, time="week")
+    assert table["week"][role.held_out(table)].tolist() == [4.0] * 80
+    later = table_of(160, week=np.repeat([5.0, 6.0], 80))
+    role = role.with_latest(later, 0.2)
+    assert later["week"][role.held_out(later)].tolist() == [6.0] * 80
+    assert role.held_out(table).sum() == 80
+
+
+def test_group_is_the_same_however_a_file_writes_its_number():
+    rows = roles.own_columns(table_of(4))
+    hashes = [
+        roles.hashed(rows, pd.Series(groups))[GROUP].tolist()
+        for groups in ([101, 102, 103, 103], [101.0, 102.0, 103.0, 103.0], ["101", "102.0"] * 2)
+    ]
+    assert hashes[0] == hashes[1]
+    assert hashes[2][:2] == hashes[0][:2]
+
+
+def test_sample_does_not_follow_the_roles_of_any_seed():
+    table = table_of(2_000)
+    for seed in range(5):
+        role = Roles.choose(table, 0.2, seed)
+        sample = roles.smallest(table.assign(**{ROLE: TRAIN}), 400)
+        assert 0.12 < role.held_out(sample).mean() < 0.28, seed
+
+
+def test_group_that_a_refit_trained_on_is_never_held_out_again():
+    groups = pd.Series([f"g{i % 20}" for i in range(200)])
+    table = roles.hashed(roles.own_columns(table_of(200)), groups)
+    role = Roles.choose(table, 0.3, seed=1, group="g")
+    buffer = role.assign(table, 0).assign(**{ROLE: TRAIN})  # as after --refit
+    more = pd.Series([f"g{i % 25}" for i in range(200)])
+    file = role.assign(roles.hashed(roles.own_columns(table_of(200, seed=1)), more), 1)
+    rows = roles.gather(file, buffer, 0)
+    held_out = set(rows.held_out["new"][GROUP])
+    assert not held_out & set(table[GROUP])
+    assert len(rows.train) + len(rows.held_out["new"]) == 400
+
+
+def test_many_equal_rows_are_noticed_and_a_few_are_not():
+    table = table_of(100)
+    assert roles.repeated(table) == ""
+    twice = pd.concat([table, table[:20]])
+    assert roles.repeated(twice).startswith("33% of the rows equal another one")

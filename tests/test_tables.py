@@ -192,7 +192,7 @@ def test_total_in_the_index_of_another_file_takes_no_row_from_the_last(tmp_path)
     rows = pd.DataFrame({"zone": ["a", "b"] * 5, "n": range(10)})
     rows.rename(index={9: "Total"}).to_csv(tmp_path / "1.csv")
     rows.to_csv(tmp_path / "2.csv", index=False)
-    assert len(read(open_table(str(tmp_path)))) == 20
+    assert read(open_table(str(tmp_path)))["n"].tolist() == [*map(str, [*range(9), *range(10)])]
 
 
 def test_index_that_pandas_kept_is_plain_and_a_named_one_is_a_column(tmp_path):
@@ -431,3 +431,47 @@ def test_fields_with_separators_quotes_and_line_breaks_are_whole(tmp_path):
         "d;e;f",
         "plain",
     ]
+
+
+def test_each_file_of_a_folder_may_end_with_a_total(tmp_path):
+    for name in ("a", "b"):
+        write(tmp_path, CSV.replace(",", ";") + "Gesamtergebnis;;35495\n", f"{name}.csv")
+    table = open_table(str(tmp_path))
+    assert_same_rows(table, pd.concat([ROWS, ROWS], ignore_index=True))
+    assert "a total ('Gesamtergebnis')" in " ".join(table.notes)
+
+
+def test_quoted_amounts_with_commas_do_not_hide_the_mark_between_columns(tmp_path):
+    lines = ['"Konto";"DE1"', '"Stand";"1.234,56 EUR"', '"age";"zone";"prix"']
+    lines += [f'"{age}";"{zone}";"-{prix:.2f} €"' for age, zone, prix in ROWS.to_numpy()]
+    rows = read(open_table(write(tmp_path, "\n".join(lines).replace(".", ",") + "\n")))
+    assert rows["prix"].tolist() == ["-8648,00 €", "-10135,00 €", "-7710,50 €", "-9001,00 €"]
+
+
+def test_cell_may_be_long(tmp_path):
+    long = "1 2, " * 40_000
+    rows = read(open_table(write(tmp_path, CSV + f'33,"{long}",8000\n')))
+    assert rows["zone"].tolist()[-1] == long
+
+
+def test_excel_keeps_texts_that_pandas_takes_for_missing_and_years_in_its_header(tmp_path):
+    pytest.importorskip("openpyxl")
+    rows = pd.DataFrame({"land": ["NA", "None", "DE"], 2021: [1.5, 2, 3], 2022: [1, 2, 3]})
+    for name in ("t.xlsx", "t.xlsm"):
+        with pd.ExcelWriter(tmp_path / name, engine="openpyxl") as book:
+            rows.to_excel(book, index=False)
+        found = read(open_table(str(tmp_path / name)))
+        assert list(found.columns) == ["land", "2021", "2022"]
+        assert found["land"].tolist() == ["NA", "None", "DE"]
+
+
+def test_workbook_that_is_none_says_what_is_wrong_and_advises_no_package_at_random(tmp_path):
+    pytest.importorskip("openpyxl")
+    old = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(4096)
+    assert "pip install pyarrow" not in refused(write(tmp_path, old, "t.xlsx"))
+
+
+def test_several_columns_without_a_name_are_counted(tmp_path):
+    table = open_table(write(tmp_path, "a,,,y\n" + "1,2,3,4\n" * 3))
+    assert list(read(table)) == ["a", "y"]
+    assert table.notes[0].startswith("2 columns without a name")

@@ -24,7 +24,7 @@ from mlflow.types.schema import ColSpec, DataType, ParamSchema, ParamSpec, Schem
 from . import cli
 from .encoding import Preprocessor
 from .errors import UserError, reason
-from .roles import Roles
+from .roles import Roles, unseen
 
 logging.getLogger("mlflow.pyfunc").setLevel(logging.WARNING)  # no word on every validated example
 logging.getLogger("tensorflow").setLevel(logging.ERROR)  # nor on every network that is compiled
@@ -188,7 +188,8 @@ def _download(uri: str, folder: str) -> Path:
     except (MlflowException, OSError, ValueError) as error:
         raise UserError(
             f"no model at {uri} ({reason(error)}); expected models:/{cli.NAME}/1, "
-            "runs:/RUN_ID/NAME or a model folder: train a first one with mlflow_monitoring.py"
+            "runs:/RUN_ID/NAME or a model folder: train a first one with mlflow_monitoring.py, or "
+            "make a version champion with mlflow_retrain.py --approve"
         ) from error
     if not (local / "MLmodel").is_file():
         raise UserError(f"{uri} is no MLflow model: it has no MLmodel file; pass its folder")
@@ -256,5 +257,6 @@ def newest_buffer(
             newer = load_model(f"models:/{name}/{each.version}", Path())
             same_line = newer.card["lineage"][: len(line)] == line
             if same_line and newer.card.get("verdict_kind") != "suspicious":  # refused ones count
-                return newer.buffer, newer.generation
+                lost = unseen(parent.buffer, newer.buffer)  # it may have kept fewer rows
+                return pd.concat([newer.buffer, lost], ignore_index=True), newer.generation
     return parent.buffer, parent.generation

@@ -65,6 +65,11 @@ share = checked(float, lambda v: 0 < v < 1, "a share between 0 and 1, such as 0.
 name = checked(str, str.strip, "a name")
 plain = re.compile(r"(?!\s*$|\.$|.*\.\.)[^/:]+").fullmatch
 model_name = checked(str, plain, "a name without / and : and ..")
+page = checked(
+    str,
+    lambda file: Path(file).suffix in (".html", ".htm", ".md") and Path(file).parent.is_dir(),
+    "a name ending in .html or .md, in a folder that exists",
+)
 
 
 def option(default: Any, help: str, **flag: Any) -> Any:
@@ -267,6 +272,7 @@ class Terminal(Console):
         if isinstance(sys.stdout, io.TextIOWrapper):  # a log, say, that knows no euro sign
             sys.stdout.reconfigure(errors="replace")
         width = shutil.get_terminal_size((10_000, 24)).columns  # in a pipe nothing is wrapped
+        quiet &= not as_json  # the object was asked for
         super().__init__(quiet=quiet, width=width, markup=False, emoji=False, highlight=False)
         self.as_json = as_json
 
@@ -326,6 +332,8 @@ def conclude(
     name = settings.model_name
     terminal.say(facts["verdict"], STYLES.get(facts.get("verdict_kind", "better"), "bold red"))
     terminal.say(f"{name} version {facts['version']} is {facts['model_uri']}")
+    if facts["refit"]:
+        terminal.say("it was trained once more, on its held-out rows as well")
     terminal.say("\nNext:")
     for step in [*steps, f"open {url}"]:
         terminal.say(f"  {step}")

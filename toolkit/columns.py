@@ -21,13 +21,14 @@ MAX_NUMBER = 1e100  # beyond it, float64 cannot hold the squares that statistics
 NO_VALUE = ("", "NA", "N/A", "n/a", "#N/A", "<NA>", "NULL", "null", "NaN", "nan", "None", "NaT")
 WORDS = (
     "? - -- --- . .. … – — * na n/a n.a. nc n.c. n/c nd n.d. nr null none nil nan missing unknown "
-    "inconnu inconnue #n/a #na #value! #div/0! #ref! #num! #name? #valeur! #nombre!"
+    "inconnu inconnue #n/a #na #value! #div/0! #ref! #num! #name? #valeur! #nombre! "
+    "k.a. #nv #wert! #bezug! #null!"
 )
 NO_NUMBER = WORDS.split()
 # Patterns of all cells have neither \\s nor \\d, for which pandas turns to the slow ones of Python.
 PLAIN = r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?"
 CLOCK = "h:m:s"  # the unit of durations, which are read as seconds
-DURATION = r"[+-]?(?:[0-9]+ days? )?[0-9]+:[0-9]{2}:[0-9]{2}(?:\.[0-9]+)?"
+DURATION = r"[+-]?(?:[0-9]+ days?,? )?[0-9]+:[0-9]{2}:[0-9]{2}(?:\.[0-9]+)?"
 SPACE = "[ \t\u00a0\u2009\u202f'’]"
 OTHER_MARK = {".": ",", ",": "."}
 ISO = "ISO8601"
@@ -45,7 +46,7 @@ class Column:
 
     name: str
     kind: str  # "numeric", "categorical" or "date"
-    decimal: str = "."  # this and the next are the marks in a number
+    decimal: str = ""  # this and the next are the marks in a number, "" for one not seen
     thousands: str = ""
     unit: str = ""  # before or after a number
     date_format: str = ""  # of strptime, "ISO8601", "epoch s" or "epoch ms"
@@ -122,13 +123,15 @@ def core_of(text: pd.Series, unit: str) -> pd.Series:
         mark = rf"^([+-]?\(?){re.escape(unit)}{SPACE}*|{SPACE}*{re.escape(unit)}(\)?)$"
         text = text.str.replace(mark, r"\1\2", regex=True)
     text = text.str.replace("−", "-", regex=False).str.replace(r"^\((.*)\)$", r"-\1", regex=True)
+    text = text.str.replace(rf"^([0-9].*[0-9]){SPACE}?-$|^- (.*)$", r"-\1\2", regex=True)
     spaced = text.str.fullmatch(rf"[+-]?[0-9]{{1,3}}(?:{SPACE}[0-9]{{3}})+(?:[.,][0-9]+)?")
     return text.mask(spaced, text.str.replace(SPACE, "", regex=True))
 
 
 def number_pattern(decimal: str, thousands: str) -> str:
     """Return what matches numbers that are written with these marks, or without any."""
-    grouped = rf"[1-9][0-9]{{0,2}}(?:{re.escape(thousands)}[0-9]{{3}})+(?:\{decimal}[0-9]*)?"
+    mark = re.escape(thousands)  # of thousands; in India of hundreds beyond these
+    grouped = rf"[1-9][0-9]{{0,2}}(?:{mark}[0-9]{{2,3}})*{mark}[0-9]{{3}}(?:\{decimal}[0-9]*)?"
     plain = rf"(?:[0-9]+\{decimal}?[0-9]*|\{decimal}[0-9]+)(?:[eE][+-]?[0-9]+)?"
     return f"[+-]?(?:{grouped}|{plain})"
 
@@ -147,7 +150,7 @@ def marks_of(core: pd.Series, context: str = "") -> tuple[str, str] | None:
         many = n_seen[decimal] >= 50 and short and not long
         if n_seen[other] or not (many or context):
             return None
-        if many or context == other:
+        if context == other or (many and not context):
             decimal, other = other, decimal
     return decimal, other if n_seen[other] else ""
 
@@ -159,19 +162,42 @@ def usual_mark(cores: Iterable[pd.Series]) -> str:
     return "." if votes > 0 else "," if votes < 0 else ""
 
 
+def in_doubt(name: str, core: pd.Series, is_first: bool = False) -> UserError:
+    """Ask what numbers such as 1.234 mean, which no other number of the file tells."""
+    unclear, commas = (core[core.str.contains(each)] for each in ("[0-9][.,][0-9]{3}", ","))
+    if unclear.empty:
+        return UserError(
+            f"column {name!r} holds numbers such as {commas.iloc[0]!r}, and others with a point "
+            "before the decimals; write one of these marks alone"
+        )
+    way = f", or say --numeric {name!r} (then a point is before decimals)" if is_first else ""
+    return UserError(
+        f"column {name!r} holds numbers such as {unclear.iloc[0]!r}, which can be read as "
+        f"thousands or as a decimal number; write the numbers without the mark of thousands{way}"
+    )
+
+
 def parse_numbers(text: pd.Series, column: Column, context: str = "") -> np.ndarray:
-    """Read texts as float64 numbers, `context` as of `marks_of`; NaN for a text that is none."""
+    """Read texts as float64 numbers, `context` as of `marks_of`; NaN for a text that is none.
+
+    Raises UserError for numbers such as 1.234 where neither the file nor training tells the mark.
+    """
     if column.unit == CLOCK:
         known = text.mask(text.str.fullmatch("[0-9]+:[0-9]{2}"), "0:" + text)  # minutes, seconds
         known = known.where(known.str.fullmatch(DURATION))
         seconds = pd.to_timedelta(known, errors="coerce").dt.total_seconds().astype("str")
         text = text.mask(known.notna(), seconds)
     good = text.str.fullmatch(PLAIN)
-    if column.thousands == "." or context == "," or good.sum() < text.count():
+    has_points = text.str.contains(".", regex=False).any()
+    if (has_points and (column.decimal != "." or context == ",")) or good.sum() < text.count():
         text = core_of(without_markers(text), column.unit)
-        decimal, thousands = marks_of(text, context) or ("", "")
+        marks = marks_of(text, context)
+        if not (marks or column.decimal):
+            raise in_doubt(column.name, text)
+        decimal, thousands = marks or ("", "")
         if not decimal:  # this file alone does not say: it is as at training
-            decimal, thousands = column.decimal, column.thousands
+            decimal = column.decimal or "."
+            thousands = column.thousands or ("" if marks else OTHER_MARK[decimal])
         good = text.str.fullmatch(number_pattern(decimal, thousands))
         text = text.str.replace(thousands, "", regex=False) if thousands else text
         text = text.str.replace(decimal, ".", regex=False)
@@ -201,6 +227,13 @@ def parse_dates(dates: pd.Series, form: str) -> np.ndarray:
     return (micro - np.datetime64(0, "us")) / np.timedelta64(1, "D")
 
 
+def _other_forms(form: str) -> list[str]:
+    """List the forms that dates may have in a later file: midnight, say, has no clock in many."""
+    day = form.partition(" %H:%M")[0]
+    has_day = "%d" in day and "%I" not in day
+    return [ISO, *(day + clock for clock in ("", " %H:%M", " %H:%M:%S") if has_day)]
+
+
 def to_level(text: str, width: int) -> str:
     """Write a category the same for "3" and "3.0", for "true" and "TRUE"."""
     text = re.sub(r"^(-?\d+)\.0+$", r"\1", text)
@@ -225,8 +258,9 @@ def read_cells(values: pd.Series, column: Column, context: str = "") -> tuple[An
             cells = parse_numbers(text, column, context)
         else:
             cells = parse_dates(text, column.date_format)
-            left = np.isnan(cells)
-            cells[left] = parse_dates(text[left], ISO)  # whatever program wrote the new file
+            for form in _other_forms(column.date_format):  # whatever program wrote the new file
+                left = np.isnan(cells)
+                cells[left] = parse_dates(text[left], form)
         left = np.isnan(cells)
         if left.any():
             bad[left] = without_markers(text[left]).notna()
@@ -242,15 +276,17 @@ def conform(
     *,
     source: str = "the table",
     first_line: int = 2,
+    decimal: str = "",
     need_target: bool = True,
     strict: bool = False,
 ) -> tuple[pd.DataFrame, list[str]]:
     """Bring rows to the schema: its features in their order, and the target after them if needed.
 
-    Numbers are float64, dates float64 days since 1970-01-01 (UTC), categories text. Rows in which
-    the target is absurd, such as 1e9 among thousands, are left out; the index tells the places of
-    the others. Returns the table and one line for everything absurd. Raises UserError for a missing
-    column, one that is unknown when `strict`, a text that is no number or date, a missing target.
+    `decimal` is the mark before decimals where the columns leave it open. Numbers are float64,
+    dates float64 days since 1970-01-01 (UTC), categories text. Rows in which the target is absurd,
+    such as 1e9 among thousands, are left out; the index tells the places of the others. Returns the
+    table and one line for everything absurd. Raises UserError for a missing column, one that is
+    unknown when `strict`, a text that is no number or date, a missing target.
     """
     rows, target = named(rows, source), schema.target.name
     columns = [*schema.columns, schema.target] if need_target else schema.columns
@@ -265,21 +301,19 @@ def conform(
             f"{source} has the column {min(extra)!r}, which the model was not trained on; remove "
             "it, or train a new model with mlflow_monitoring.py"
         )
-    place = _mark_of_file(rows, columns), source, first_line
+    place = _mark_of_file(rows, columns) or decimal, source, first_line
     cells = {each.name: _cells(rows[each.name], each, *place) for each in columns}
     table = pd.DataFrame(cells, index=rows.index)
     return _without_absurd(table, schema, source, first_line) if need_target else (table, [])
 
 
 def _mark_of_file(rows: pd.DataFrame, columns: Iterable[Column]) -> str:
-    """Tell the mark before decimals by the first rows; "" also where no comma leaves a doubt."""
+    """Tell the mark before decimals by the first rows, or ""."""
     texts = [
         (as_text(rows[each.name][:MARK_ROWS], each.markers), each.unit)
         for each in columns
         if each.kind == "numeric" and not pd.api.types.is_numeric_dtype(rows[each.name])
     ]
-    if not any(text.str.contains(",", regex=False).any() for text, _ in texts):
-        return ""
     return usual_mark(core_of(without_markers(text), unit) for text, unit in texts)
 
 
@@ -326,16 +360,21 @@ def _absurd(numbers: np.ndarray) -> np.ndarray:
     """Mark numbers that lie beyond a gap no long tail has.
 
     That is a thousand times the next smaller one, and at least 100,000, in the upper tenth; or
-    ten times, where all of them are one number of nines such as 99999.
+    ten times, where all of them are one number of nines such as 99999, or 999 in several rows. One
+    number that stands in for missing ones may be in more rows than a tenth.
     """
     size = np.abs(np.nan_to_num(numbers))
     known = size[size > 0]
     if len(known) < MIN_ROWS:
         return size < 0
+    largest, rest = known.max(), known[known < known.max()]
+    count = len(known) - len(rest)
+    ratio = largest / rest.max() if count < len(rest) else 1.0
+    is_nines = re.fullmatch("9{3,}" if count > 1 else "9{5,}", f"{largest:.0f}")
+    if (ratio >= 1e3 and largest >= 1e5) or (ratio >= 10 and is_nines):
+        return size == largest
     start = int(0.9 * len(known)) - 1
     top = np.sort(np.partition(known, start)[start:])
     gaps = top[1:] / top[:-1]
-    gap, limit = gaps.max(), top[gaps.argmax() + 1]
-    nines = limit == top[-1] and re.fullmatch("9{5,}", f"{limit:.0f}")
-    found = (gap >= 1e3 and limit >= 1e5) or (gap >= 10 and nines)
-    return (size >= limit) if found else (size < 0)
+    limit = top[gaps.argmax() + 1]
+    return (size >= limit) if gaps.max() >= 1e3 and limit >= 1e5 else (size < 0)

@@ -69,9 +69,10 @@ def paired_interval(
     """Estimate the mean of per-row differences with its interval; with weights it is a ratio.
 
     A row without label in `groups` stands alone; a single unit has no bounds. On each side the
-    wider of two bounds holds: Student's with the cluster-robust CR3 error of a mean (Bell and
-    McCaffrey 2002), and the same after Hall's transformation, which removes skewness (Hall 1992,
-    J. R. Stat. Soc. B 54). ValueError unless `difference` is 1-d, finite and not empty.
+    wider of two bounds holds: Student's with the cluster-robust CR3 error of a mean and its degrees
+    of freedom (Bell and McCaffrey 2002), and the same after Hall's transformation, which removes
+    skewness (Hall 1992, J. R. Stat. Soc. B 54). ValueError unless `difference` is
+    1-d, finite and not empty.
     """
     values = np.asarray(difference, float)
     if values.ndim != 1 or len(values) == 0 or not np.isfinite(values).all():
@@ -91,7 +92,10 @@ def paired_interval(
     if np.ptp(values) == 0 or not residuals.any():
         return Interval(mean, mean, mean)
     error = math.sqrt(np.square(residuals).sum() * (n_units - 1) / n_units) / total
-    student = float(special.stdtrit(n_units - 1, (1 + confidence) / 2))
+    odds = sizes / (total - sizes)
+    second, fourth = np.square(odds).sum(), (odds**4).sum()
+    freedom = odds.sum() ** 2 / (second + second**2 - fourth)  # n_units - 1 where all are alike
+    student = float(special.stdtrit(freedom, (1 + confidence) / 2))
     above, below, skewness = student, student, float(stats.skew(residuals))
     if abs(skewness) > 1e-6:
         root = math.sqrt(n_units)
@@ -144,15 +148,20 @@ def attribution(
     more = mae_difference(y, control, before, **options)
     new = mae_difference(y, after, control, **options)
     gain, by_more, by_new = (format_amount(part.estimate, unit) for part in (total, more, new))
-    head = f"of the gain of {gain}"
+    sentence = f"of the gain of {gain}, "
     if total.estimate <= 0:
-        head = f"there is no gain but a loss of {format_amount(-total.estimate, unit)}"
-    tail = f"{by_new} come with the new data, {by_more} from training again"
-    if new.low <= 0:
-        tail = f"{by_more} by training again and {format_interval(new, unit)} by the new data, "
-        tail += "which is no proven gain"
-    gains = {"total": total, "training again": more, "new data": new}
-    return Attribution(gains, f"{head}, {tail}")
+        loss, by_more = (format_amount(-part.estimate, unit, signed=True) for part in (total, more))
+        change = format_interval(Interval(-new.estimate, -new.high, -new.low), unit)
+        sentence = f"there is no gain: of {loss} in MAE {by_more} come from training again and "
+        sentence += f"{change} with the new data"
+    elif new.low > 0:
+        sentence += f"{by_new} come with the new data, {by_more} from training again"
+    else:
+        sentence += (
+            f"{by_more} by training again and {format_interval(new, unit)} by the new data, "
+        )
+        sentence += "which is no proven gain"
+    return Attribution({"total": total, "training again": more, "new data": new}, sentence)
 
 
 def decide(
@@ -182,6 +191,7 @@ def decide(
         allowed = max_forgetting * float(old.scores.loc[PARENT, "MAE"])
         limit = f"the {format_amount(allowed, unit)} allowed"
         text = f"within {limit}" if old.change.high <= allowed else f"not proven to exceed {limit}"
+        text = f"more is proven, {text}" if old.change.low > 0 else text
         if old.change.low > allowed:
             outweighed = gain and -new.change.estimate >= old.change.estimate
             harm, text = harm or not outweighed, f"forgetting beyond {limit} is proven"
@@ -206,23 +216,26 @@ def lost_skill(
     the "new" and "old" held-out rows; `whole` is the target of the whole new file with the parent's
     predictions, made before any training. Found is, where the target was not hard to predict, that
     with 99.5 % confidence (Spearman, Fisher's z) the parent's rank correlation with the target is
-    below a quarter of that on old rows, and a child proven worse than mean and median on new rows.
+    below a quarter of that on old rows, though the child learnt nothing better than mean and
+    median from new rows, and a child proven worse than these.
     """
     findings, new, old = [], predictions["new"], predictions["old"]
+    mean, median = (
+        mae_difference(y["new"], new[constant], new[RETRAINED], **options["new"])
+        for constant in ("mean", "median")
+    )
+    has_learnt = max(mean.high, median.high) < 0  # a relation that changed is no broken file
     tables = [pd.DataFrame(np.column_stack(pair)) for pair in ((y["old"], old[PARENT]), whole)]
     was, now = (np.nan_to_num(table.corr("spearman").iloc[0, 1]) for table in tables)
     n_old, n_new = map(len, tables)
     margin = 2.576 * 1.03 / math.sqrt(max(1, n_new - 3))
     limit = math.tanh(math.atanh(np.clip(now, -0.9999, 0.9999)) + margin)
-    if min(n_old, n_new) >= SIZABLE_GROUP and was > 0.2 and limit < was / 4:
+    is_lost = was > 0.2 and limit < was / 4 and not has_learnt
+    if min(n_old, n_new) >= SIZABLE_GROUP and is_lost:
         findings.append(
             f"target: its rank correlation with the parent's predictions fell from {was:.2f} "
             f"to {now:.2f}, as if it were shuffled"
         )
-    mean, median = (
-        mae_difference(y["new"], new[constant], new[RETRAINED], **options["new"])
-        for constant in ("mean", "median")
-    )
     errors = evaluate(y["old"], old, **options["old"]).scores["MAE"]
     predictable = errors[PARENT] <= 0.8 * errors[["mean", "median"]].min()
     if predictable and min(mean.low, median.low) > 0:
@@ -240,13 +253,13 @@ def groups(
     parent_prediction: PerRow,
     child_prediction: ArrayLike,
     inside: Mapping[str, ArrayLike] | None = None,
-    weights: PerRow = None,
+    **options: PerRow,
 ) -> pd.DataFrame:
     """Compare actual and predicted means, MAE and bias per category, before and after.
 
     One line per column and category: the 12 largest, the rest pooled as "(other)", absent values as
-    "(missing)". Bias is mean prediction minus mean actual. `worse`: Student's paired interval of
-    the change in MAE lies above zero in a group of 20 rows or more. `inside` tells by model which
+    "(missing)". Bias is mean prediction minus mean actual. `worse`: the paired interval of the
+    change in MAE lies above zero in a category of 20 rows or more. `inside` tells by model which
     rows lie within its 90 % ranges, and adds the shares. All means are weighted.
     """
     values = pd.DataFrame({"actual": np.asarray(y, float)})
@@ -259,20 +272,25 @@ def groups(
         values[f"MAE_{when}"], values[f"bias_{when}"] = bias.abs(), bias
     if models:
         values["MAE_change"] = values["MAE_after"] - values["MAE_before"]
-    w, tables = pd.Series(1.0 if weights is None else weights, index=values.index), {}
+    given = {name: np.asarray(of) for name, of in options.items() if of is not None}
+    w, tables = pd.Series(given.get("weights", 1.0), index=values.index), {}
     for column in categorical_columns:
         labels = rows[column].astype(object).fillna(MISSING).astype(str).reset_index(drop=True)
         kept = labels.value_counts().index[:LARGEST]
         group = labels.where(labels.isin(kept), OTHER)
         share = w / w.groupby(group).transform("mean")
         table, sizes = values.mul(share, axis=0).groupby(group).mean(), group.groupby(group).size()
-        if "MAE_change" in table:
-            off = share * (values["MAE_change"] - group.map(table["MAE_change"]))
-            width = off.groupby(group).sem() * stats.t.ppf(0.975, np.maximum(sizes - 1, 1))
-            table["worse"] = (table["MAE_change"] > width) & (sizes >= SIZABLE_GROUP)
+        if models:
+            marked = ((group == name).to_numpy() for name in table.index)
+            table["worse"] = [_is_worse(values["MAE_change"], own, given) for own in marked]
         table.insert(0, "rows", sizes)
         tables[column] = table.loc[[*kept, *table.index.difference(kept)]]
     return pd.concat(tables, names=["column", "category"]).reset_index()
+
+
+def _is_worse(change: pd.Series, own: np.ndarray, given: Mapping[str, np.ndarray]) -> bool:
+    units = {name: of[own] for name, of in given.items()}
+    return own.sum() >= SIZABLE_GROUP and paired_interval(change[own], **units).low > 0
 
 
 def importance(

@@ -120,9 +120,9 @@ class Preprocessor:
                     X[:, number] = _standardised(rows[name], each)
         return X
 
-    def encode(self, raw: pd.DataFrame, source: str = "the table") -> np.ndarray:
-        """Turn raw rows from outside into inputs; UserError for rows that cannot be used."""
-        return self.transform(conform(raw, self.schema, source=source, need_target=False)[0])
+    def encode(self, raw: pd.DataFrame, **how: Any) -> np.ndarray:
+        """Turn raw rows into inputs; options and errors are those of `conform`."""
+        return self.transform(conform(raw, self.schema, need_target=False, **how)[0])
 
     def widen(
         self, rows: pd.DataFrame, y: np.ndarray, folds: np.ndarray

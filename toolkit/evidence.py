@@ -41,8 +41,11 @@ def look(
     if rows.remembered.empty:
         terminal.say("drift: unknown, the parent remembers no training row")
         return found, prediction
-    found.drift = drift.drift(rows.remembered, rows.file, measured)
-    found.findings = drift.suspicious(rows.remembered, rows.file, schema.kinds, target)
+    current = rows.file
+    if parent.roles and parent.roles.group:  # of other groups, or the file would seem to drift
+        current = roles.part(current, roles.TRAIN)
+    found.drift = drift.drift(rows.remembered, current, measured)
+    found.findings = drift.suspicious(rows.remembered, current, schema.kinds, target)
     signs = (f"suspicious: {finding}" for finding in found.findings)
     for line in (*drift.drift_summary(found.drift), *signs):
         terminal.say(line)
@@ -64,13 +67,13 @@ def weigh(work: Any, child: Any, found: Evidence, whole: np.ndarray) -> None:
     limits = {"max_forgetting": settings.max_forgetting, "promote": settings.promote}
     found.verdict = comparison.decide(held["new"], held.get("old"), findings, unit, **limits)
     mlflow.set_tag("verdict_kind", found.verdict.kind)
-    found.leakage, found.caveats = rows.counts, _caveats(schema, work.role, rows)
+    found.leakage, found.caveats = rows.counts, _caveats(work, found, schema)
     if "control" in made["new"]:
         found.attribution = comparison.attribution(y["new"], made["new"], unit, **of_new)
     _count_inside(found, work.parent, child, y)
     if texts := [name for name, kind in schema.kinds.items() if kind == "categorical"]:
-        compared = made["new"]["parent"], made["new"]["retrained"], found.inside, of_new["weights"]
-        found.groups = comparison.groups(new, texts, y["new"], *compared)
+        compared = made["new"]["parent"], made["new"]["retrained"], found.inside
+        found.groups = comparison.groups(new, texts, y["new"], *compared, **of_new)
     models = {"parent": work.parent, "retrained": child}
     predicts = {name: functools.partial(predict, model) for name, model in models.items()}
     found.importance = comparison.importance(predicts, new, y["new"], schema.features, **of_new)
@@ -102,17 +105,24 @@ def predict(model: Any, rows: pd.DataFrame) -> np.ndarray:
     return encoding.predict(model.network, model.preprocessor.transform(rows))
 
 
-def _caveats(schema: Schema, role: roles.Roles, rows: roles.RetrainingRows) -> list[str]:
+def _caveats(work: Any, found: Evidence, schema: Schema) -> list[str]:
     """Say what the way of holding rows out leaves open."""
-    caveats, tries = list[str](), rows.tries
+    rows, role, tries = work.rows, work.role, work.rows.tries
     alike = roles.alike_beside(rows.file[schema.target.name].to_numpy())
-    if alike and not (role.group or role.time):
-        caveats.append(f"{alike[0].upper()}{alike[1:]}.")
+    told = [roles.repeated(work.table), "" if role.group or role.time else alike]
+    caveats = [f"{text[0].upper()}{text[1:]}." for text in told if text]
     date = next((name for name, kind in schema.kinds.items() if kind == "date"), None)
     if date and not role.time:
         caveats.append(
             f"Rows were held out at random, whatever their {date}: a model is judged on days "
             f"that it partly knows. A first training with --time {date} holds out the latest."
+        )
+    new = found.held_out["new"].scores["MAE"]
+    constants = new.filter(items=["mean", "median", "recent median"])
+    if new["retrained"] >= constants.min():
+        caveats.append(
+            f"That the model is of use on new rows: predicting the {constants.idxmin()} for all of "
+            f"them has an MAE of {format_amount(constants.min(), found.unit)}."
         )
     if tries > 1:
         caveats.append(

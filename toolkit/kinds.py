@@ -17,34 +17,42 @@ from pandas.tseries.api import guess_datetime_format
 
 from . import columns as c
 from .columns import ISO, PLAIN, SPACE, Column, Schema
-from .errors import UserError
+from .errors import UserError, reason
 
 # Days since 1970 that a plain number may mean: the years 1972 to 2104, or 1800 to 2139.
 RANGES = dict.fromkeys(c.EPOCHS, (1_000, 49_000))
 RANGES |= {"%Y": (-62_000, 62_000), "%Y%m%d": (-62_000, 62_000)}
+NESTED = (dict, list, np.ndarray, bytes)  # of JSON and Parquet
 SAMPLE = 10_000  # rows that say how a column is written; all rows are then read that way
 MONEY = r"(?:US\$|C\$|A\$|R\$|[$€£¥₹₽]|USD|EUR|GBP|CHF|JPY|Rs\.?|Fr\.?|kr\.?|zł)"
 UNIT = r"[^\W\d_]{1,9}\.?[²³23]?(?: ?/ ?[^\W_]{1,6})?(?: [^\W\d_]{1,6})?"
 AMOUNT = (
-    rf"[+-]?\(?({MONEY})? ?[+-]?\(?[0-9.,](?:[0-9.,]|{SPACE})*?(?:[eE][+-]?[0-9]+)?\)?{SPACE}?"
+    rf"[+−-]?\(?({MONEY})? ?[+−-]?\(?[0-9.,](?:[0-9.,]|{SPACE})*?(?:[eE][+-]?[0-9]+)?\)?{SPACE}?-?"
     rf"({MONEY}|[%‰]|° ?[CF]?|[µμ]?{UNIT})?"
 )
 # Of the words of a column's name, joined by spaces.
 WHO = (
     r"\b(client|customer|patient|employee?|contact|borrower|emprunteur|salarie|adherent|person(ne)?"
-    r"|owner|proprietaire|student|eleve|passenger|buyer|seller|host|voyageur|agent)s?\b"
+    r"|owner|proprietaire|student|eleve|passenger|buyer|seller|host|voyageur|agent|doctor|manager"
+    r"|applicant|assure|beneficiaire)s?\b"
 )
 PERSON = (
     r"\b(prenoms?|(first|last|sur|fore|full|given|family|middle|maiden|user) ?names?|patronyme"
-    r"|vorname|nachname|pseudo|login)\b"
-    r"|^(names?|noms?( complet| (de )?(famille|naissance|jeune fille)| usage)?)$"
+    r"|vorname|nachname|[fl] ?name|(kunden|mitarbeiter|patienten)name|apellidos?|cognome|achternaam"
+    r"|titulaire|locataire|pseudo|login)\b"
+    r"|^((your|votre) )?(names?|noms?( complet| (de )?(famille|naissance|jeune fille)| usage)?)$"
     rf"|\b(name|nom)\b.*{WHO}|{WHO}.*\b(name|nom)\b"
 )
-ID = r"\b(id|uuid|guid|uid|iban|matricule|identifiant|identifier)\b"
+ID = (
+    r"\b(id|uuid|guid|uid|iban|matricule|identifiant|identifier|mrn"
+    r"|(kunden|mitarbeiter|patienten|personal) ?(nr|nummer))\b"
+    rf"|{WHO} (no|nr|num|number|numero)\b"
+)
 LONG_ID = r"\b(ssn|nir|nss|secu|siret|siren|social security)\b"
 CONTACT = (
     r"\b(e ?mails?|mails?|courriels?|phone|telephone|tel|portable|mobile|fax|address|adresse|addr"
-    r"|street|rue|ip|passport|passeport|immatriculation)\b"
+    r"|street|rue|ip|passport|passeport|immatriculation|telefono?|handy|celular|strasse|anschrift"
+    r"|direccion)\b"
 )
 ZIP = r"\b(zip|zip ?code|postal code|post ?code|code postal|cp|plz)\b"
 CALENDAR = (
@@ -56,6 +64,7 @@ DAYS = [f"%d{mark}%m{mark}%y{clock}" for mark in "/.-" for clock in ("", " %H:%M
 DAYS += [f"%d/%m/{year} %I:%M{second} %p" for year in ("%Y", "%y") for second in ("", ":%S")]
 OTHERS = "%H:%M|%H:%M:%S|%m/%Y|%Y/%m|%m.%Y|%m-%Y|%b %Y|%B %Y|%b-%y|%d%b%Y|%d-%b-%y|%d %b %y"
 FORMS = [*OTHERS.split("|"), *DAYS, *(re.sub("%d(.)%m", r"%m\1%d", form) for form in DAYS)]
+YEAR_LAST = [form for form in DAYS if form.startswith("%d") and "%y" in form]
 CODE = r"[0-9]{1,5}[A-Za-z]{1,2}|[A-Za-z]{1,2}[0-9]{1,5}"
 PERSONAL = (  # e-mail addresses, telephone numbers, social security numbers, bank accounts
     r"[^@ ]+@[^@ ]+\.[^@ ]+|(\+|00)\d[\d \xA0()-]{8,17}\d|0\d([ .\xA0-]?\d{2}){4}"
@@ -84,8 +93,9 @@ class _Cells:
         self.has_fractions = self.is_plain and like(r".*(\.[0-9]*[1-9]|e-).*").any()
         self.is_code = is_bool or (self.called(ZIP) and not self.has_fractions)
         self.unit, share = ("", 1.0) if self.is_plain else self._unit()
-        self.holds_numbers = share > 0.5
         self.core = c.core_of(self.sample, self.unit)
+        fits = (self.core.str.fullmatch(c.number_pattern(*marks)).mean() for marks in (".,", ",."))
+        self.holds_numbers = share > 0.5 and max(fits) >= 0.5  # 10.0.0.1 is none
 
     def called(self, pattern: str) -> bool:
         return re.search(pattern, self.words) is not None
@@ -106,8 +116,10 @@ class _Cells:
         units = self.sample.str.extract(f"^{AMOUNT}$").fillna("")
         found = (units[0] + units[1]).str.strip()[self.sample.str.fullmatch(AMOUNT)]
         shares = found[found != ""].value_counts() / len(self.sample)
-        # A letter behind few numbers makes a code of them, as in 136A.
-        unit = next((u for u, share in shares.items() if share >= 0.1 or not u.isalpha()), "")
+        unit = next(iter(shares.index), "")
+        # On some numbers alone letters or % are no unit: 12K beside 500, 136A, 70% beside 0.66.
+        has_none = (found == "") & ~self.sample[found.index].str.fullmatch("[0.,]+")
+        unit = unit if re.fullmatch(MONEY, unit) or has_none.mean() <= 0.1 else ""
         return unit, found.isin(["", unit]).sum() / len(self.sample)
 
     def note_missing(self, text: pd.Series) -> None:
@@ -124,6 +136,13 @@ class _Cells:
 def _date(cells: _Cells) -> Column | None:
     is_typed = types.is_datetime64_any_dtype(cells.values)
     form = ISO if is_typed else cells.form or _date_format(cells)
+    try:
+        c.parse_dates(cells.sample[:1], form or ISO)
+    except ValueError as error:
+        raise UserError(
+            f"--date {cells.name!r} has the format {form!r}, which is not understood "
+            f"({reason(error)}); expected one such as --date '{cells.name}=%d/%m/%Y'"
+        ) from error
     if cells.said and not form:
         raise UserError(
             f"--date {cells.name!r} holds no dates that are recognised; give their format, as in "
@@ -153,6 +172,8 @@ def _date_format(cells: _Cells) -> str:
         shares[form] = np.mean((low < days) & (days < high))
     best = max(0.9, *shares.values())
     form, *others = [form for form, share in shares.items() if share == best] or [""]
+    if form in YEAR_LAST and not others and _has_year_first(texts, form):
+        return re.sub("%d(.)%m.%y", r"%y\1%m\1%d", form)
     if others and "." not in form:
         raise UserError(
             f"column {name!r} holds dates such as {texts.iloc[0]!r}, day or month first; say which "
@@ -161,10 +182,17 @@ def _date_format(cells: _Cells) -> str:
     return form
 
 
+def _has_year_first(texts: pd.Series, form: str) -> bool:
+    """Tell whether dates such as 23/01/15 lie in far fewer years when these are read first."""
+    first, last = texts.str[:2], texts.str[6:8]
+    fits = texts.str[3:5].astype(int).max() <= 12 and last.astype(int).max() <= 31
+    return bool(fits) and 3 * first.nunique() <= last.nunique()
+
+
 def _number(cells: _Cells, decimal: str) -> Column | None:
     name, said = cells.name, cells.said
     if cells.is_number:
-        return cells.column("numeric")
+        return cells.column("numeric", decimal="." if cells.has_fractions else "")
     if not cells.is_plain and cells.sample.str.fullmatch(c.DURATION).mean() > 0.9:
         cells.notes.append(f"column {name!r} holds durations, read as seconds")
         cells.note_missing(cells.filled)
@@ -174,13 +202,8 @@ def _number(cells: _Cells, decimal: str) -> Column | None:
     sure = c.marks_of(cells.core)
     marks = sure or c.marks_of(cells.core, decimal) or ((".", ",") if said == "numeric" else None)
     if not marks:
-        example = cells.core[cells.core.str.contains("[0-9][.,][0-9]{3}")].iloc[0]
-        way = "" if said else f", or say --numeric {name!r} (then a point is before decimals)"
-        raise UserError(
-            f"column {name!r} holds numbers such as {example!r}, which can be read as thousands or "
-            f"as a decimal number; write the numbers without the mark of thousands{way}"
-        )
-    column = cells.column("numeric", decimal=marks[0] or ".", thousands=marks[1], unit=cells.unit)
+        raise c.in_doubt(name, cells.core, is_first=not said)
+    column = cells.column("numeric", decimal=marks[0], thousands=marks[1], unit=cells.unit)
     numbers, bad = c.read_cells(cells.values, column)
     if bad.any() and not said and _are_codes(cells.filled[bad], cells.filled.dropna()):
         return None
@@ -213,9 +236,11 @@ def _kind(cells: _Cells, decimal: str) -> Column:
     if column:
         return column
     cells.note_missing(cells.text)
-    if not said and cells.holds_numbers:
+    digits = cells.text[cells.text.str.count("[0-9]") > cells.text.str.count("[a-zA-Z]")]
+    if not (said or is_code) and len(digits) > cells.text.count() / 2:
         cells.notes.append(
-            f"column {cells.name!r} holds codes or numbers as text, taken as a category"
+            f"column {cells.name!r} holds codes or numbers as text, such as "
+            f"{digits.iloc[0][:40]!r}, taken as a category"
         )
     digits = cells.text[cells.text.str.fullmatch("[0-9]+")]
     widths = digits.str.len().unique()
@@ -225,6 +250,11 @@ def _kind(cells: _Cells, decimal: str) -> Column:
 
 def _identifies(cells: _Cells) -> str:
     """Say why a column names persons or rows, by its name or its values; "" if it does not."""
+    if (
+        cells.values.dtype == object
+        and cells.values.map(lambda cell: isinstance(cell, NESTED)).any()
+    ):
+        return "its cells hold several values each"
     if cells.has_fractions:
         return ""
     sample, n_known = cells.sample, len(cells.sample)
@@ -233,7 +263,7 @@ def _identifies(cells: _Cells) -> str:
     is_id = cells.called(ID) and not cells.called(r"\b(type|kind|statut|status)\b")
     if is_id or (cells.called(LONG_ID) and not is_amount):
         return "it is called like an id"
-    if sample.str.fullmatch(PERSONAL).sum() > 0.8 * n_known:
+    if sample.str.fullmatch(PERSONAL).sum() > 0.8 * n_known and not cells.called(DATED):
         return "it holds addresses or numbers of persons"
     if cells.called(PERSON) and not is_amount:
         return "it is called like a person's name"

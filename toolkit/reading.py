@@ -58,7 +58,7 @@ class Rows:
             self.parts = [self.joined()]
 
     def _sampled(self, rows: pd.DataFrame) -> pd.DataFrame:
-        kept = roles.scrambled(rows[roles.HASH], 1) <= self.limit
+        kept = roles.scrambled(rows[roles.HASH], roles.SAMPLE) <= self.limit
         if self.time:
             kept |= rows.index.isin(rows.nlargest(1, self.time).index)
         return rows[kept]
@@ -67,7 +67,7 @@ class Rows:
         """Join what was read: all rows, or the sample."""
         table, self.parts = pd.concat(self.parts, ignore_index=True), []
         if len(table) > IN_MEMORY:
-            keys = roles.scrambled(table[roles.HASH], 1)
+            keys = roles.scrambled(table[roles.HASH], roles.SAMPLE)
             self.limit = np.partition(keys, IN_MEMORY - 1)[IN_MEMORY - 1]
             table = self._sampled(table).reset_index(drop=True)
         return table
@@ -114,7 +114,7 @@ def read(
     rows, notes, n_before = Rows(time, folder), list[str](), 0
     for block in blocks:
         place: Any = {"source": source.source, "first_line": source.first_line + n_before}
-        table, found = columns.conform(block, schema, **place, **options)
+        table, found = columns.conform(block, schema, decimal=source.decimal, **place, **options)
         if schema.target.name not in table:
             table[schema.target.name] = np.nan
         table = roles.hashed(table, block[group].loc[table.index] if group else None)
@@ -160,6 +160,8 @@ def read_first(settings: Any) -> tuple[Rows, Schema, list[str]]:
         return schema, notes
 
     own = {name: getattr(settings, name) or "" for name in OWN}
+    for name in (name for name, column in own.items() if column == target):
+        raise UserError(f"--{name} {target!r} is the target; expected another column: choose one")
     rows, schema, notes = _read(settings, find_schema, own)
     y = rows.table[target]
     if len(y) < columns.MIN_ROWS:
@@ -170,12 +172,17 @@ def read_first(settings: Any) -> tuple[Rows, Schema, list[str]]:
             "varies: choose another one with --target"
         )
     alike = "" if settings.group or time else roles.alike_beside(y.to_numpy())
-    return rows, schema, [*notes, *([alike] if alike else [])]
+    notes += [alike] if alike else []
+    if settings.group and time:
+        notes.append(f"the latest rows are held out, whatever their {settings.group!r}")
+    return rows, schema, notes
 
 
 def read_again(settings: Any, parent: Any, generation: int) -> tuple[Rows, roles.Roles, list[str]]:
     """Read rows for a `TrainedModel`: (rows, whose table has roles; roles; notes), or UserError."""
     role, schema = parent.roles, parent.preprocessor.schema
+    for column in (schema.target, *schema.columns):  # the child knows them, too
+        column.markers.extend(mark for mark in settings.na if mark not in column.markers)
     own = {name: getattr(role, name, "") for name in OWN}
     rows, _, notes = _read(settings, lambda *_: (schema, []), own, strict=bool(parent.card))
     role = role or roles.Roles.choose(rows.table, settings.test_size, settings.seed)
@@ -218,6 +225,7 @@ def _read(
             f"{data} has {rows.n_rows:,} rows; columns are measured, and models scored, on a "
             f"uniform sample of {len(rows.table):,} of them"
         )
+    found += filter(None, [roles.repeated(rows.table)])
     return rows, schema, [*source.notes, *notes, *dict.fromkeys(found), *leaks(rows.table, schema)]
 
 

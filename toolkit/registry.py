@@ -67,6 +67,8 @@ def publish(
         champion_run = client.get_model_version(name, champion).run_id if champion else None
         if wanted and champion and parent_run not in (None, champion_run):
             forbidden = f"the parent is not the champion, version {champion}; "
+        elif wanted and not champion and parent_run and version != "1":
+            forbidden = "there is no champion, which --approve or --promote always makes; "
         elif wanted and not (promoted := promote(client, name, version, champion)):
             forbidden = "another version is champion; "
         word = "promoted" if promoted else "kept champion"

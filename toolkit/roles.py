@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .columns import as_text
+from .columns import Column, read_cells
 from .encoding import FOLDS
 from .errors import UserError
 
@@ -22,6 +22,8 @@ OWN = ["toolkit:hash", "toolkit:role", "toolkit:generation", "toolkit:group", "t
 HASH, ROLE, GENERATION, GROUP, WEIGHT = OWN
 MIN_TRAIN, MIN_HELD_OUT = 10, 2
 MIN_RANKED = 50  # rows; a correlation of fewer says little
+MANY_REPEATED = 0.1  # share of rows; some come twice in most files
+SAMPLE = 2**31  # the salt of samples, which is no user's seed: they must not follow roles
 
 
 def row_hashes(table: pd.DataFrame) -> np.ndarray:
@@ -68,7 +70,10 @@ class Roles:
 
     def with_latest(self, table: pd.DataFrame, test_size: float) -> "Roles":
         """Hold out the latest share of a file, too; never times that may have trained before."""
-        start, end = map(float, np.nanquantile(table[self.time], [1 - test_size, 1]))
+        times = table[self.time]
+        start, end = map(float, np.nanquantile(times, [1 - test_size, 1]))
+        if start == end and times.min() < end:  # the last day, week or year has more than the share
+            start = float(times[times < end].max())
         start = max([start, *(high for _, high in self.intervals)])
         return replace(self, intervals=(*self.intervals, (start, end))) if start < end else self
 
@@ -97,8 +102,8 @@ def hashed(table: pd.DataFrame, groups: pd.Series | None = None) -> pd.DataFrame
     table = table.assign(**{HASH: row_hashes(table)})
     if groups is None:
         return table
-    texts = as_text(groups).fillna("").to_numpy(object)
-    return table.assign(**{GROUP: pd.util.hash_array(texts)})
+    texts, _ = read_cells(groups, Column("", "categorical"))  # 101 for 101.0
+    return table.assign(**{GROUP: pd.util.hash_array(texts.fillna("").to_numpy(object))})
 
 
 def weights(table: pd.DataFrame, mean: float | None = None) -> np.ndarray:
@@ -109,7 +114,7 @@ def weights(table: pd.DataFrame, mean: float | None = None) -> np.ndarray:
 
 def smallest(table: pd.DataFrame, limit: int) -> pd.DataFrame:
     """Keep `limit` rows of each role, a uniform sample: those whose scrambled hash is smallest."""
-    order = pd.Series(scrambled(table[HASH], 1))  # bottom-k sampling (Cohen & Kaplan 2007)
+    order = pd.Series(scrambled(table[HASH], SAMPLE))  # bottom-k sampling (Cohen & Kaplan 2007)
     rank = order.groupby(table[ROLE].to_numpy()).rank(method="first")
     return table[(rank <= limit).to_numpy()].reset_index(drop=True)
 
@@ -195,6 +200,9 @@ def gather(
     buffer = table.head(0) if buffer.empty else buffer
     fresh, is_refused = unseen(table, buffer), buffer[GENERATION] > parent_generation
     old, new = buffer[~is_refused], pd.concat([fresh, buffer[is_refused]])
+    if GROUP in new:  # with --refit groups were trained on that would be held out
+        is_known = new[GROUP].isin(part(old, TRAIN)[GROUP])
+        new = new.assign(**{ROLE: new[ROLE].mask(is_known, TRAIN)})
     remembered = part(old, TRAIN)
     replayed = remembered if replay is None else smallest(remembered, replay)
     held_out = {"new": part(new, HELD_OUT), "old": part(old, HELD_OUT)}
@@ -228,6 +236,17 @@ def alike_beside(y: np.ndarray) -> str:
         "partly knows; a first training with --group COLUMN or --time COLUMN holds them out as one"
     )
     return told if correlation >= 0.5 and abs(order) <= 0.95 else ""
+
+
+def repeated(table: pd.DataFrame) -> str:
+    """Say that many rows of a file with HASH equal another one, or ""."""
+    share = table[HASH].duplicated(keep=False).mean()
+    told = (
+        f"{share:.0%} of the rows equal another one in all that is learnt from: equal rows share a "
+        "role and are new but once, so a model is judged on the rarer ones; a column that tells "
+        "them apart, such as a date, mends that"
+    )
+    return told if share > MANY_REPEATED else ""
 
 
 def blocks_of_rows(table: pd.DataFrame, role: Roles, blocks: int = 30) -> np.ndarray | None:

@@ -31,6 +31,7 @@ import pyarrow.parquet as pq
 from .columns import Column, named, read_cells
 from .errors import UserError, reason
 
+csv.field_size_limit(2**30)  # the outline of a country is long
 BLOCK_ROWS = 500_000
 PIECE_BYTES = 2**24  # files, and row groups of Parquet, below this are read together
 HEAD_BYTES = 2**20  # of a text file: its separator and header are found in these
@@ -40,7 +41,7 @@ STARTS = {"Parquet": b"PAR1", "Feather": b"ARROW1", "JSON split": rb'{\s*"column
 STARTS |= {"JSON": rb'\[\s*{\s*"|{\s*"[^"]*"\s*:\s*{\s*"0"\s*:', "JSON lines": rb'{\s*"'}
 JSON: dict[str, dict[str, Any]] = {"JSON split": {"orient": "split"}, "JSON": {}}
 ENDING = re.compile(
-    r"\.(csv|tsv|jsonl|ndjson|json|parquet|pq|feather|arrow|xlsx|zip|gz|bz2)$", re.I
+    r"\.(csv|tsv|jsonl|ndjson|json|parquet|pq|feather|arrow|xls[xm]|zip|gz|bz2)$", re.I
 )
 ADVICE = {
     "CSV": "give every line as many fields as the header",
@@ -49,7 +50,10 @@ ADVICE = {
 EXPECTED = "expected CSV, Parquet, JSON lines, Feather or Excel"
 DATABASES = re.compile(r"(postgres|mysql|mariadb|sqlite|oracle|mssql|duckdb|snowflake|bigquery)")
 UNNAMED = r"|Unnamed: \d+|__index_level_\d+__"
-TOTAL = re.compile(r"(grand |sous-)?(totale?|totaux|sum|somme|summe|gesamt)( g[ée]n[ée]rale?)?\W*")
+TOTAL = re.compile(
+    r"(grand |sous-)?(total[es]?|totaux|sum|somme|summe|suma|gesamt(summe|ergebnis)?|ergebnis"
+    r"|insgesamt|合計)( g[ée]n[ée]rale?)?\W*"
+)
 # Of the encodings without a mark of their own, those that spreadsheets and old programs write.
 ENCODINGS = ["cp1252", "cp1250", "cp1251", "mac_roman", "shift_jis", "gb18030"]
 # What Windows-1252 has beside ASCII in the words of Western Europe, and what it never has there.
@@ -85,17 +89,14 @@ class Table:
         """
         waiting: list[pd.DataFrame] = []
         for piece in self.pieces:
-            parts = map(self._checked, chain.from_iterable(read() for read in piece))
-            for number, part in enumerate(parts):
+            for number, part in enumerate(chain.from_iterable(map(self._of_file, piece))):
                 if waiting and (number == 0 or sum(map(len, waiting)) >= BLOCK_ROWS):
                     yield _together(waiting)
                     waiting = []
-                waiting += [part] if len(part) else []
-        number, count = self.share
+                waiting.append(part)
         if waiting:
-            last = _together(waiting)
-            yield self._without_total(last) if number + 1 == count else last
-        elif count == 1:
+            yield _together(waiting)
+        elif self.share[1] == 1:
             raise UserError(f"{self.source} holds no rows; expected a header and rows below it")
 
     def take_share(self, number: int, count: int, columns: list[str]) -> "Table":
@@ -109,11 +110,23 @@ class Table:
         """Add a note, unless it is there already."""
         self.notes += [] if text in self.notes else [text]
 
+    def _of_file(self, read: Callable[[], Blocks]) -> Blocks:
+        """Read the blocks of one file that have rows, without what is below these."""
+        last = None
+        for block in map(self._checked, read()):
+            if len(block):
+                if last is not None:
+                    yield last
+                last = block
+        if last is not None:
+            yield self._without_total(last)
+
     def _checked(self, rows: pd.DataFrame) -> pd.DataFrame:
         """Leave out columns without a name; UserError where columns differ from those before."""
         unnamed = rows.columns.astype(str).str.strip().str.fullmatch(UNNAMED)
         if unnamed.any():
-            self.note("a column without a name (an index of rows) is left out")
+            n_unnamed = f"{unnamed.sum()} columns" if unnamed.sum() > 1 else "a column"
+            self.note(f"{n_unnamed} without a name (such as an index of rows) left out")
         if len(rows):
             self.label = str(rows.loc[:, unnamed].iloc[-1, 0]) if unnamed.any() else ""
         rows = named(rows.loc[:, ~unnamed], self.source).rename(columns=str.strip)
@@ -153,7 +166,7 @@ class Table:
             if not is_total or (tail[name][:-1] == cell).any():
                 continue
             others = tail.drop(columns=name)
-            numbers = others.apply(lambda cells: read_cells(cells, Column("", "numeric"))[0])
+            numbers = others.apply(lambda cells: read_cells(cells, Column("", "numeric", "."))[0])
             larger = numbers.iloc[-1] > numbers[:-1].max()
             emptied = others.iloc[-1].isna() & (others.notna().mean() > 0.5)
             if (larger | emptied).any():
@@ -175,8 +188,8 @@ def _reading(failed: str, advice: str) -> Iterator[None]:
     except UserError:
         raise
     except ImportError as error:
-        package = error.name or "pyarrow"
-        raise UserError(f"{failed}: it needs a package: pip install {package}") from error
+        way = f"it needs a package: pip install {error.name}" if error.name else reason(error)
+        raise UserError(f"{failed}: {way}") from error
     except Exception as error:  # each library has classes of its own
         row = r".*Row #(\d+): Expected (\d+) columns, got (\d+):.*"
         why = re.sub(row, r"line \1 has \3 fields, not \2", reason(error))
@@ -313,7 +326,7 @@ def _file_blocks(file: Path, top: Path, table: Table, groups: list[int] | None) 
 
 
 def _kind(file: Path) -> str:
-    if file.suffix.lower() == ".xlsx":
+    if file.suffix.lower() in (".xlsx", ".xlsm"):
         return "Excel"
     with _stream(file) as stream:
         head = stream.read(HEAD_BYTES).removeprefix(codecs.BOM_UTF8).lstrip()
@@ -336,7 +349,9 @@ def _stream(file: Path) -> Any:
 def _excel_as_csv(file: Path, table: Table) -> bytes:
     import openpyxl  # noqa: F401 - pandas would not name the package that is missing
 
-    sheets = pd.read_excel(file, sheet_name=None, header=None)
+    # As it is written: texts such as NA, which may be Namibia, and years in a header.
+    plain: Any = {"keep_default_na": False, "na_values": [""], "dtype": object}
+    sheets = pd.read_excel(file, sheet_name=None, header=None, **plain)
     name, rows = max(sheets.items(), key=lambda each: each[1].size)  # beside covers and legends
     if len(sheets) > 1:
         table.note(f"{file.name} has {len(sheets)} sheets; only {name!r} was read")
@@ -431,13 +446,22 @@ def _records(lines: list[str], mark: str) -> list[list[str]]:
     """Cut each line into its cells; the lines that a quoted one goes on in are empty."""
     cells = list[list[str]]()
     while rest := [line + "\n" for line in lines[len(cells) :]]:
-        for tried in (rest, rest[:1]):  # a quote that nothing closes is one of its line
-            reader = csv.reader(tried, delimiter=mark)
-            record = next(reader)
-            if reader.line_num < len(rest):
-                break
-        cells += [record, *[[]] * (reader.line_num - 1)]
+        record, n_lines = _record(rest, mark)
+        cells += [record, *[[]] * (n_lines - 1)]
     return cells
+
+
+def _record(lines: list[str], mark: str) -> tuple[list[str], int]:
+    """Cut the first record into cells, none where text follows a quoted one; count its lines."""
+    reader = csv.reader(lines, delimiter=mark, strict=True)
+    try:
+        record = next(reader)
+        if reader.line_num < len(lines):
+            return record, reader.line_num
+    except csv.Error as error:
+        if "expected after" in str(error):
+            return [], reader.line_num
+    return next(csv.reader(lines[:1], delimiter=mark)), 1  # nothing closes a quote
 
 
 def _are_spaced(lines: list[str]) -> bool:

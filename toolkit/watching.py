@@ -10,6 +10,7 @@ from sklearn.ensemble import RandomForestRegressor
 
 from . import cli, report, roles, tracking
 from .artifact import TrainedModel
+from .columns import MIN_ROWS
 from .comparison import Interval, paired_interval
 from .evidence import predict
 from .language import translate
@@ -63,11 +64,11 @@ def judge(work: Any, found: Evidence) -> tuple[bool, str, Interval]:
     told = f"estimated at {format_amount(expected.estimate, found.unit)} ({low} to {high})"
     told += f", on held-out rows {format_amount(usual, found.unit)}"
     good = expected.low > usual
-    if np.isfinite(own).all():
+    if len(own) >= MIN_ROWS and np.isfinite(own).all():
         left = own - learn(X_file, own).oob_prediction_
         gain = paired_interval(np.abs(left) - np.abs(own), weights=w)
         mae = np.average(np.abs(own), weights=w)
-        good = gain.high < 0 or mae > expected.high
+        good = gain.high < 0 or (mae > expected.high and gain.low <= 0)
         told = f"{format_amount(mae, found.unit)}, {told}"
         told += f"; learning its errors would change it by {format_interval(gain, found.unit)}"
     good = bool(good) and not found.findings
