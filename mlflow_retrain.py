@@ -220,37 +220,52 @@ def train_child(work: Work, watch: Callable) -> Child:
     return child
 
 
+def measure(work: Work) -> tuple[Any, dict[str, list[str]], tuple[Any, Any, Any, Any, Any], Any]:
+    """Measure all columns anew beside what the parent knows of them.
+
+    Returns (preprocessor, new categories, data of all trainings, recipe of the fresh members).
+    """
+    import model_utils
+    from toolkit import roles
+
+    settings, parent, train = work.settings, work.parent, work.rows.train
+    before, folds = parent.preprocessor, roles.folds(train)
+    y = train[before.schema.target.name].to_numpy()
+    preprocessor, new_categories = before.widen(train, y, folds)
+    scale = model_utils.rescaled(model_utils.TargetScale(**parent.card["scale"]), y)
+    sizes = settings.epochs, settings.batch_size, settings.learning_rate
+    base = replace(model_utils.sized_recipe(len(y), *sizes), first_input=preprocessor.first_input)
+    n_bins = sum(len(edges) - 1 for number, edges in before.bins if number < before.first_input)
+    recipe = model_utils.Recipe(**parent.card["recipe"])
+    start = model_utils.Parent(parent.network, recipe, (before.first_input, n_bins))
+    data = start, preprocessor.transform(train, folds), y, preprocessor.bins, scale
+    return preprocessor, new_categories, data, base
+
+
 def continue_members(work: Work, watch: Callable, recipes: Any = None) -> Child:
     """Train members of the parent and fresh ones, which see all columns measured anew."""
     import model_utils
     from toolkit import roles
 
-    # Preprocess: columns are measured anew beside what the parent knows.
-    settings, parent, rows = work.settings, work.parent, work.rows
-    before, folds = parent.preprocessor, roles.folds(rows.train)
-    y = rows.train[before.schema.target.name].to_numpy()
-    preprocessor, new_categories = before.widen(rows.train, y, folds)
-    X, bins = preprocessor.transform(rows.train, folds), preprocessor.bins
-    scale = model_utils.rescaled(model_utils.TargetScale(**parent.card["scale"]), y)
-
-    # Train: as validation rows advise, in sizes that suit the rows.
-    sizes = settings.epochs, settings.batch_size, settings.learning_rate
-    base = model_utils.sized_recipe(len(X), *sizes)
-    base = replace(base, first_input=preprocessor.first_input)
-    n_bins = sum(len(edges) - 1 for number, edges in before.bins if number < before.first_input)
-    recipe = model_utils.Recipe(**parent.card["recipe"])
-    start = model_utils.Parent(parent.network, recipe, (before.first_input, n_bins))
+    settings, rows = work.settings, work.rows
+    preprocessor, new_categories, data, base = measure(work)
     seed = settings.seed + rows.parent_generation + 1  # fresh members differ from the parent's
     options: dict[str, Any] = {"seed": seed, "sample_weight": roles.weights(rows.train, mean=1)}
-    data, name, curves = (start, X, y, bins, scale), "refit", dict[str, list[float]]()
-    if recipes is None:
+    name, curves = "refit", dict[str, list[float]]()
+    if recipes is None:  # as validation rows advise
         options["callbacks"], name = watch("search"), "training"
         recipes, curves = model_utils.choose_retraining(*data, base, rows.new, **options)
     options["callbacks"] = watch(name)
     old = ~rows.new if settings.controls and not rows.new.all() else None
-    network, control, history = model_utils.continue_training(*data, recipes, old, **options)
-    if control:  # it must not know new rows by the mean target of their category
-        control = Child(control, preprocessor.without(rows.train, y, folds, rows.new))
+    (start, _, y, bins, scale), folds = data, roles.folds(rows.train)
+    # The control must not know new rows by the mean target of their category, either.
+    blind = preprocessor.without(rows.train, y, folds, rows.new)
+    beside = old if blind == preprocessor else None
+    network, control, history = model_utils.continue_training(*data, recipes, beside, **options)
+    if old is not None and beside is None:
+        options["callbacks"] = watch("control")
+        data = start, blind.transform(rows.train, folds), y, bins, scale
+        _, control, _ = model_utils.continue_training(*data, recipes, old, **options)
     continued = sum(not recipe.first_input for recipe in recipes)
     card = {
         "recipe": asdict(recipes[continued]),  # the best of the fresh members
@@ -259,6 +274,7 @@ def continue_members(work: Work, watch: Callable, recipes: Any = None) -> Child:
         "continued_members": continued,
     }
     curves = {**curves, "final_loss": history.history.get("loss", [])}
+    control = Child(control, blind) if control else None
     return Child(network, preprocessor, card, curves, recipes, control)
 
 

@@ -843,6 +843,16 @@ def test_control_knows_new_rows_no_more_by_the_mean_target_of_their_code(fresh_p
     # Nothing is trained, so that both are one network: they differ by what they know of codes.
     assert found["old/MAE_control"] == pytest.approx(found["old/MAE_retrained"], rel=1e-6)
     assert found["new/MAE_control"] != pytest.approx(found["new/MAE_retrained"], rel=1e-4)
+    # It was trained so, too: on what is known of codes by the parent's rows alone.
+    (_, (X_child,), (z_child,)), _ = fresh_place.fits[-2]
+    (_, (X,), (z,)), _ = fresh_place.fits[-1]
+    half = model_utils.MEMBERS
+    assert (z_child.shape[1], z.shape[1]) == (half, 2 * half)
+    inputs = fresh_place.load("models:/loan-amount/2").preprocessor.inputs
+    mean = max(number for number, each in enumerate(inputs) if each.part == "mean")
+    is_new = np.isnan(z[:, -1])
+    assert 100 < is_new.sum() < 400
+    assert len(set(X_child[is_new, mean])) > 30 > len(set(X[is_new, mean]))
 
 
 @pytest.mark.usefixtures("no_training")
