@@ -26,7 +26,7 @@ class Settings(cli.TrainingSettings):
     model_uri: str | None = option(None, "model to continue, any MLflow URI (the champion)")
     replay: int | None = option(None, "remembered rows to train on again (all)", type=cli.natural)
     controls: bool = option(True, "train a control on old rows alone")
-    max_forgetting: float = option(0.05, "share of the error on old rows", type=cli.share)
+    max_forgetting: float = option(0.05, "harm allowed on old rows, of their MAE", type=cli.share)
     promote: str = option("auto", "when the child becomes champion", choices=PROMOTE)
     report: str | None = option(
         None, "write the report there, too: .html or .md", type=cli.page, metavar="FILE"

@@ -111,7 +111,9 @@ class TrainingSettings(StoreSettings):
     buffer_rows: int = option(20_000, "rows of each role kept for replay; 0: none", type=natural)
     refit: bool = option(False, "train a promoted model on its held-out rows, too, once scored")
     resume: bool = option(False, "continue the same command where it was interrupted")
-    exit_code: bool = option(False, f"exit with {KEPT} when the champion stays, or should")
+    exit_code: bool = option(
+        False, f"exit with {KEPT} when the champion stays, or no retraining looks worthwhile"
+    )
 
     def exit_with(self, good: bool) -> int:
         """Return the exit code of a training: `good` when promoted, or worth a retraining."""
