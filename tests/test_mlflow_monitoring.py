@@ -429,7 +429,7 @@ def test_model_that_a_constant_beats_says_so(fresh_place):
     assert "(no better than predicting the median: MAE" in fresh_place.out
 
 
-@pytest.mark.parametrize("flag", ["--group", "--weight", "--time"])
+@pytest.mark.parametrize("flag", ["--group", "--time"])
 def test_target_has_no_second_part_to_play(fresh_place, files, flag):
     assert fresh_place.train("--data", files / "old.csv", flag, "montant_pret") == 2
     assert f"{flag} 'montant_pret' is the target" in fresh_place.err

@@ -302,7 +302,7 @@ def conform(
             "it, or train a new model with mlflow_monitoring.py"
         )
     place = _mark_of_file(rows, columns) or decimal, source, first_line
-    cells = {each.name: _cells(rows[each.name], each, *place) for each in columns}
+    cells = {each.name: _cells(rows[each.name], each, *place, schema.target) for each in columns}
     table = pd.DataFrame(cells, index=rows.index)
     return _without_absurd(table, schema, source, first_line) if need_target else (table, [])
 
@@ -317,14 +317,17 @@ def _mark_of_file(rows: pd.DataFrame, columns: Iterable[Column]) -> str:
     return usual_mark(core_of(without_markers(text), unit) for text, unit in texts)
 
 
-def _cells(values: pd.Series, column: Column, mark: str, source: str, first_line: int) -> Any:
+def _cells(
+    values: pd.Series, column: Column, mark: str, source: str, first_line: int, target: Column
+) -> Any:
     cells, bad = read_cells(values, column, mark)
     if bad.any():
         places = np.flatnonzero(bad)
+        way = " (a training takes --na TEXT for a missing value, a first one --categorical COLUMN)"
+        way = "" if column is target else way
         raise UserError(
             f"column {column.name!r} of {source} holds {str(values.iloc[places[0]])[:40]!r} in "
-            f"{lines(places, first_line)}; expected a {EXPECTED[column.kind]}: correct it (a first "
-            "training takes --categorical COLUMN, and --na TEXT for what means a missing value)"
+            f"{lines(places, first_line)}; expected a {EXPECTED[column.kind]}: correct it{way}"
         )
     return cells
 

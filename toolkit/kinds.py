@@ -94,8 +94,8 @@ class _Cells:
         self.is_code = is_bool or (self.called(ZIP) and not self.has_fractions)
         self.unit, share = ("", 1.0) if self.is_plain else self._unit()
         self.core = c.core_of(self.sample, self.unit)
-        fits = (self.core.str.fullmatch(c.number_pattern(*marks)).mean() for marks in (".,", ",."))
-        self.holds_numbers = share > 0.5 and max(fits) >= 0.5  # 10.0.0.1 is none
+        fits = max(self.core.str.fullmatch(c.number_pattern(*m)).mean() for m in (".,", ",."))
+        self.holds_numbers, self.are_numbers = share > 0.5 and fits >= 0.5, fits == 1  # no 10.0.0.1
 
     def called(self, pattern: str) -> bool:
         return re.search(pattern, self.words) is not None
@@ -156,7 +156,7 @@ def _date(cells: _Cells) -> Column | None:
 
 def _date_format(cells: _Cells) -> str:
     """Find how dates are written, or "": UserError where day and month cannot be told apart."""
-    is_number = cells.is_plain and not (cells.said or cells.called(DATED))
+    is_number = cells.are_numbers and not (cells.said or cells.called(DATED))
     if is_number or not cells.sample.str.contains("[0-9]").any():
         return ""
     texts, name, shares = c.in_english(cells.sample.drop_duplicates()), cells.name, {}

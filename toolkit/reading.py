@@ -160,7 +160,7 @@ def read_first(settings: Any) -> tuple[Rows, Schema, list[str]]:
         return schema, notes
 
     own = {name: getattr(settings, name) or "" for name in OWN}
-    for name in (name for name, column in own.items() if column == target):
+    for name in (name for name in ("group", "time") if own[name] == target):
         raise UserError(f"--{name} {target!r} is the target; expected another column: choose one")
     rows, schema, notes = _read(settings, find_schema, own)
     y = rows.table[target]

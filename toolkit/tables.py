@@ -227,7 +227,7 @@ def _files(source: str, shown: str) -> list[Path]:
     if os.path.isfile(source):
         found = [Path(source)]
     elif os.path.isdir(source):
-        what, below = "the folder holds no table", Path(source).rglob("[!._]*")
+        what, below = "the folder holds no table", Path(source).rglob("[!._~]*")
         inside = [file for file in sorted(below) if ENDING.search(file.name)]
         found = [f for f in inside if all("=" in g for g in f.relative_to(source).parts[:-1])]
     found = [file for file in found if file.is_file()]
