@@ -719,10 +719,11 @@ def test_unit_on_some_numbers_alone_is_none_of_the_others():
 
 
 def test_addresses_of_machines_and_versions_are_no_numbers():
-    for texts in (("10.0.0.1", "10.0.0.27"), ("2.0.0", "2.10.1")):
-        column, _, notes = learn(repeat(*texts))
+    for form in ("10.0.0.{}", "2.{}.1", "HK$ {}"):
+        column, _, notes = learn([form.format(i % 30 + 100) for i in range(N)])
         assert column.kind == "categorical"
-        assert f"such as {texts[0]!r}" in notes
+        assert f"such as {form.format(100)!r}" in notes
+        assert learn(repeat(form.format(101), form.format(102)))[2] == ""
 
 
 def test_years_of_two_digits_come_first_where_they_are_far_fewer():
@@ -731,6 +732,8 @@ def test_years_of_two_digits_come_first_where_they_are_far_fewer():
         _, values, notes = learn(days.strftime(form).tolist())
         assert form in notes
         assert values.tolist() == [float(d) for d in (days - pd.Timestamp(0)).days]
+    mixed = [*days.strftime("%d/%m/%y")[:190], *["1/2/23"] * 10]
+    assert "%d/%m/%y" in learn(mixed)[2]
 
 
 def test_later_dates_may_have_a_clock_or_none():

@@ -269,11 +269,10 @@ def test_every_verdict_suspicion_and_attribution_is_french(french):
         ),
         (
             "column 'a' of b.csv holds 'x' in lines 2, 3 and 4 more; expected a number such as "
-            "1234.5: correct it (a training takes --na TEXT for a missing value, a first one "
-            "--categorical COLUMN)",
+            "1234.5: correct it (a training takes --na MARKER, a first one --categorical COLUMN)",
             "la colonne « a » de b.csv contient « x » (les lignes 2, 3 et 4 autres) ; attendu : "
-            "un nombre tel que 1234.5 : corriger (un entraînement prend --na TEXTE pour une "
-            "valeur manquante, un premier --categorical COLONNE)",
+            "un nombre tel que 1234.5 : corriger (un entraînement prend --na MARQUE, un premier "
+            "--categorical COLONNE)",
         ),
         ("  .venv/bin/python a.py --data 'the rows'", "  .venv/bin/python a.py --data 'the rows'"),
         ("training: compiling", "entraînement : compilation"),

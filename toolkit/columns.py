@@ -323,8 +323,8 @@ def _cells(
     cells, bad = read_cells(values, column, mark)
     if bad.any():
         places = np.flatnonzero(bad)
-        way = " (a training takes --na TEXT for a missing value, a first one --categorical COLUMN)"
-        way = "" if column is target else way
+        more = column is not target
+        way = " (a training takes --na MARKER, a first one --categorical COLUMN)" if more else ""
         raise UserError(
             f"column {column.name!r} of {source} holds {str(values.iloc[places[0]])[:40]!r} in "
             f"{lines(places, first_line)}; expected a {EXPECTED[column.kind]}: correct it{way}"

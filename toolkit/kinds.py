@@ -22,6 +22,7 @@ from .errors import UserError, reason
 # Days since 1970 that a plain number may mean: the years 1972 to 2104, or 1800 to 2139.
 RANGES = dict.fromkeys(c.EPOCHS, (1_000, 49_000))
 RANGES |= {"%Y": (-62_000, 62_000), "%Y%m%d": (-62_000, 62_000)}
+FEW = 20  # levels; a text with more, mostly of digits, may be numbers that are not understood
 NESTED = (dict, list, np.ndarray, bytes)  # of JSON and Parquet
 SAMPLE = 10_000  # rows that say how a column is written; all rows are then read that way
 MONEY = r"(?:US\$|C\$|A\$|R\$|[$€£¥₹₽]|USD|EUR|GBP|CHF|JPY|Rs\.?|Fr\.?|kr\.?|zł)"
@@ -184,9 +185,9 @@ def _date_format(cells: _Cells) -> str:
 
 def _has_year_first(texts: pd.Series, form: str) -> bool:
     """Tell whether dates such as 23/01/15 lie in far fewer years when these are read first."""
-    first, last = texts.str[:2], texts.str[6:8]
-    fits = texts.str[3:5].astype(int).max() <= 12 and last.astype(int).max() <= 31
-    return bool(fits) and 3 * first.nunique() <= last.nunique()
+    parts = texts.str.extract("^([0-9]{2}).([0-9]{2}).([0-9]{2})").dropna().astype(int)
+    fits = len(parts) == len(texts) and (parts.max() <= [31, 12, 31]).all()
+    return bool(fits) and 3 * parts[0].nunique() <= parts[2].nunique()
 
 
 def _number(cells: _Cells, decimal: str) -> Column | None:
@@ -237,7 +238,8 @@ def _kind(cells: _Cells, decimal: str) -> Column:
         return column
     cells.note_missing(cells.text)
     digits = cells.text[cells.text.str.count("[0-9]") > cells.text.str.count("[a-zA-Z]")]
-    if not (said or is_code) and len(digits) > cells.text.count() / 2:
+    is_odd = len(digits) > cells.text.count() / 2 and digits.nunique() > FEW
+    if not (said or is_code) and len(digits) and (cells.holds_numbers or is_odd):
         cells.notes.append(
             f"column {cells.name!r} holds codes or numbers as text, such as "
             f"{digits.iloc[0][:40]!r}, taken as a category"
