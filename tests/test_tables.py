@@ -446,6 +446,7 @@ def test_quoted_amounts_with_commas_do_not_hide_the_mark_between_columns(tmp_pat
     lines += [f'"{age}";"{zone}";"-{prix:.2f} €"' for age, zone, prix in ROWS.to_numpy()]
     rows = read(open_table(write(tmp_path, "\n".join(lines).replace(".", ",") + "\n")))
     assert rows["prix"].tolist() == ["-8648,00 €", "-10135,00 €", "-7710,50 €", "-9001,00 €"]
+    assert_same_rows(open_table(write(tmp_path, CSV.replace("age,zone", '"age" ,"zone"  '))))
 
 
 def test_cell_may_be_long(tmp_path):

@@ -308,13 +308,16 @@ def conform(
 
 
 def _mark_of_file(rows: pd.DataFrame, columns: Iterable[Column]) -> str:
-    """Tell the mark before decimals by the first rows, or ""."""
+    """Tell the mark before decimals by the first rows; "" also where nothing leaves a doubt."""
     texts = [
-        (as_text(rows[each.name][:MARK_ROWS], each.markers), each.unit)
+        (each, as_text(rows[each.name][:MARK_ROWS], each.markers))
         for each in columns
         if each.kind == "numeric" and not pd.api.types.is_numeric_dtype(rows[each.name])
     ]
-    return usual_mark(core_of(without_markers(text), unit) for text, unit in texts)
+    doubtful = ("[.,]" if each.decimal != "." else "," for each, _ in texts)
+    if not any(text.str.contains(m).any() for m, (_, text) in zip(doubtful, texts, strict=True)):
+        return ""
+    return usual_mark(core_of(without_markers(text), each.unit) for each, text in texts)
 
 
 def _cells(

@@ -94,8 +94,10 @@ class _Cells:
         self.has_fractions = self.is_plain and like(r".*(\.[0-9]*[1-9]|e-).*").any()
         self.is_code = is_bool or (self.called(ZIP) and not self.has_fractions)
         self.unit, share = ("", 1.0) if self.is_plain else self._unit()
-        self.core = c.core_of(self.sample, self.unit)
-        fits = max(self.core.str.fullmatch(c.number_pattern(*m)).mean() for m in (".,", ",."))
+        self.core, fits = self.sample, 1.0
+        if not self.is_plain:
+            self.core = c.core_of(self.sample, self.unit)
+            fits = max(self.core.str.fullmatch(c.number_pattern(*m)).mean() for m in (".,", ",."))
         self.holds_numbers, self.are_numbers = share > 0.5 and fits >= 0.5, fits == 1  # no 10.0.0.1
 
     def called(self, pattern: str) -> bool:

@@ -452,15 +452,16 @@ def _records(lines: list[str], mark: str) -> list[list[str]]:
 
 
 def _record(lines: list[str], mark: str) -> tuple[list[str], int]:
-    """Cut the first record into cells, none where text follows a quoted one; count its lines."""
+    """Cut the first record into cells, none where text goes on behind quotes; count its lines."""
     reader = csv.reader(lines, delimiter=mark, strict=True)
     try:
         record = next(reader)
         if reader.line_num < len(lines):
             return record, reader.line_num
     except csv.Error as error:
-        if "expected after" in str(error):
-            return [], reader.line_num
+        if "expected after" in str(error):  # blanks, or the mark is another one
+            record = next(csv.reader(lines, delimiter=mark))
+            return [] if '"' in "".join(record) else record, reader.line_num
     return next(csv.reader(lines[:1], delimiter=mark)), 1  # nothing closes a quote
 
 
