@@ -449,14 +449,21 @@ def train_model(
 
 def _dataset(blocks: list[tuple]) -> tf.data.Dataset:
     """Feed `fit` with blocks, again and again; a single one stays in memory as it is."""
-    dataset = tf.data.Dataset.from_generator(
-        lambda: (tuple(np.asarray(values, np.float32) for values in block) for block in blocks),
-        output_signature=tuple(tf.TensorSpec((None, *v.shape[1:])) for v in blocks[0]),
-    )
-    dataset = dataset.cache() if len(blocks) == 1 else dataset
+
+    def tensors(block: tuple) -> tuple:
+        return tuple(tf.convert_to_tensor(np.asarray(v, np.float32)) for v in block)
+
+    if len(blocks) == 1:
+        dataset = tf.data.Dataset.from_tensors(tensors(blocks[0])).cache().repeat()
+    else:
+        shapes = [tf.TensorSpec((None, *values.shape[1:])) for values in blocks[0]]
+        by_number = tf.data.Dataset.from_generator(
+            lambda: (tensors(block) for block in blocks), output_signature=tuple(shapes)
+        )
+        dataset = by_number.repeat().prefetch(1)
     options = tf.data.Options()
     options.autotune.enabled = False  # at the end of `fit` its thread sleeps on for many seconds
-    return dataset.repeat().prefetch(1).with_options(options)
+    return dataset.with_options(options)
 
 
 class MemberAdamW(keras.optimizers.Adam):
