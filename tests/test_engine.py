@@ -88,9 +88,8 @@ def settings_for(data, workers, **options):
 def prepared(data, workers, **options):
     """Read rows; return them, their roles, the schema and the fitted preprocessor."""
     rows, schema, notes = reading.read_first(settings_for(data, workers, **options))
-    role = roles.Roles.choose(
-        rows.table, 0.2, 42, options.get("group", ""), options.get("time", "")
-    )
+    own = {name: options.get(name, "") for name in ("group", "time")}
+    role = roles.Roles.choose(rows.table, 0.2, 42, **own)
     train = rows.table[~role.held_out(rows.table)]
     fitted = Preprocessor.fit(train, schema, train["y"].to_numpy(), roles.folds(train))
     return rows, role, schema, fitted, notes

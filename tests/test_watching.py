@@ -112,6 +112,22 @@ def test_with_labels_it_is_worthwhile_where_the_model_errs_in_a_way_that_can_be_
     assert alarms["as before"] <= 1
 
 
+def test_error_that_grew_but_cannot_be_learnt_is_not_worth_a_retraining():
+    rng = np.random.default_rng(0)
+    file = rows(rng, 2_000)
+    file["y"] = 10 * file["x"] + rng.laplace(0, 5, 2_000)
+    good, told, expected = judged(rows(rng, 400), file)
+    assert np.abs(file["y"] - 10 * file["x"]).mean() > expected.high
+    assert "learning its errors would change it by +" in told
+    assert not good
+
+
+def test_few_rows_teach_nothing_about_their_errors():
+    rng = np.random.default_rng(0)
+    assert "learning" not in judged(rows(rng, 400), rows(rng, 1))[1]
+    assert "learning" in judged(rows(rng, 400), rows(rng, 40))[1]
+
+
 def test_without_held_out_rows_nothing_is_estimated_and_nothing_fails():
     rng = np.random.default_rng(0)
     good, told, found = judged(None, rows(rng, 30).assign(y=np.nan))
