@@ -437,6 +437,12 @@ def test_verdict_turns_at_exactly_the_allowed_forgetting_and_at_zero():
             "on old rows +90.0 € (-20.0 to +200), not proven to exceed the 115 € allowed",
         ),
         (
+            UNCLEAR,
+            (60, 20, 100),
+            "no worse: MAE on new rows -12.0 € (-40.0 to +15.0), harm is not proven; "
+            "on old rows +60.0 € (+20.0 to +100), more is proven, within the 115 € allowed",
+        ),
+        (
             HARM,
             KEPT,
             "worse: MAE on new rows +40.0 € (+10.0 to +70.0), harm is proven; "

@@ -190,6 +190,15 @@ def test_model_that_is_wanted_becomes_champion_and_its_run_tells_so(client, benc
     assert client.get_model_version(NAME, "4").description.endswith("\n\ncard")
 
 
+def test_without_a_champion_a_child_is_promoted_where_it_is_the_first_version_alone(client, bench):
+    client.delete_registered_model_alias(NAME, registry.CHAMPION)
+    verdict, _ = publish(client, bench, parent_run="x")
+    assert verdict.startswith("kept champion, there is no champion, which --approve or --promote")
+    assert aliases(client)[0] is None
+    assert publish(client, bench, "other", parent_run="x")[0].startswith("promoted")
+    assert publish(client, bench)[0].startswith("promoted")
+
+
 @pytest.mark.parametrize(
     ("options", "why"),
     [

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from conftest import ROOT
 
-from toolkit import roles, watching
+from toolkit import cli, evidence, roles, watching
 from toolkit.report import Evidence
 from toolkit.words import format_amount
 
@@ -135,6 +135,22 @@ def test_without_held_out_rows_nothing_is_estimated_and_nothing_fails():
     assert "estimated at n/a" in told
     assert np.isnan(found.estimate)
     assert judged(rows(rng, 2), rows(rng, 2))[0] is False
+
+
+def test_groups_that_are_held_out_are_no_drift_and_no_new_categories():
+    rng = np.random.default_rng(0)
+    groups = pd.Series([f"g{i % 10}" for i in range(400)])
+    tables = [roles.hashed(rows(rng, 400).assign(g=groups), groups) for _ in range(2)]
+    role = roles.Roles.choose(tables[0], 0.3, seed=1, group="g")
+    old, new = (role.assign(table, generation) for generation, table in enumerate(tables))
+    parent = model()
+    parent.preprocessor.schema.kinds = {"g": "categorical", "x": "numeric"}
+    parent.card, parent.uri, parent.roles = {}, "models:/m", role
+    terminal = cli.Terminal(quiet=True)
+    found, _ = evidence.look(terminal, "new.csv", parent, roles.gather(new, old, 0))
+    assert not found.drift["drifted"].any()
+    assert (found.drift["new_categories"] == "").all()
+    assert found.prequential_rows == 400
 
 
 # --- on real runs
