@@ -734,6 +734,7 @@ def test_years_of_two_digits_come_first_where_they_are_far_fewer():
         assert values.tolist() == [float(d) for d in (days - pd.Timestamp(0)).days]
     mixed = [*days.strftime("%d/%m/%y")[:190], *["1/2/23"] * 10]
     assert "%d/%m/%y" in learn(mixed)[2]
+    assert "%d/%m/%y" in learn([*days.strftime("%y/%m/%d")[:190], *["5/1/23"] * 10])[2]
 
 
 def test_later_dates_may_have_a_clock_or_none():

@@ -443,8 +443,9 @@ def test_each_file_of_a_folder_may_end_with_a_total(tmp_path):
 
 def test_quoted_amounts_with_commas_do_not_hide_the_mark_between_columns(tmp_path):
     lines = ['"Konto";"DE1"', '"Stand";"1.234,56 EUR"', '"age";"zone";"prix"']
-    lines += [f'"{age}";"{zone}";"-{prix:.2f} €"' for age, zone, prix in ROWS.to_numpy()]
-    rows = read(open_table(write(tmp_path, "\n".join(lines).replace(".", ",") + "\n")))
+    amounts = (f'"{zone}";"{zone}";"-{prix:.2f} €"' for _, zone, prix in ROWS.to_numpy())
+    lines += [line.replace(".", ",") for line in amounts]
+    rows = read(open_table(write(tmp_path, "\n".join(lines) + "\n")))
     assert rows["prix"].tolist() == ["-8648,00 €", "-10135,00 €", "-7710,50 €", "-9001,00 €"]
     assert_same_rows(open_table(write(tmp_path, CSV.replace("age,zone", '"age" ,"zone"  '))))
 
