@@ -271,6 +271,9 @@ def test_durations_are_seconds_and_clocks_stay_times_of_day():
     schema = Schema(Column("y", "numeric"), (column,))
     later, _ = conform(table(spent=repeat("0:00:01", "22:07", "60.5", "n.c.")), schema)
     np.testing.assert_array_equal(later["spent"][:4], [1, 1_327, 60.5, np.nan])
+    moments = table(spent=repeat("0:00:01.725", "0:00:02.317"), y=repeat("1", "2"))
+    exact, _ = conform(moments, schema)
+    assert exact["spent"][:2].tolist() == [1.725, 2.317]
     endless = table(spent=repeat("0:00:01", "99999999:00:00"))
     assert "'99999999:00:00' in lines 3, 5" in refused(conform, endless, schema)
     assert learn(repeat("08:30:00", "17:45:10"), "at")[0].kind == "date"
@@ -701,6 +704,7 @@ def test_numbers_with_either_mark_before_decimals_are_asked_about():
     [
         (("11,81,140", "5,140", "2,00,000.50"), (1_181_140, 5_140, 200_000.5)),
         (("8.252,58-", "1.000,00", "17,5-"), (-8252.58, 1000, -17.5)),
+        (("8-", "100", "17-"), (-8, 100, -17)),
         (("- 5,25", "3,5", "12,75"), (-5.25, 3.5, 12.75)),
         (("−54.82", "3.5", "12.75"), (-54.82, 3.5, 12.75)),
     ],

@@ -123,7 +123,7 @@ def core_of(text: pd.Series, unit: str) -> pd.Series:
         mark = rf"^([+-]?\(?){re.escape(unit)}{SPACE}*|{SPACE}*{re.escape(unit)}(\)?)$"
         text = text.str.replace(mark, r"\1\2", regex=True)
     text = text.str.replace("−", "-", regex=False).str.replace(r"^\((.*)\)$", r"-\1", regex=True)
-    text = text.str.replace(rf"^([0-9].*[0-9]){SPACE}?-$|^- (.*)$", r"-\1\2", regex=True)
+    text = text.str.replace(rf"^([0-9](?:.*[0-9])?){SPACE}?-$|^- (.*)$", r"-\1\2", regex=True)
     spaced = text.str.fullmatch(rf"[+-]?[0-9]{{1,3}}(?:{SPACE}[0-9]{{3}})+(?:[.,][0-9]+)?")
     return text.mask(spaced, text.str.replace(SPACE, "", regex=True))
 

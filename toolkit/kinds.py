@@ -175,7 +175,7 @@ def _date_format(cells: _Cells) -> str:
         shares[form] = np.mean((low < days) & (days < high))
     best = max(0.9, *shares.values())
     form, *others = [form for form, share in shares.items() if share == best] or [""]
-    if form in YEAR_LAST and not others and _has_year_first(texts, form):
+    if form in YEAR_LAST and not others and _has_year_first(texts):
         return re.sub("%d(.)%m.%y", r"%y\1%m\1%d", form)
     if others and "." not in form:
         raise UserError(
@@ -185,7 +185,7 @@ def _date_format(cells: _Cells) -> str:
     return form
 
 
-def _has_year_first(texts: pd.Series, form: str) -> bool:
+def _has_year_first(texts: pd.Series) -> bool:
     """Tell whether dates such as 23/01/15 lie in far fewer years when these are read first."""
     parts = texts.str.extract("^([0-9]{2}).([0-9]{2}).([0-9]{2})").dropna().astype(int)
     fits = len(parts) == len(texts) and (parts.max() <= [31, 12, 31]).all()
@@ -199,7 +199,7 @@ def _number(cells: _Cells, decimal: str) -> Column | None:
     if not cells.is_plain and cells.sample.str.fullmatch(c.DURATION).mean() > 0.9:
         cells.notes.append(f"column {name!r} holds durations, read as seconds")
         cells.note_missing(cells.filled)
-        return cells.column("numeric", unit=c.CLOCK)
+        return cells.column("numeric", decimal=".", unit=c.CLOCK)
     if not said and (not cells.holds_numbers or cells.sample.str.match("0[0-9]+$").mean() > 0.005):
         return None
     sure = c.marks_of(cells.core)
