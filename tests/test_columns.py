@@ -736,6 +736,10 @@ def test_years_of_two_digits_come_first_where_they_are_far_fewer():
         _, values, notes = learn(days.strftime(form).tolist())
         assert form in notes
         assert values.tolist() == [float(d) for d in (days - pd.Timestamp(0)).days]
+    for frequency in ("ME", "QE"):
+        days = pd.date_range("2001-01-01", periods=80, freq=frequency)
+        assert "%d/%m/%y" in learn(repeat(*days.strftime("%d/%m/%y")))[2]
+    days = pd.date_range("2023-01-01", periods=N, freq="D")
     mixed = [*days.strftime("%d/%m/%y")[:190], *["1/2/23"] * 10]
     assert "%d/%m/%y" in learn(mixed)[2]
     assert "%d/%m/%y" in learn([*days.strftime("%y/%m/%d")[:190], *["5/1/23"] * 10])[2]

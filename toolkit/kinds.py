@@ -189,7 +189,8 @@ def _has_year_first(texts: pd.Series) -> bool:
     """Tell whether dates such as 23/01/15 lie in far fewer years when these are read first."""
     parts = texts.str.extract("^([0-9]{2}).([0-9]{2}).([0-9]{2})").dropna().astype(int)
     fits = len(parts) == len(texts) and (parts.max() <= [31, 12, 31]).all()
-    return bool(fits) and 3 * parts[0].nunique() <= parts[2].nunique()
+    is_month = parts[0].isin([1, 15, 28, 29, 30, 31]).all()  # its first, middle or last day
+    return bool(fits) and not is_month and 3 * parts[0].nunique() <= parts[2].nunique()
 
 
 def _number(cells: _Cells, decimal: str) -> Column | None:
