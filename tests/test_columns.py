@@ -786,6 +786,7 @@ def test_more_names_of_persons_are_left_out(name):
 
 @pytest.mark.parametrize("name", ["Kundennummer", "customer_no", "MRN"])
 def test_more_ids_are_left_out(name):
+    assert learn(repeat(*range(1, 60)), "customers number")[0].kind == "numeric"
     assert learn(repeat(*range(1, 60)), name)[0] is None
 
 

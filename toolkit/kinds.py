@@ -46,8 +46,8 @@ PERSON = (
 )
 ID = (
     r"\b(id|uuid|guid|uid|iban|matricule|identifiant|identifier|mrn"
-    r"|(kunden|mitarbeiter|patienten|personal) ?(nr|nummer))\b"
-    rf"|{WHO} (no|nr|num|number|numero)\b"
+    r"|(kunden|mitarbeiter|patienten|personal) ?(nr|nummer)"
+    r"|(client|customer|patient|employee) (no|nr|num|number|numero))\b"  # clients are counted
 )
 LONG_ID = r"\b(ssn|nir|nss|secu|siret|siren|social security)\b"
 CONTACT = (
