@@ -38,7 +38,7 @@ ENGLISH = re.compile(
 NOT_SAID = re.compile(
     r"Received: |^select |^(name|attributes|version_number|--xla|\.\*Row)\b|\btags\.|^COLUMN|"
     r"^((re)?train|watch) \{\}$|^no rows to score|^the CSV is separated|^ on held-out$|^rows-$|"
-    r"\.(py|db|pickle)$|^\? - |^new/|^list\[|^expected after$"
+    r"\.(py|db|pickle)$|^\? - |^new/|^list\[|^expected after$|uuid\|guid"
 )
 
 
