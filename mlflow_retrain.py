@@ -259,7 +259,9 @@ def continue_members(work: Work, watch: Callable, recipes: Any = None) -> Child:
     old = ~rows.new if settings.controls and not rows.new.all() else None
     (start, _, y, bins, scale), folds = data, roles.folds(rows.train)
     # The control must not know new rows by the mean target of their category, either.
-    blind = preprocessor.without(rows.train, y, folds, rows.new)
+    blind = preprocessor
+    if old is not None:
+        blind = preprocessor.without(rows.train, y, folds, rows.new)
     beside = old if blind == preprocessor else None
     network, control, history = model_utils.continue_training(*data, recipes, beside, **options)
     if old is not None and beside is None:

@@ -227,11 +227,16 @@ def parse_dates(dates: pd.Series, form: str) -> np.ndarray:
     return (micro - np.datetime64(0, "us")) / np.timedelta64(1, "D")
 
 
-def _other_forms(form: str) -> list[str]:
-    """List the forms that dates may have in a later file: midnight, say, has no clock in many."""
-    day = form.partition(" %H:%M")[0]
+def _read_dates(text: pd.Series, form: str) -> np.ndarray:
+    """Read dates as `parse_dates`, those of a later file also in ISO, with a clock or without."""
+    cells, day = parse_dates(text, form), form.partition(" %H:%M")[0]
     has_day = "%d" in day and "%I" not in day
-    return [ISO, *(day + clock for clock in ("", " %H:%M", " %H:%M:%S") if has_day)]
+    for other in (ISO, *(day + clock for clock in ("", " %H:%M", " %H:%M:%S") if has_day)):
+        left = np.isnan(cells) & text.notna()
+        if not left.any():
+            break
+        cells[left] = parse_dates(text[left], other)
+    return cells
 
 
 def to_level(text: str, width: int) -> str:
@@ -257,10 +262,7 @@ def read_cells(values: pd.Series, column: Column, context: str = "") -> tuple[An
         if column.kind == "numeric":
             cells = parse_numbers(text, column, context)
         else:
-            cells = parse_dates(text, column.date_format)
-            for form in _other_forms(column.date_format):  # whatever program wrote the new file
-                left = np.isnan(cells)
-                cells[left] = parse_dates(text[left], form)
+            cells = _read_dates(text, column.date_format)
         left = np.isnan(cells)
         if left.any():
             bad[left] = without_markers(text[left]).notna()

@@ -28,6 +28,7 @@ SAMPLE = 2**31  # the salt of samples, which is no user's seed: they must not fo
 
 def row_hashes(table: pd.DataFrame) -> np.ndarray:
     """Hash features and target of conformed rows, but no weight: uint64 of shape (n_rows,)."""
+    # A row that comes again with another weight was seen before.
     return pd.util.hash_pandas_object(own_columns(table), index=False).to_numpy(np.uint64)
 
 

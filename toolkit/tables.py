@@ -76,7 +76,7 @@ class Table:
     notes: list[str] = field(default_factory=list)  # what was recognised or left out, in the end
     first_line: int = 1  # the file's line of the first row (2 in a plain CSV), once that is read
     columns: list[str] = field(default_factory=list)  # known with the first block
-    share: tuple[int, int] = (0, 1)  # these pieces are that one of so many shares
+    is_share: bool = False  # of the pieces; it may be without rows
     decimal: str = ""  # mark before decimals, where a text file with commas between columns tells
     label: str = ""  # of the last row, in a column without a name
     keep: Any = None  # a temporary folder that must outlive the readers
@@ -96,14 +96,14 @@ class Table:
                 waiting.append(part)
         if waiting:
             yield _together(waiting)
-        elif self.share[1] == 1:
+        elif not self.is_share:
             raise UserError(f"{self.source} holds no rows; expected a header and rows below it")
 
     def take_share(self, number: int, count: int, columns: list[str]) -> "Table":
         """Keep one of `count` shares of the pieces; lines in messages count from its start."""
         self.source = f"part {number + 1} of {count} of {self.source}" if number else self.source
         first, end = (len(self.pieces) * n // count for n in (number, number + 1))
-        self.pieces, self.share, self.columns = self.pieces[first:end], (number, count), columns
+        self.pieces, self.is_share, self.columns = self.pieces[first:end], count > 1, columns
         return self
 
     def note(self, text: str) -> None:
