@@ -71,7 +71,8 @@ def predictions(
     from toolkit import encoding, ranges
 
     for rows in source.blocks():
-        X = preprocessor.encode(rows, source=source.source, decimal=source.decimal)
+        where = {"source": source.source, "decimal": source.decimal}
+        X = preprocessor.encode(rows, source.note, **where)
         found = {"prediction": encoding.predict(network, X)}
         if interval:
             found["low"], found["high"] = ranges.around(card, found["prediction"], interval)

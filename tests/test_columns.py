@@ -2,6 +2,7 @@
 
 import json
 import time
+import unicodedata
 from dataclasses import asdict
 
 import numpy as np
@@ -222,6 +223,7 @@ SINCE = [float(d) for d in (DAYS - pd.Timestamp("1970-01-01")).days]
         *["%Y%m%dT%H%M%S", "%d %b %Y", "%d-%b-%y", "%B %d, %Y", "%Y-%m-%dT%H:%M:%SZ"],
         *["%Y-%m-%d %H:%M:%S", "%Y-%m-%d 00:00:00+00:00", "%d/%m/%Y %H:%M", "%m/%d/%Y %H:%M:%S"],
         *["%m/%d/%Y %I:%M %p", "%m/%d/%y %I:%M:%S %p", "%d/%m/%y %H:%M", "%d.%m.%y", "%d%b%Y"],
+        *["%Y%m%d", "%Y%m%d%H%M", "%d%b%Y:%H:%M:%S", "%Y-%m-%d %H:%M:%S UTC"],
     ],
 )
 def test_dates_are_days_since_1970(form):
@@ -231,7 +233,9 @@ def test_dates_are_days_since_1970(form):
     assert "dates" in notes
 
 
-@pytest.mark.parametrize("form", ["%Y-%m", "%m/%Y", "%Y/%m", "%m-%Y", "%b %Y", "%B %Y", "%b-%y"])
+@pytest.mark.parametrize(
+    "form", ["%Y-%m", "%m/%Y", "%Y/%m", "%m-%Y", "%b %Y", "%B %Y", "%b-%y", "%Y%m"]
+)
 def test_month_is_the_date_of_its_first_day(form):
     months = pd.date_range("2008-01-01", periods=N, freq="MS")
     column, values, _ = learn(months.strftime(form).tolist())
@@ -752,6 +756,70 @@ def test_later_dates_may_have_a_clock_or_none():
     texts = repeat("05.03.2024", "05.03.2024 06:00", "05.03.2024 06:00:00", "2024-03-05", "n.c.")
     found = conform(table(c=texts), schema)[0]["c"][:5]
     np.testing.assert_allclose(found, [19787, 19787.25, 19787.25, 19787, np.nan])
+
+
+def test_digits_are_dates_only_where_all_of_them_are():
+    months = [f"20{i % 20:02d}{1 + i % 12:02d}" for i in range(N)]
+    assert learn(list(map(int, months)))[0].date_format == "%Y%m"
+    assert learn([*map(int, months[1:]), 201913])[0].kind == "numeric"
+    assert learn([*months[1:], "20190"])[0].kind == "numeric"
+    assert learn(["20190230", *["20190228"] * (N - 1)])[0].kind == "numeric"
+
+
+def test_later_times_of_day_may_have_seconds_or_none():
+    for first, later in (("%H:%M", "%H:%M:%S"), ("%H:%M:%S", "%H:%M")):
+        times = pd.date_range("2024-01-01", periods=N, freq="7min")
+        column, expected, _ = learn(times.strftime(first).tolist())
+        schema = Schema(Column("y", "numeric", "."), (column,))
+        found = conform(table(c=times.strftime(later).tolist()), schema)[0]["c"]
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_codes_of_several_widths_keep_the_zero_that_other_programs_take_off():
+    texts = repeat("01", "02", "13", "2A", "971")
+    column, values, _ = learn(texts)
+    schema = Schema(Column("y", "numeric", "."), (column,))
+    assert values.tolist() == texts
+    found = conform(table(c=[1, 2, 13, 971]).head(4), schema)[0]["c"]
+    assert found.tolist() == ["01", "02", "13", "971"]
+    assert learn(repeat("01", "1", "2A"))[0].width == 0  # these are two codes
+
+
+def test_what_databases_write_for_missing_is_missing():
+    for marker in ("\\N", "(null)", "[NULL]"):
+        column, values, notes = learn(repeat("1.5", "2.5", "3.5", marker))
+        assert column.kind == "numeric"
+        assert values.isna().sum() == N / 4
+        assert marker in notes.replace("\\\\", "\\")
+
+
+def test_accents_of_one_or_two_characters_are_the_same_in_names_and_cells():
+    one = table(**{"région": repeat("Île", "Finistère")})
+    schema, _ = infer_schema(one, "y")
+    two = one.set_axis([unicodedata.normalize("NFD", name) for name in one], axis=1)
+    two.iloc[:, 2] = two.iloc[:, 2].map(lambda cell: unicodedata.normalize("NFD", cell))
+    assert list(two) != list(one)
+    pd.testing.assert_frame_equal(conform(two, schema)[0], conform(one, schema)[0])
+
+
+def test_numbers_of_single_precision_are_those_that_a_file_writes():
+    numbers = np.random.default_rng(4).normal(size=N).round(3)
+    schema, _ = infer_schema(table(c=numbers), "y")
+    for kind in ("float32", "Float32", "float32[pyarrow]"):
+        found = conform(table(c=pd.Series(numbers).astype(kind)), schema)[0]["c"]
+        assert found.tolist() == numbers.tolist()
+    missing = pd.Series([np.nan, *numbers[1:]], dtype="float32")
+    assert conform(table(c=missing), schema)[0]["c"].isna().sum() == 1
+
+
+def test_durations_of_a_frame_are_seconds_as_those_of_a_file():
+    seconds = [61.5 * (n * n % 173) for n in range(N)]
+    took = pd.to_timedelta(seconds, unit="s")
+    texts = [str(each).replace("0 days ", "") for each in took]
+    schema, _ = infer_schema(table(c=texts), "y")
+    for kind in ("timedelta64[ns]", "duration[ms][pyarrow]", object):
+        found = conform(table(c=pd.Series(took).astype(kind)), schema)[0]["c"]
+        assert found.tolist() == seconds
 
 
 @pytest.mark.parametrize("form", ["%G-W%V", "%Q"])

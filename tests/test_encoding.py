@@ -395,6 +395,21 @@ def test_raw_rows_are_encoded_like_conformed_ones_whatever_their_order_and_extra
     np.testing.assert_array_equal(preprocessor.encode(raw), [[1, 0, 1], [0, 0, 0]])
 
 
+def test_column_without_any_known_category_is_told():
+    table = table_of(x=[1.0, 3.0] * 50, c=["yes", "no"] * 50)
+    preprocessor, told = fit(table), []
+    raw = pd.DataFrame({"x": [1, 2], "c": ["oui", "non"]})
+    preprocessor.encode(raw, told.append)
+    assert told == [
+        "column 'c' holds no category that is known: 'non', 'oui', where 'no', 'yes' were"
+    ]
+    preprocessor.encode(raw.assign(c=["oui", "yes"]), told.append)
+    preprocessor.encode(raw.assign(c=[None, ""]), told.append)
+    assert len(told) == 1
+    with pytest.warns(UserWarning, match="no category that is known"):
+        preprocessor.encode(raw)
+
+
 # --- prediction ----------------------------------------------------------------------------------
 
 

@@ -52,6 +52,18 @@ def test_hashes_differ_as_soon_as_one_value_does_and_zero_has_no_sign():
     assert roles.row_hashes(nan)[0] == roles.row_hashes(nan.assign(x=-nan["x"]))[0]
 
 
+def test_rows_are_known_again_by_the_digits_that_other_programs_write():
+    x = np.random.default_rng(0).normal(size=(2_000, 3)) * [1e-4, 1, 1e7]
+    table = pd.DataFrame(x, columns=list("abc"))
+    again = table.map(lambda number: float(f"{number:.15g}"))
+    assert (roles.row_hashes(again) == roles.row_hashes(table)).mean() > 0.995
+    assert (roles.row_hashes(table * (1 + 1e-8)) != roles.row_hashes(table)).all()
+    sums = pd.DataFrame({"a": [0.1 + 0.2, 1e6 + 0.1 + 0.2, 2.0**60, 12_345_678_901_234.0]})
+    plain = pd.DataFrame({"a": [0.3, 1_000_000.3, 2.0**60, 12_345_678_901_235.0]})
+    same = roles.row_hashes(sums) == roles.row_hashes(plain)
+    assert same.tolist() == [True, True, True, False]  # whole numbers are exact
+
+
 def test_columns_of_ours_do_not_enter_the_hash():
     table = table_of(20)
     role = Roles.choose(table, 0.2, seed=1)

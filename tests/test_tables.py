@@ -26,6 +26,7 @@ ROWS = pd.DataFrame(
     }
 )
 CSV = ROWS.to_csv(index=False)
+R_ROWS = ROWS.set_axis(range(1, 5)).to_csv()[1:]  # of its write.table
 
 
 def read(table):
@@ -91,6 +92,12 @@ def refused(source, **options):
         (ROWS.to_json(orient="records"), "t.json", ""),
         (ROWS.to_json(), "t.json", ""),
         (ROWS.to_json(orient="split"), "t.json", ""),
+        (b"\xef\xbb\xbf" + ROWS.to_json(orient="records", lines=True).encode(), "t.jsonl", ""),
+        (b"\xef\xbb\xbf" + ROWS.to_json(orient="records").encode(), "t.json", ""),
+        (R_ROWS, "t.csv", "without a name"),
+        (R_ROWS.replace(",", ";"), "t.csv", "without a name"),
+        (CSV + "(4 rows)\n", "t.csv", "'(4 rows)'"),
+        (CSV + "\n4 rows selected.\n", "t.csv", "'4 rows selected.'"),
     ],
 )
 def test_same_table_is_read_however_it_is_written(tmp_path, content, name, note):
@@ -98,6 +105,29 @@ def test_same_table_is_read_however_it_is_written(tmp_path, content, name, note)
     assert_same_rows(table)
     assert note in " ".join(table.notes)
     assert bool(note) == bool(table.notes)
+
+
+def test_numbers_of_json_keep_their_last_bit(tmp_path):
+    numbers = np.random.default_rng(0).normal(size=300)
+    lines = "".join(f'{{"a": {number}, "b": {n}}}\n' for n, number in enumerate(numbers))
+    rows = read(open_table(write(tmp_path, lines, "t.jsonl")))
+    assert rows["a"].tolist() == numbers.tolist()
+
+
+def test_text_that_parquet_holds_as_bytes_is_text_and_other_bytes_stay(tmp_path):
+    content = {"a": ["é".encode(), b"b", None], "b": [b"\xff", b"\xfe\x01", b"c"]}
+    pq.write_table(pa.table({name: pa.array(v) for name, v in content.items()}), tmp_path / "t.pq")
+    rows = read(open_table(str(tmp_path / "t.pq")))
+    assert rows["a"].astype(object).tolist()[:2] == ["é", "b"]
+    assert rows["b"].astype(object).tolist() == content["b"]
+
+
+def test_workbook_of_another_kind_is_called_one(tmp_path):
+    for name in ("mimetype", "[Content_Types].xml"):
+        with zipfile.ZipFile(tmp_path / "t.ods", "w") as archive:
+            archive.writestr(name, "")
+            archive.writestr("content.xml", "<a/>")
+        assert "is a workbook; " in refused(str(tmp_path / "t.ods"))
 
 
 def test_zip_parquet_and_feather_are_read_with_and_without_their_ending(tmp_path):

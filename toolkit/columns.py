@@ -4,12 +4,14 @@ A copy of this file travels inside every model. How columns are recognised is in
 """
 
 import re
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 from .errors import UserError
 
@@ -22,7 +24,7 @@ NO_VALUE = ("", "NA", "N/A", "n/a", "#N/A", "<NA>", "NULL", "null", "NaN", "nan"
 WORDS = (
     "? - -- --- . .. … – — * na n/a n.a. nc n.c. n/c nd n.d. nr null none nil nan missing unknown "
     "inconnu inconnue #n/a #na #value! #div/0! #ref! #num! #name? #valeur! #nombre! "
-    "k.a. #nv #wert! #bezug! #null!"
+    r"k.a. #nv #wert! #bezug! #null! \n (null) [null] <null>"
 )
 NO_NUMBER = WORDS.split()
 # Patterns of all cells have neither \\s nor \\d, for which pandas turns to the slow ones of Python.
@@ -86,7 +88,8 @@ def lines(places: np.ndarray, first_line: int) -> str:
 
 def named(rows: pd.DataFrame, source: str) -> pd.DataFrame:
     """Return the rows with columns named by text, each once, and a RangeIndex."""
-    names = pd.Index([str(name) for name in rows.columns], dtype=object)
+    spelt = [unicodedata.normalize("NFC", str(name)) for name in rows.columns]
+    names = pd.Index(spelt, dtype=object)
     if names.has_duplicates:
         twice = names[names.duplicated()][0]
         raise UserError(f"{source} has two columns named {twice!r}; rename or remove one")
@@ -106,6 +109,7 @@ def as_text(values: pd.Series, markers: Iterable[str] = ()) -> pd.Series:
 
 
 def _written(value: Any) -> str:
+    value = value.total_seconds() if hasattr(value, "total_seconds") else value  # as in Parquet
     if isinstance(value, float | np.floating) and float(value).is_integer():
         value = int(value)
     text = value.isoformat() if hasattr(value, "isoformat") else str(value)
@@ -220,7 +224,7 @@ def parse_dates(dates: pd.Series, form: str) -> np.ndarray:
         return pd.to_numeric(dates, errors="coerce").to_numpy(np.float64) / EPOCHS[form]
     if not pd.api.types.is_datetime64_any_dtype(dates.dtype):
         # A minus sign is of no date that people write, and one that pandas stumbles over.
-        dates = dates.mask(dates.str.startswith("-"))
+        dates = dates.mask(dates.str.startswith("-")).str.removesuffix(" UTC")
         dates = in_english(dates) if "%b" in form or form == "%Y-%m" else dates
     known = pd.to_datetime(dates, format=form, errors="coerce", utc=True)
     micro = known.to_numpy("datetime64[us]")  # in nanoseconds the year 7746 has no place
@@ -229,9 +233,10 @@ def parse_dates(dates: pd.Series, form: str) -> np.ndarray:
 
 def _read_dates(text: pd.Series, form: str) -> np.ndarray:
     """Read dates as `parse_dates`, those of a later file also in ISO, with a clock or without."""
-    cells, day = parse_dates(text, form), form.partition(" %H:%M")[0]
-    has_day = "%d" in day and "%I" not in day
-    for other in (ISO, *(day + clock for clock in ("", " %H:%M", " %H:%M:%S") if has_day)):
+    cells, day = parse_dates(text, form), form.partition("%H:%M")[0].strip()
+    has_day = not day or ("%d" in day and "%I" not in day)
+    clocks = [f"{day} {clock}".strip() for clock in ("", "%H:%M", "%H:%M:%S") if has_day]
+    for other in filter(None, (ISO, *clocks)):
         left = np.isnan(cells) & text.notna()
         if not left.any():
             break
@@ -241,7 +246,7 @@ def _read_dates(text: pd.Series, form: str) -> np.ndarray:
 
 def to_level(text: str, width: int) -> str:
     """Write a category the same for "3" and "3.0", for "true" and "TRUE"."""
-    text = re.sub(r"^(-?\d+)\.0+$", r"\1", text)
+    text = re.sub(r"^(-?\d+)\.0+$", r"\1", unicodedata.normalize("NFC", text))  # é as one letter
     text = text.capitalize() if text.lower() in ("true", "false") else text
     return text.zfill(width) if text.isdigit() else text
 
@@ -252,6 +257,10 @@ def read_cells(values: pd.Series, column: Column, context: str = "") -> tuple[An
     if column.kind == "date" and pd.api.types.is_datetime64_any_dtype(values.dtype):
         return parse_dates(values, ISO), bad
     if column.kind == "numeric" and pd.api.types.is_numeric_dtype(values):
+        if pd.api.types.is_float_dtype(values) and values.dtype.itemsize < 8:
+            # 0.1 of float32 is 0.1, as in a CSV file, not 0.10000000149.
+            texts = pa.array(values, pa.float32(), from_pandas=True).cast(pa.string())
+            values = pd.Series(texts.cast(pa.float64()).to_pandas())
         cells = values.to_numpy(np.float64, na_value=np.nan)
     else:
         text = as_text(values, column.markers)

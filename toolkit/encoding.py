@@ -4,6 +4,8 @@ A copy of this file travels inside every model.
 """
 
 import math
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
@@ -120,9 +122,23 @@ class Preprocessor:
                     X[:, number] = _standardised(rows[name], each)
         return X
 
-    def encode(self, raw: pd.DataFrame, **how: Any) -> np.ndarray:
-        """Turn raw rows into inputs; options and errors are those of `conform`."""
-        return self.transform(conform(raw, self.schema, need_target=False, **how)[0])
+    def encode(
+        self, raw: pd.DataFrame, note: Callable[[str], Any] = warnings.warn, **how: Any
+    ) -> np.ndarray:
+        """Turn raw rows into inputs; options and errors are those of `conform`.
+
+        `note` is told of columns of which no category is known: another spelling, more often than
+        not.
+        """
+        rows, _ = conform(raw, self.schema, need_target=False, **how)
+        for name, kind in self.schema.kinds.items():
+            own = [each for each in self.inputs if each.column == name]
+            known = {level for each in own for level in (each.level, *each.levels)} - {""}
+            found = rows[name].dropna().unique()
+            if kind == "categorical" and known and len(found) and not known.intersection(found):
+                one, other = (", ".join(map(repr, sorted(texts)[:3])) for texts in (found, known))
+                note(f"column {name!r} holds no category that is known: {one}, where {other} were")
+        return self.transform(rows)
 
     def widen(
         self, rows: pd.DataFrame, y: np.ndarray, folds: np.ndarray

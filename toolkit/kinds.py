@@ -22,6 +22,8 @@ from .errors import UserError, reason
 # Days since 1970 that a plain number may mean: the years 1972 to 2104, or 1800 to 2139.
 RANGES = dict.fromkeys(c.EPOCHS, (1_000, 49_000))
 RANGES |= {"%Y": (-62_000, 62_000), "%Y%m%d": (-62_000, 62_000)}
+# Digits alone that are a month, a day or a time: other numbers do not all look like these.
+STAMP = r"(?:19|20)[0-9]{2}(?:0[1-9]|1[0-2])(?:(?:0[1-9]|[12][0-9]|3[01])(?:[0-5][0-9]){0,3})?"
 FEW = 20  # levels; a text with more, mostly of digits, may be numbers that are not understood
 NESTED = (dict, list, np.ndarray, bytes)  # of JSON and Parquet
 SAMPLE = 10_000  # rows that say how a column is written; all rows are then read that way
@@ -64,6 +66,7 @@ DATED = r"\b(date|datetime|timestamp|epoch|time|ts|created|updated)\b"
 DAYS = [f"%d{mark}%m{mark}%y{clock}" for mark in "/.-" for clock in ("", " %H:%M")]
 DAYS += [f"%d/%m/{year} %I:%M{second} %p" for year in ("%Y", "%y") for second in ("", ":%S")]
 OTHERS = "%H:%M|%H:%M:%S|%m/%Y|%Y/%m|%m.%Y|%m-%Y|%b %Y|%B %Y|%b-%y|%d%b%Y|%d-%b-%y|%d %b %y"
+OTHERS += "|%d%b%Y:%H:%M:%S|%d%b%Y %H:%M:%S"
 FORMS = [*OTHERS.split("|"), *DAYS, *(re.sub("%d(.)%m", r"%m\1%d", form) for form in DAYS)]
 YEAR_LAST = [form for form in DAYS if form.startswith("%d") and "%y" in form]
 CODE = r"[0-9]{1,5}[A-Za-z]{1,2}|[A-Za-z]{1,2}[0-9]{1,5}"
@@ -159,6 +162,11 @@ def _date(cells: _Cells) -> Column | None:
 
 def _date_format(cells: _Cells) -> str:
     """Find how dates are written, or "": UserError where day and month cannot be told apart."""
+    widths = cells.sample.str.len().unique()
+    if len(widths) == 1 and cells.sample.str.fullmatch(STAMP).all():
+        form = "%Y%m%d%H%M%S"[: widths[0] - 2]  # of 202401 it is %Y%m
+        if np.isfinite(c.parse_dates(cells.sample, form)).all():
+            return form
     is_number = cells.are_numbers and not (cells.said or cells.called(DATED))
     if is_number or not cells.sample.str.contains("[0-9]").any():
         return ""
@@ -248,9 +256,10 @@ def _kind(cells: _Cells, decimal: str) -> Column:
             f"{digits.iloc[0][:40]!r}, taken as a category"
         )
     digits = cells.text[cells.text.str.fullmatch("[0-9]+")]
-    widths = digits.str.len().unique()
-    coded = digits.str.match("0[0-9]").any() and len(widths) == 1
-    return cells.column("categorical", width=int(widths[0]) if coded else 0)
+    widths, coded = digits.str.len(), digits.str.match("0[0-9]")
+    # 01 to 95 and 971: what a program that took them for numbers wrote as 1 has one width, too.
+    same = coded.any() and widths.min() == widths[coded].max()
+    return cells.column("categorical", width=int(widths.min()) if same else 0)
 
 
 def _identifies(cells: _Cells) -> str:

@@ -29,7 +29,18 @@ SAMPLE = 2**31  # the salt of samples, which is no user's seed: they must not fo
 def row_hashes(table: pd.DataFrame) -> np.ndarray:
     """Hash features and target of conformed rows, but no weight: uint64 of shape (n_rows,)."""
     # A row that comes again with another weight was seen before.
-    return pd.util.hash_pandas_object(own_columns(table), index=False).to_numpy(np.uint64)
+    rows = own_columns(table).apply(lambda x: _rounded(x) if x.dtype == np.float64 else x)
+    return pd.util.hash_pandas_object(rows, index=False).to_numpy(np.uint64)
+
+
+def _rounded(numbers: pd.Series) -> pd.Series:
+    """Round fractions to 11 digits: of the 17 of a float64 R writes 15, a spreadsheet 16."""
+    x = numbers.to_numpy(copy=True)
+    is_short = (np.abs(x) < 1e6) & (np.round(x, 5) == x)  # which most are, and cheap to tell
+    long = np.flatnonzero(~(is_short | (np.floor(x) == x) | np.isnan(x)))
+    scale = 10.0 ** np.minimum(10 - np.floor(np.log10(np.abs(x[long]))), 308)
+    x[long] = np.round(x[long] * scale) / scale
+    return pd.Series(x, numbers.index)
 
 
 def scrambled(hashes: np.ndarray, salt: int) -> np.ndarray:

@@ -15,7 +15,7 @@ import tempfile
 import urllib.request
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
@@ -62,7 +62,7 @@ FOREIGN = re.compile(
     r"[^\W\d_a-zA-Z]{3}|\b[^\W\d_a-zA-Z]{2,}\b|[£¥¹²³][^\W\d]|[^\W\d_][¿¡™‰][^\W\d_]"
 )
 LATIN_9 = re.compile(r"¤|[¼½][^\W\d]")  # its € and Œ, œ, read as Windows-1252
-FOOTNOTE = re.compile(r"\W*[^\W\d_].*\s\S.*", re.DOTALL)  # words
+FOOTNOTE = re.compile(r"(?=.*[^\W\d_]{2}).*\w\W*\s\S.*", re.DOTALL)  # words
 Blocks = Iterator[pd.DataFrame]
 Piece = list[Callable[[], Blocks]]
 
@@ -316,7 +316,8 @@ def _file_blocks(file: Path, top: Path, table: Table, groups: list[int] | None) 
             blocks = _typed_blocks(map(feather.get_batch, range(feather.num_record_batches)))
         else:
             options = JSON.get(kind, {"lines": True, "chunksize": BLOCK_ROWS})
-            found = pd.read_json(_stream(file), dtype=False, **options)
+            options = options | {"dtype": False, "precise_float": True, "encoding": "utf-8-sig"}
+            found = pd.read_json(_stream(file), **options)
             blocks = iter([found] if kind in JSON else found)
         for block in blocks:
             for key, value in keys:
@@ -341,6 +342,8 @@ def _stream(file: Path) -> Any:
         return pa.input_stream(str(file), compression="detect")
     archive = zipfile.ZipFile(file)
     names = [n for n in archive.namelist() if not n.endswith("/") and "__MACOSX" not in n]
+    if {"mimetype", "[Content_Types].xml"} & {*names}:
+        raise UserError(f"{file} is a workbook; {EXPECTED}: save it as .xlsx or .csv")
     if len(names) != 1:
         raise UserError(f"{file} holds {len(names)} files; expected one: unpack it, give a folder")
     return archive.open(names[0])
@@ -362,6 +365,10 @@ def _typed_blocks(batches: Iterable[pa.RecordBatch]) -> Blocks:
     """Read typed rows: text as categories, decimals as floats, durations as seconds."""
     options = {"ignore_metadata": True, "date_as_object": False, "strings_to_categorical": True}
     for batch in batches:
+        for place, part in enumerate(batch.schema):
+            if pa.types.is_binary(part.type):
+                with suppress(pa.ArrowInvalid):  # text of Impala or ClickHouse, else bytes
+                    batch = batch.set_column(place, part.name, batch[place].cast(pa.string()))
         decimals = [part.name for part in batch.schema if pa.types.is_decimal(part.type)]
         rows = pa.Table.from_batches([batch]).to_pandas(**options)
         for name in rows.select_dtypes("timedelta"):
@@ -436,7 +443,8 @@ def _csv_start(sample: bytes, file: Path, table: Table) -> tuple[str, str, list[
     reader = csv.reader((line + "\n" for line in lines[start:]), delimiter=separator)
     names = next(reader)  # they may be empty or stand twice, or over several lines
     # Some programs end each row with a separator, or the header alone.
-    names = [*names, ""] if len(names) < usual else names
+    if len(names) < usual:
+        names = ["", *names] if _are_numbered(cells[separator], usual) else [*names, ""]
     names = names[:-1] if len(names) > usual and not names[-1] else names
     table.first_line = start + reader.line_num + 1
     return encoding, separator, names if any(lines[table.first_line - 1 :]) else []
@@ -482,8 +490,9 @@ def _evenness(lines: list[list[str]]) -> tuple[int, int, int]:
 def _header_line(lines: list[list[str]], file: Path, table: Table) -> int:
     """Return the place of the header: the first line that is as wide as most, and mostly filled."""
     *_, usual = _evenness(lines)
-    # Each row may end with a separator.
-    usual -= usual > 1 and all(not line[-1] for line in lines if len(line) == usual)
+    # Each row may end with a separator, or begin with a number that the header does not name (R).
+    rows = [line for line in lines if len(line) == usual]
+    usual -= usual > 1 and (all(not line[-1] for line in rows) or _are_numbered(lines, usual))
     for number, line in enumerate(lines):
         filled = [cell for cell in line if cell.strip()]
         if len(line) < usual or len(filled) <= (usual - 1) / 2:
@@ -495,6 +504,12 @@ def _header_line(lines: list[list[str]], file: Path, table: Table) -> int:
             table.note(f"{file.name}: what is above the header in line {number + 1} is left out")
         return number
     raise UserError(f"{file} has no header; expected a header line with names, and rows below it")
+
+
+def _are_numbered(lines: list[list[str]], usual: int) -> bool:
+    """Tell whether the header alone lacks a name, that of the numbers that rows begin with."""
+    header, *rows = [line for line in lines if line] or [[]]
+    return len(header) == usual - 1 and all(row[0] == str(n) for n, row in enumerate(rows, 1))
 
 
 def _encoding(file: Path, sample: bytes, table: Table) -> str:
