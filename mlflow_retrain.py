@@ -220,26 +220,19 @@ def train_child(work: Work, watch: Callable) -> Child:
     return child
 
 
-def measure(work: Work) -> tuple[Any, dict[str, list[str]], tuple[Any, Any, Any, Any, Any], Any]:
-    """Measure all columns anew beside what the parent knows of them.
-
-    Returns (preprocessor, new categories, data of all trainings, recipe of the fresh members).
-    """
+def heritage(work: Work, preprocessor: Any, y: Any) -> tuple[Any, Any]:
+    """Return what members start from, and the recipe of fresh ones, for targets y."""
     import model_utils
-    from toolkit import roles
 
-    settings, parent, train = work.settings, work.parent, work.rows.train
-    before, folds = parent.preprocessor, roles.folds(train)
-    y = train[before.schema.target.name].to_numpy()
-    preprocessor, new_categories = before.widen(train, y, folds)
+    settings, parent, before = work.settings, work.parent, work.parent.preprocessor
     scale = model_utils.rescaled(model_utils.TargetScale(**parent.card["scale"]), y)
-    sizes = settings.epochs, settings.batch_size, settings.learning_rate
-    base = replace(model_utils.sized_recipe(len(y), *sizes), first_input=preprocessor.first_input)
-    n_bins = sum(len(edges) - 1 for number, edges in before.bins if number < before.first_input)
     recipe = model_utils.Recipe(**parent.card["recipe"])
-    start = model_utils.Parent(parent.network, recipe, (before.first_input, n_bins))
-    data = start, preprocessor.transform(train, folds), y, preprocessor.bins, scale
-    return preprocessor, new_categories, data, base
+    n_bins = sum(len(edges) - 1 for number, edges in before.bins if number < before.first_input)
+    dropped = before.first_input, n_bins
+    start = model_utils.Parent(parent.network, recipe, scale, work.rows.new, dropped)
+    sizes = settings.epochs, settings.batch_size, settings.learning_rate
+    base = model_utils.sized_recipe(len(y), *sizes)
+    return start, replace(base, first_input=preprocessor.first_input)
 
 
 def continue_members(work: Work, watch: Callable, recipes: Any = None) -> Child:
@@ -247,31 +240,33 @@ def continue_members(work: Work, watch: Callable, recipes: Any = None) -> Child:
     import model_utils
     from toolkit import roles
 
-    settings, rows = work.settings, work.rows
-    preprocessor, new_categories, data, base = measure(work)
+    settings, rows, before = work.settings, work.rows, work.parent.preprocessor
+    y, folds = rows.train[before.schema.target.name].to_numpy(), roles.folds(rows.train)
+    preprocessor, new_categories = before.widen(rows.train, y, folds)
+    start, base = heritage(work, preprocessor, y)
+    X, data = preprocessor.transform(rows.train, folds), (y, preprocessor.bins)
     seed = settings.seed + rows.parent_generation + 1  # fresh members differ from the parent's
     options: dict[str, Any] = {"seed": seed, "sample_weight": roles.weights(rows.train, mean=1)}
     name, curves = "refit", dict[str, list[float]]()
     if recipes is None:  # as validation rows advise
         options["callbacks"], name = watch("search"), "training"
-        recipes, curves = model_utils.choose_retraining(*data, base, rows.new, **options)
+        recipes, curves = model_utils.choose_recipe(X, *data, base=base, parent=start, **options)
     options["callbacks"] = watch(name)
     old = ~rows.new if settings.controls and not rows.new.all() else None
-    (start, _, y, bins, scale), folds = data, roles.folds(rows.train)
     # The control must not know new rows by the mean target of their category, either.
     blind = preprocessor
     if old is not None:
         blind = preprocessor.without(rows.train, y, folds, rows.new)
     beside = old if blind == preprocessor else None
-    network, control, history = model_utils.continue_training(*data, recipes, beside, **options)
+    train = partial(model_utils.continue_training, start)
+    network, control, history = train(X, *data, recipes, beside, **options)
     if old is not None and beside is None:
         options["callbacks"] = watch("control")
-        data = start, blind.transform(rows.train, folds), y, bins, scale
-        _, control, _ = model_utils.continue_training(*data, recipes, old, **options)
+        _, control, _ = train(blind.transform(rows.train, folds), *data, recipes, old, **options)
     continued = sum(not recipe.first_input for recipe in recipes)
     card = {
         "recipe": asdict(recipes[continued]),  # the best of the fresh members
-        "scale": asdict(scale),
+        "scale": asdict(start.scale),
         "new_categories": new_categories,
         "continued_members": continued,
     }

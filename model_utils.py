@@ -589,33 +589,80 @@ def candidates(base: Recipe, n_rows: int) -> list[Recipe]:
     ]
 
 
+@dataclass(frozen=True)
+class Parent:
+    """Hold what a retraining starts from; `dropped` is that of `copy_members`."""
+
+    network: keras.Model
+    recipe: Recipe
+    scale: TargetScale  # its own, which holds the new targets, too
+    is_new: np.ndarray  # bool of shape (n_rows,), rows that it never saw
+    dropped: tuple[int, int] = (0, 0)
+
+    def ways_on(self, base: Recipe) -> list[Recipe]:
+        """List the recipes by which its members may go on, in the sizes of `base`."""
+        # Its members may be of several recipes: those to copy must not lose their weights.
+        kernel, _ = member_weights(self.network)[0]
+        bins = kernel[len(kernel) // 2 :, self.network.input_shape[-1] :].any()
+        own = replace(
+            base, bins=self.recipe.bins or bool(bins), delta=self.recipe.delta, first_input=0
+        )
+        return [
+            replace(
+                own,
+                learning_rate=base.learning_rate * slower,
+                weight_decay=self.recipe.weight_decay * stronger,
+            )
+            for slower, stronger in itertools.product((1, 1 / 3), (1, 1 / 3, 3))
+        ]
+
+    def copy_to(self, network: keras.Model, places: np.ndarray) -> None:
+        """Copy the members that started afresh at the latest training, the second half."""
+        count = member_count(self.network)
+        sources = np.resize(np.arange(count // 2, count), len(places))
+        copy_members(self.network, network, sources, places, self.dropped)
+
+
 def choose_recipe(
-    X: np.ndarray, y: np.ndarray, bins: Bins = (), *, base: Recipe | None = None, **options: Any
+    X: np.ndarray,
+    y: np.ndarray,
+    bins: Bins = (),
+    *,
+    base: Recipe | None = None,
+    parent: Parent | None = None,
+    **options: Any,
 ) -> tuple[list[Recipe], dict[str, list[float]]]:
     """Choose bins, Huber's delta and the weight decay by the error on validation rows.
 
-    All candidates train side by side, in one program, on at most SEARCH_ROWS of the rows; few rows
-    are split in several ways. X of shape (n_rows, n_inputs), y of shape (n_rows,); options are
-    `sample_weight`, `seed` and `callbacks` of `train_members`.
+    All candidates train side by side, in one program, on at most SEARCH_ROWS of the rows. X is of
+    shape (n_rows, n_inputs), y of shape (n_rows,), base the recipe of sizes; options are
+    `sample_weight`, `seed` and `callbacks` of `train_members`. With a `parent` half of the members
+    go on from it and the others start afresh, or all do: rows that it never saw validate going on
+    and, where they are many, starting afresh.
 
-    Returns (the recipe of each member, the best first, and those that are nearly as good;
-    {"loss": …, "val_mae": …} per epoch of the best, in standard deviations of the target).
+    Returns (the recipe of each member, the best and those that are nearly as good, behind those
+    that go on; {"loss": …, "val_mae": …} per epoch of the best, in standard deviations).
     """
-    base, scale = base or sized_recipe(len(X)), target_scale(y)
-    tried = candidates(base, len(X))
-    model = _search_model(len(X), len(tried), X.shape[1], base, scale, bins, **options)
-    errors, loss = compare_recipes(model, X, y, scale, tried, **options)
-    best = _best(errors[-1])
-    return _with_length([tried[i] for i in best], errors[:, best[0]], loss, y, scale)
-
-
-def _with_length(
-    recipes: list[Recipe], errors: np.ndarray, loss: list[float], y: np.ndarray, scale: TargetScale
-) -> tuple[list[Recipe], dict[str, list[float]]]:
-    """Return recipes as long as the errors of the best in a search advise, and its curves."""
-    advised = length_for(errors, np.abs(y - np.median(y)).mean() / scale.scale)
-    curves = {"loss": loss, "val_mae": errors.tolist()}
-    return [replace(recipe, length=recipe.length or advised) for recipe in recipes], curves
+    base, scale = base or sized_recipe(len(X)), parent.scale if parent else target_scale(y)
+    ways = parent.ways_on(base) if parent else []
+    n, tried = len(ways), [*ways, *candidates(base, len(X))]
+    model, folds = _search_model(len(X), len(tried), X.shape[1], base, scale, bins, **options)
+    valid = np.ones((len(X), len(tried)), bool)
+    if parent:
+        parent.copy_to(model, np.flatnonzero(np.arange(len(tried) * folds) % len(tried) < n))
+        n_valid = VALIDATION * parent.is_new.mean() * min(len(X), SEARCH_ROWS) * folds
+        valid[:, : n if n_valid < ENOUGH else None] = parent.is_new[:, None]
+    errors, loss = compare_recipes(model, X, y, scale, tried, valid, **options)
+    last = np.nan_to_num(errors[-1], nan=np.inf)
+    best = n + _best(last[n:])
+    chosen, val_mae = [tried[i] for i in best], errors[:, best[0]]
+    if parent:
+        first = 3 if n_valid < ENOUGH else int(np.argmin(last[:n]))  # slower is the safer
+        if n_valid < ENOUGH or last[best[0]] >= (1 - PROOF / math.sqrt(n_valid)) * last[first]:
+            chosen = [tried[first]] * (MEMBERS // 2) + chosen[: MEMBERS // 2]
+    advised = length_for(val_mae, np.abs(y - np.median(y)).mean() / scale.scale)
+    chosen = [replace(recipe, length=recipe.length or advised) for recipe in chosen]
+    return chosen, {"loss": loss, "val_mae": val_mae.tolist()}
 
 
 def length_for(errors: np.ndarray, constant: float) -> float:
@@ -681,82 +728,17 @@ def _best(errors: np.ndarray) -> np.ndarray:
     return np.resize(near, MEMBERS)
 
 
-def _search_model(n_rows: int, n_tried: int, *shape: Any, seed: int = 0, **_: Any) -> keras.Model:
-    """Create members for all candidates in all folds, which start alike."""
-    folds = 5 if n_rows < VERY_FEW_ROWS else 3 if n_rows < FEW_ROWS else 1
+def _search_model(
+    n_rows: int, n_tried: int, *shape: Any, seed: int = 0, **_: Any
+) -> tuple[keras.Model, int]:
+    """Create members for all candidates in all folds, which start alike; return the folds, too."""
+    folds = 5 if n_rows < VERY_FEW_ROWS else 3 if n_rows < FEW_ROWS else 1  # few rows, much luck
     members = n_tried * folds
     model = create_nn_model(*shape, members=members, seed=seed)
-    return copy_members(model, model, np.zeros(members, int), np.arange(members))
+    return copy_members(model, model, np.zeros(members, int), np.arange(members)), folds
 
 
 # --- retraining ----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Parent:
-    """Hold what a retraining starts from; `dropped` is that of `copy_members`."""
-
-    network: keras.Model
-    recipe: Recipe
-    dropped: tuple[int, int] = (0, 0)
-
-    def ways_on(self, base: Recipe) -> list[Recipe]:
-        """List the recipes by which its members may go on, in the sizes of `base`."""
-        # Its members may be of several recipes: those to copy must not lose their weights.
-        kernel, _ = member_weights(self.network)[0]
-        bins = kernel[len(kernel) // 2 :, self.network.input_shape[-1] :].any()
-        own = replace(
-            base, bins=self.recipe.bins or bool(bins), delta=self.recipe.delta, first_input=0
-        )
-        return [
-            replace(
-                own,
-                learning_rate=base.learning_rate * slower,
-                weight_decay=self.recipe.weight_decay * stronger,
-            )
-            for slower, stronger in itertools.product((1, 1 / 3), (1, 1 / 3, 3))
-        ]
-
-    def copy_to(self, network: keras.Model, places: np.ndarray) -> None:
-        """Copy the members that started afresh at the latest training, the second half."""
-        count = member_count(self.network)
-        sources = np.resize(np.arange(count // 2, count), len(places))
-        copy_members(self.network, network, sources, places, self.dropped)
-
-
-def choose_retraining(
-    parent: Parent,
-    X: np.ndarray,
-    y: np.ndarray,
-    bins: Bins,
-    scale: TargetScale,
-    base: Recipe,
-    is_new: np.ndarray,
-    **options: Any,
-) -> tuple[list[Recipe], dict[str, list[float]]]:
-    """Choose how half of the members go on from the parent and the others start afresh, or all do.
-
-    base: of the fresh ones. is_new: bool of shape (n_rows,), rows the parent never saw: these alone
-    validate going on and, where they are many, starting afresh.
-    Options and what is returned are those of `choose_recipe`.
-    """
-    tried = parent.ways_on(base)
-    n = len(tried)
-    tried += candidates(base, len(X))
-    model = _search_model(len(X), len(tried), X.shape[1], base, scale, bins, **options)
-    parent.copy_to(model, np.flatnonzero(np.arange(member_count(model)) % len(tried) < n))
-    n_valid = VALIDATION * is_new.mean() * min(len(X), SEARCH_ROWS) * member_count(model)
-    n_valid /= len(tried)
-    valid = np.ones((len(X), len(tried)), bool)
-    valid[:, : n if n_valid < ENOUGH else None] = is_new[:, None]
-    errors, loss = compare_recipes(model, X, y, scale, tried, valid, **options)
-    last = np.nan_to_num(errors[-1], nan=np.inf)
-    first = 3 if n_valid < ENOUGH else int(np.argmin(last[:n]))  # slower is the safer
-    best = n + _best(last[n:])
-    chosen = [tried[i] for i in best]
-    if n_valid < ENOUGH or last[best[0]] >= (1 - PROOF / math.sqrt(n_valid)) * last[first]:
-        chosen = [tried[first]] * (MEMBERS // 2) + chosen[: MEMBERS // 2]
-    return _with_length(chosen, errors[:, best[0]], loss, y, scale)
 
 
 def continue_training(
@@ -764,14 +746,13 @@ def continue_training(
     X: np.ndarray,
     y: np.ndarray,
     bins: Bins,
-    scale: TargetScale,
     recipes: Sequence[Recipe],
     is_old: np.ndarray | None = None,
     *,
     seed: int = 0,
     **options: Any,
 ) -> tuple[keras.Model, keras.Model | None, keras.callbacks.History]:
-    """Train a child by the recipes that `choose_retraining` returned and, beside it, its control.
+    """Train a child by the recipes that `choose_recipe` returned and, beside it, its control.
 
     The control is the same in everything but the new rows: as many updates, by rows where `is_old`,
     bool of shape (n_rows,), alone. Options are `sample_weight` and `callbacks` of `train_members`.
@@ -779,13 +760,13 @@ def continue_training(
     """
     used = [np.ones(len(X), bool), *([] if is_old is None else [is_old])]
     copies, mask = len(used), np.repeat(np.column_stack(used), MEMBERS, axis=1)
-    shape = (X.shape[1], recipes[0], scale, bins)
+    shape = (X.shape[1], recipes[0], parent.scale, bins)
     network = create_nn_model(*shape, members=MEMBERS * copies, seed=seed)
     parent.copy_to(network, np.array([i for i, r in enumerate(recipes) if not r.first_input], int))
     numbers = np.arange(MEMBERS)
     copy_members(network, network, np.tile(numbers, copies), np.arange(MEMBERS * copies))
     every = [*recipes] * copies
-    history = train_members(network, X, y, scale, every, mask=mask, seed=seed, **options)
+    history = train_members(network, X, y, parent.scale, every, mask=mask, seed=seed, **options)
     parts = [
         copy_members(network, create_nn_model(*shape), numbers + MEMBERS * copy, numbers)
         for copy in range(copies)

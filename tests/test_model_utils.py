@@ -787,16 +787,17 @@ def test_fewer_rows_are_held_back_in_more_folds_each_row_once_at_most(searched, 
     assert (held_back.sum(axis=0) == folds * n_rows // 5).all()
 
 
-PARENT = model_utils.Parent(create_nn_model(N_INPUTS, QUICK, SCALE, seed=1), QUICK)
+NEW = np.ones(N_ROWS, bool)
+PARENT = model_utils.Parent(create_nn_model(N_INPUTS, QUICK, SCALE, seed=1), QUICK, SCALE, NEW)
 
 
 def retraining(n_new):
     """Choose how to go on from a parent where the last n_new of 120 rows are new."""
     rows = RNG(0).normal(size=(120, N_INPUTS)).astype(np.float32)
     y = rows @ [1.0, -2.0, 3.0]
-    parent = replace(PARENT, recipe=replace(QUICK, weight_decay=0.7))
-    is_new = np.arange(120) >= 120 - n_new
-    return model_utils.choose_retraining(parent, rows, y, [], target_scale(y), QUICK, is_new)
+    recipe, is_new = replace(QUICK, weight_decay=0.7), np.arange(120) >= 120 - n_new
+    parent = replace(PARENT, recipe=recipe, scale=target_scale(y), is_new=is_new)
+    return choose_recipe(rows, y, base=QUICK, parent=parent)
 
 
 def test_half_of_the_members_go_on_from_the_parent_and_half_choose_anew():
@@ -819,7 +820,7 @@ def test_members_go_on_with_bins_where_one_of_those_to_copy_has_weights_for_them
     weights = model_utils.member_weights(network)
     weights[0][0][np.setdiff1d(np.arange(4), members), N_INPUTS:] = 0
     model_utils.set_member_weights(network, weights)
-    parent = model_utils.Parent(network, replace(QUICK, bins=False))
+    parent = model_utils.Parent(network, replace(QUICK, bins=False), SCALE, NEW)
     assert {recipe.bins for recipe in parent.ways_on(QUICK)} == {goes_on}
 
 
@@ -835,7 +836,7 @@ def test_control_is_the_child_without_the_new_rows():
     recipes = [*PARENT.ways_on(base)[:2], *model_utils.candidates(base, 60)[:2]]
 
     def train(y, is_old):
-        arguments = (PARENT, X, y, [], SCALE, recipes)
+        arguments = (PARENT, X, y, [], recipes)
         return model_utils.continue_training(*arguments, is_old, seed=3)
 
     child, control, history = train(Y, is_old)
@@ -851,7 +852,7 @@ def test_control_is_the_child_without_the_new_rows():
 def test_child_and_control_learn_by_the_weights_of_their_rows():
     is_old, counts = np.arange(N_ROWS) < 40, np.arange(N_ROWS) % 3 > 0
     recipes = [*PARENT.ways_on(QUICK)[:2], *model_utils.candidates(QUICK, 60)[:2]]
-    arguments = (X, [], SCALE, recipes, is_old)
+    arguments = (X, [], recipes, is_old)
     trained = []
     for y in (Y, np.where(counts, Y, 1e3)):
         inputs, *others = arguments
