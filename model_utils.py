@@ -604,15 +604,11 @@ class Parent:
         # Its members may be of several recipes: those to copy must not lose their weights.
         kernel, _ = member_weights(self.network)[0]
         bins = kernel[len(kernel) // 2 :, self.network.input_shape[-1] :].any()
-        own = replace(
-            base, bins=self.recipe.bins or bool(bins), delta=self.recipe.delta, first_input=0
-        )
+        own = self.recipe.bins or bool(bins)
+        base = replace(base, bins=own, delta=self.recipe.delta, first_input=0)
+        rate, decay = base.learning_rate, self.recipe.weight_decay
         return [
-            replace(
-                own,
-                learning_rate=base.learning_rate * slower,
-                weight_decay=self.recipe.weight_decay * stronger,
-            )
+            replace(base, learning_rate=rate * slower, weight_decay=decay * stronger)
             for slower, stronger in itertools.product((1, 1 / 3), (1, 1 / 3, 3))
         ]
 

@@ -85,9 +85,13 @@ class Share:
     collect: Any  # of `reading.py`
 
     def open(self) -> tables.Table:
-        """Open the pieces of this share alone."""
-        source = tables.open_table(*self.place)
-        return source.take_share(self.number, self.count, self.columns)
+        """Open the pieces of this share alone; lines in messages count from its start."""
+        table, n = tables.open_table(*self.place), self.number
+        table.source = f"part {n + 1} of {self.count} of {table.source}" if n else table.source
+        first, end = (len(table.pieces) * i // self.count for i in (n, n + 1))
+        table.pieces, table.columns = table.pieces[first:end], self.columns
+        table.is_share = self.count > 1
+        return table
 
     def read(self) -> tuple[Any, list[str]]:
         """Read, conform, hash and keep the rows on this machine; return them and notes."""

@@ -99,13 +99,6 @@ class Table:
         elif not self.is_share:
             raise UserError(f"{self.source} holds no rows; expected a header and rows below it")
 
-    def take_share(self, number: int, count: int, columns: list[str]) -> "Table":
-        """Keep one of `count` shares of the pieces; lines in messages count from its start."""
-        self.source = f"part {number + 1} of {count} of {self.source}" if number else self.source
-        first, end = (len(self.pieces) * n // count for n in (number, number + 1))
-        self.pieces, self.is_share, self.columns = self.pieces[first:end], count > 1, columns
-        return self
-
     def note(self, text: str) -> None:
         """Add a note, unless it is there already."""
         self.notes += [] if text in self.notes else [text]
