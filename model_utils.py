@@ -1,7 +1,4 @@
-"""The machine learning: preprocessing, split, network, training, prediction, scores.
-
-Belongs here: what turns checked rows into a trained network and its scores, and what retraining
-does to a network. Not here: MLflow, files, printing, command lines, seeds of the process.
+"""The machine learning, and nothing else: no MLflow, files, printing, command lines.
 
     X, y, preprocessor = preprocessing(train_rows)
     recipes, curves = choose_recipe(X, y, preprocessor.bins)

@@ -215,7 +215,7 @@ def _load_folder(folder: Path, preprocessor_path: Path) -> TrainedModel:
         trained = TrainedModel(
             keras.saving.load_model(parts / PARTS["network"], safe_mode=True),
             Preprocessor.from_dict(preprocessor),
-            Roles.from_dict(content["roles"]) if content["roles"] else None,
+            Roles(**content["roles"]) if content["roles"] else None,
             pd.read_parquet(parts / PARTS["buffer"]),
             content["card"],
         )

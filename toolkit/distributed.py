@@ -1,7 +1,6 @@
 """What one of several workers does in a training, in step with the others.
 
-Belongs here: what replaces Keras' own `fit`, which fails under TensorFlow's strategy for several
-workers (keras#20585). Not here: how workers are started, and rows shared out (`engine.py`).
+It replaces Keras' own `fit`, which fails under TensorFlow's strategy for several (keras#20585).
 """
 
 import pickle

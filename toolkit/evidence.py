@@ -1,8 +1,4 @@
-"""What a retraining found: measured, told, and logged.
-
-Belongs here: how rows and predictions become the evidence of a verdict. The statistics themselves
-are in `comparison.py` and `drift.py`, the words of the report in `report.py`.
-"""
+"""How rows and predictions become the evidence of a verdict: measured, told, and logged."""
 
 import functools
 from collections.abc import Mapping

@@ -1,7 +1,4 @@
-"""What the columns of a table are, found out from their names and cells at a first training.
-
-How cells are read once that is known stands in `columns.py`.
-"""
+"""What the columns of a table are, found out from their names and cells at a first training."""
 
 import re
 import unicodedata

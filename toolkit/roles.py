@@ -7,7 +7,7 @@ with weights, how much the row counts: above 0.
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -69,7 +69,7 @@ class Roles:
     threshold: int
     group: str = ""
     time: str = ""
-    intervals: tuple[tuple[float, float], ...] = ()
+    intervals: list[list[float]] = field(default_factory=list)
     weight: str = ""  # the column that says how much a row counts; it has no say in this
 
     @classmethod
@@ -87,7 +87,7 @@ class Roles:
         if start == end and times.min() < end:  # the last day, week or year has more than the share
             start = float(times[times < end].max())
         start = max([start, *(high for _, high in self.intervals)])
-        return replace(self, intervals=(*self.intervals, (start, end))) if start < end else self
+        return replace(self, intervals=[*self.intervals, [start, end]]) if start < end else self
 
     def held_out(self, table: pd.DataFrame) -> np.ndarray:
         """Tell which rows of a table with HASH are held out, bool of shape (n_rows,)."""
@@ -102,11 +102,6 @@ class Roles:
         """Add ROLE and GENERATION to a table with HASH."""
         role = np.where(self.held_out(table), HELD_OUT, TRAIN)
         return table.assign(**{ROLE: role, GENERATION: generation})
-
-    @classmethod
-    def from_dict(cls, content: dict[str, Any]) -> "Roles":
-        """Build roles from their `dataclasses.asdict`, also after a way through JSON."""
-        return cls(**{**content, "intervals": tuple(map(tuple, content["intervals"]))})
 
 
 def hashed(table: pd.DataFrame, groups: pd.Series | None = None) -> pd.DataFrame:
