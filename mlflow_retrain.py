@@ -202,21 +202,20 @@ def train_child(work: Work, watch: Callable) -> Child:
     from toolkit.roles import weights
 
     rows, parent = work.rows, work.parent
-    made = {part: {"parent": predict(parent, table)} for part, table in rows.held_out.items()}
     members = model_utils.member_count(parent.network)
     child = (continue_members if members else continue_foreign)(work, watch)
     y = rows.train[parent.preprocessor.schema.target.name]
     mean, recent = np.average(y, weights=weights(rows.train)), y[rows.new] if rows.new.any() else y
     constants = {"mean": mean, "median": y.median(), "recent median": recent.median()}
     for part, table in rows.held_out.items():
-        made[part]["retrained"] = predict(child, table)
+        made = {"parent": predict(parent, table), "retrained": predict(child, table)}
         if members:
             X, fresh = child.preprocessor.transform(table), slice(model_utils.MEMBERS // 2, None)
-            made[part]["scratch"] = model_utils.member_predictions(child.network, X, fresh)
+            made["scratch"] = model_utils.member_predictions(child.network, X, fresh)
         if child.control:
-            made[part]["control"] = predict(child.control, table)
-        made[part] |= {name: np.full(len(table), value) for name, value in constants.items()}
-    child.predictions = made
+            made["control"] = predict(child.control, table)
+        made |= {name: np.full(len(table), value) for name, value in constants.items()}
+        child.predictions[part] = made
     return child
 
 

@@ -261,10 +261,7 @@ def _kind(cells: _Cells, decimal: str) -> Column:
 
 def _identifies(cells: _Cells) -> str:
     """Say why a column names persons or rows, by its name or its values; "" if it does not."""
-    if (
-        cells.values.dtype == object
-        and cells.values.map(lambda cell: isinstance(cell, NESTED)).any()
-    ):
+    if cells.values.dtype == object and any(isinstance(cell, NESTED) for cell in cells.values):
         return "its cells hold several values each"
     if cells.has_fractions:
         return ""

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -105,14 +105,9 @@ class Table:
 
     def _of_file(self, read: Callable[[], Blocks]) -> Blocks:
         """Read the blocks of one file that have rows, without what is below these."""
-        last = None
-        for block in map(self._checked, read()):
-            if len(block):
-                if last is not None:
-                    yield last
-                last = block
-        if last is not None:
-            yield self._without_total(last)
+        filled: Iterator[Any] = filter(len, map(self._checked, read()))
+        for block, following in pairwise(chain(filled, [None])):
+            yield self._without_total(block) if following is None else block
 
     def _checked(self, rows: pd.DataFrame) -> pd.DataFrame:
         """Leave out columns without a name; UserError where columns differ from those before."""
