@@ -253,9 +253,7 @@ def continue_members(work: Work, watch: Callable, recipes: Any = None) -> Child:
     options["callbacks"] = watch(name)
     old = ~rows.new if settings.controls and not rows.new.all() else None
     # The control must not know new rows by the mean target of their category, either.
-    blind = preprocessor
-    if old is not None:
-        blind = preprocessor.without(rows.train, y, folds, rows.new)
+    blind = preprocessor if old is None else preprocessor.without(rows.train, y, folds, rows.new)
     beside = old if blind == preprocessor else None
     train = partial(model_utils.continue_training, start)
     network, control, history = train(X, *data, recipes, beside, **options)
