@@ -169,9 +169,8 @@ def describe(
     unit = settings.unit or ("€" if settings.target == "montant_pret" else "")
     amounts = {key: format_amount(value, unit) for key, value in metrics.items()}
     best = min("mean", "median", key=lambda constant: metrics[f"MAE_{constant}"])
-    is_useful = metrics["MAE"] < metrics[f"MAE_{best}"]
     result = f"MAE {amounts['MAE']} on held-out rows, R² {metrics['R2']:.3f} "
-    if is_useful:
+    if metrics["MAE"] < metrics[f"MAE_{best}"]:
         result += f"(predicting the mean: MAE {amounts['MAE_mean']})"
     else:
         result += f"(no better than predicting the {best}: MAE {amounts[f'MAE_{best}']})"

@@ -137,13 +137,9 @@ def target_scale(y: ArrayLike, share: float = 0.005, margin: float = 0.1) -> Tar
     y = np.asarray(y, np.float64)
     low, high = float(y.min()), float(y.max())
     needed, reach = max(5, share * len(y)), margin * (high - low)
-    floor, cap = low - reach, high + reach
-    if np.sum(y == low) >= needed:
-        floor = low
-    elif low >= 0:
-        floor = max(0.0, floor)
-    if np.sum(y == high) >= needed:
-        cap = high
+    floor = low if np.sum(y == low) >= needed else low - reach
+    floor = max(0.0, floor) if low >= 0 else floor
+    cap = high if np.sum(y == high) >= needed else high + reach
     return TargetScale(float(y.mean()), float(y.std()) or 1.0, floor, cap)
 
 
