@@ -324,12 +324,11 @@ def copy_members(
     places: np.ndarray,
     dropped: tuple[int, int] = (0, 0),
 ) -> keras.Model:
-    """Copy members `sources` of a parent over members `places` of a child with other inputs.
+    """Copy members `sources` of a parent over `places` of a child with other inputs; return it.
 
     dropped: how many inputs and bins of the parent, its first ones, the child no longer has; the
     parent's others are the first ones of the child. Weights for the child's further inputs are set
     to zero: where the members had no weight for what was dropped, they predict as before.
-    Returns the child; the parent is left alone.
     """
     n_before, n_after = parent.input_shape[-1], child.input_shape[-1]
     weights = member_weights(child)
@@ -517,11 +516,10 @@ def train_members(
 ) -> keras.callbacks.History:
     """Train the members of a network of `create_nn_model` side by side, each by its own recipe.
 
-    X, y, sample_weight as of `train_model`; the mean of all weights should be 1, or learning rates
-    would mean something else. mask: bool of shape (n_rows, n_members), the rows a member trains on,
-    of a single block. train: works as `train_model`. Epochs, length and batch size are of the first
-    recipe; learning rates fall along half a cosine (Loshchilov & Hutter 2017). FloatingPointError
-    for a loss that is not finite.
+    X, y, sample_weight as of `train_model`; the mean of all weights should be 1, as learning rates
+    expect. mask: bool of shape (n_rows, n_members), the rows a member trains on, of a single block.
+    train: works as `train_model`. Epochs, length and batch size are of the first recipe; rates fall
+    along half a cosine (Loshchilov & Hutter 2017). FloatingPointError for a loss not finite.
     """
     first, heads, length = recipes[0], _heads(model), recipes[0].length or 1.0
     epochs = max(1, round(first.epochs * length))

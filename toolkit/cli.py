@@ -216,8 +216,7 @@ def uninterrupted() -> Iterator[None]:
 def quiet_start(text: str = "starting", quiet: bool = True) -> Iterator[None]:
     """Drop what libraries write to file descriptor 2 while they start; show `text` meanwhile.
 
-    The garbage collector rests, and leaves alone for good what came: millions of objects, 1 s here
-    and 1 s more when the process ends.
+    The garbage collector rests, and leaves alone for good what came: millions of objects, 2 s.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # real errors are exceptions, too
     gc.disable()

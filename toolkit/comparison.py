@@ -3,8 +3,7 @@
 Here belongs whatever follows from targets and predictions alone, arrays of shape (n_rows,). A
 *difference* is retrained minus parent, so negative is better; a *gain* is the reverse. Amounts are
 in units of the target. `groups` labels rows that vary together (a customer, a house, a day),
-`weights`, above 0, say how much each row counts in means: alike where there are none. `options`
-are those of `paired_interval`.
+`weights`, above 0, say how much each row counts; `options` are those of `paired_interval`.
 """
 
 import math
@@ -71,8 +70,7 @@ def paired_interval(
     A row without label in `groups` stands alone; a single unit has no bounds. On each side the
     wider of two bounds holds: Student's with the cluster-robust CR3 error of a mean and its degrees
     of freedom (Bell and McCaffrey 2002), and the same after Hall's transformation, which removes
-    skewness (Hall 1992, J. R. Stat. Soc. B 54). ValueError unless `difference` is
-    1-d, finite and not empty.
+    skewness (Hall 1992). ValueError unless `difference` is 1-d, finite and not empty.
     """
     values = np.asarray(difference, float)
     if values.ndim != 1 or len(values) == 0 or not np.isfinite(values).all():
@@ -140,8 +138,7 @@ def attribution(
 ) -> Attribution:
     """Split the gain on new rows into what training again brings and what the new data bring.
 
-    `predictions` are those of "parent", "retrained" and "control", the parent trained for as many
-    further updates on old rows only.
+    `predictions` are those of "parent", "retrained" and "control", which saw no new row.
     """
     before, control, after = (predictions[name] for name in (PARENT, "control", RETRAINED))
     total = mae_difference(y, after, before, **options)

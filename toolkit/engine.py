@@ -1,7 +1,6 @@
 """Several processes or machines, by Ray: each reads, scores and trains on a share of the rows.
 
-Belongs here: sharing out, and putting together again. What happens to rows is in the functions that
-one process calls, too. Nothing of Ray is imported before `start`.
+What happens to rows is in functions that one process calls, too. `start` is the first to need Ray.
 """
 
 import math

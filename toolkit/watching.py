@@ -39,8 +39,8 @@ def learn(X: np.ndarray, y: np.ndarray) -> RandomForestRegressor:
 def estimate(X: np.ndarray, errors: np.ndarray, X_file: np.ndarray, w: np.ndarray) -> Interval:
     """Estimate the MAE on a file with its 95 % interval, by a forest of the errors on other rows.
 
-    Its trees spread as the estimate does; to this comes the noise of the file's own errors. w: how
-    much its rows count, of shape (n_rows_of_file,).
+    Its trees spread as the estimate does; to this comes the noise of the file's own errors.
+    w: weights of its rows, of shape (n_rows_of_file,).
     """
     forest, shares = learn(X, np.abs(errors)), w / w.sum()
     means = [tree.predict(X_file.astype(np.float32)) @ shares for tree in forest.estimators_]
