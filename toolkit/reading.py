@@ -39,6 +39,7 @@ class Rows:
     table: pd.DataFrame = field(default_factory=pd.DataFrame)  # all rows or the sample
     parts: list[pd.DataFrame] = field(default_factory=list)
     files: list[Path] = field(default_factory=list)
+    limit: np.uint64 = np.uint64(2**64 - 1)  # noqa: RUF009 - of the hashes in the sample
 
     def add(self, block: pd.DataFrame) -> None:
         """Add conformed and hashed rows."""
@@ -52,18 +53,23 @@ class Rows:
         for part in self.parts[-1 if self.files else 0 :]:
             self.files.append(self.folder / f"{len(self.files)}.feather")
             part.to_feather(self.files[-1], compression="uncompressed")
+        self.parts[-1] = self._sampled(block)
         if sum(map(len, self.parts)) > 1.25 * IN_MEMORY:
             self.parts = [self.joined()]
+
+    def _sampled(self, rows: pd.DataFrame) -> pd.DataFrame:
+        kept = roles.scrambled(rows[roles.HASH], roles.SAMPLE) <= self.limit
+        if self.time:
+            kept |= rows.index.isin(rows.nlargest(1, self.time).index)
+        return rows[kept]
 
     def joined(self) -> pd.DataFrame:
         """Join what was read: all rows, or the sample."""
         table, self.parts = pd.concat(self.parts, ignore_index=True), []
         if len(table) > IN_MEMORY:
             keys = roles.scrambled(table[roles.HASH], roles.SAMPLE)
-            kept = keys <= np.partition(keys, IN_MEMORY - 1)[IN_MEMORY - 1]
-            if self.time:
-                kept |= table.index.isin(table.nlargest(1, self.time).index)
-            table = table[kept].reset_index(drop=True)
+            self.limit = np.partition(keys, IN_MEMORY - 1)[IN_MEMORY - 1]
+            table = self._sampled(table).reset_index(drop=True)
         return table
 
     def blocks(self) -> Blocks:
