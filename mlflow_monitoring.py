@@ -30,6 +30,9 @@ class Settings(cli.TrainingSettings):
     group: str | None = option(None, "hold out whole groups of equal values", metavar="COLUMN")
     time: str | None = option(None, "hold out the latest rows by this column", metavar="COLUMN")
     weight: str | None = option(None, "how much each row counts", metavar="COLUMN")
+    buffer_rows: int = option(
+        cli.BUFFER_ROWS, "rows of each role kept for replay; 0: none", type=cli.natural
+    )
     network: str | None = option(None, "network of your own", metavar="FILE.py:FUNCTION")
 
 
@@ -181,6 +184,7 @@ def describe(
         "scale": asdict(model_utils.target_scale(y)),
         "run_id": run_id,
         "unit": unit,
+        "buffer_rows": settings.buffer_rows,
         "result": result,
         "lineage": [{"generation": 0, "run_id": run_id, "data": data, **roles.counts(table)}],
     }
@@ -195,7 +199,7 @@ def keep(
     artifact.save_preprocessor(trained.preprocessor, settings.models_dir / "preprocessor.pkl")
     with tracking.resumable():
         artifact.save_folder(trained, settings.models_dir / MODEL_NAME)
-        tracking.log_numbers(metrics, curves)
+        tracking.log_numbers(metrics, curves, trained.card["recipe"])
         tracking.log_figures(draw(trained, curves, *tested))
         short = trained.card["result"].split(" on held-out")[0]
         return registry.publish(client, settings.model_name, trained, MODEL_NAME, short)

@@ -25,6 +25,9 @@ class Settings(cli.TrainingSettings):
     data: str = option("data/df_new.csv", "file, folder, glob or URL of rows", metavar="FILE")
     model_uri: str | None = option(None, "model to continue, any MLflow URI (the champion)")
     replay: int | None = option(None, "remembered rows to train on again (all)", type=cli.natural)
+    buffer_rows: int | None = option(
+        None, "rows of each role kept for replay; 0: none (as the parent)", type=cli.natural
+    )
     controls: bool = option(True, "train a control on old rows alone")
     max_forgetting: float = option(0.05, "harm allowed on old rows, of their MAE", type=cli.share)
     promote: str = option("auto", "when the child becomes champion", choices=PROMOTE)
@@ -47,7 +50,7 @@ def retrain(settings: Settings) -> int:
     """Load the parent, read the rows and look at them; everything else is one MLflow run."""
     with cli.quiet_start("starting", settings.quiet):
         import model_utils  # noqa: F401 - TensorFlow speaks while it starts
-        from toolkit import artifact, evidence, reading, registry, report, roles, tracking, watching
+        from toolkit import artifact, evidence, reading, registry, roles, tracking, watching
     terminal = cli.Terminal(settings.quiet, settings.json)
 
     # Load the parent, and every row that its line has seen.
@@ -66,12 +69,7 @@ def retrain(settings: Settings) -> int:
         rows = roles.gather(table, buffer, parent.generation, settings.replay)
     terminal.notes(notes)
     if rows.file.empty:
-        words = f"nothing new in {settings.data}: every row was seen before, nothing is trained"
-        terminal.say(words)
-        verdict = replace(report.NOTHING_NEW, reason=words)
-        report.write(report.Evidence(verdict=verdict), settings.report)
-        terminal.result(verdict=words, verdict_kind="nothing_new", promoted=False, model_uri=None)
-        return settings.exit_with(False)
+        return say_nothing_new(settings, terminal)
 
     # Look at the rows before anything is trained on them.
     found, whole = evidence.look(terminal, settings.data, parent, rows)
@@ -81,8 +79,23 @@ def retrain(settings: Settings) -> int:
     if settings.dry_run:
         return settings.exit_with(watching.watch(work, terminal, found))
     roles.check_enough_new(rows, settings.data)
+    if settings.buffer_rows is None:
+        settings.buffer_rows = parent.card.get("buffer_rows", cli.BUFFER_ROWS)
     work.buffer = roles.remember(buffer, table, settings.buffer_rows)
     return track(work, terminal, found, whole)
+
+
+def say_nothing_new(settings: Settings, terminal: cli.Terminal) -> int:
+    """Say that every row of the file was seen before; return the exit code."""
+    from toolkit import report
+
+    words = f"nothing new in {settings.data}: every row was seen before, nothing is trained"
+    terminal.say(words)
+    found = report.Evidence(verdict=replace(report.NOTHING_NEW, reason=words))
+    report.write(found, settings.report)
+    facts: Any = {"promoted": False, "version": None, "model_uri": None, "metrics": {}}
+    terminal.result(verdict=words, verdict_kind=found.verdict.kind, **facts)
+    return settings.exit_with(False)
 
 
 @dataclass
@@ -139,10 +152,14 @@ def keep(work: Work, run_id: str, child: "Child", found: Any) -> dict[str, Any]:
     generation = int(work.table[roles.GENERATION].iloc[0])
     step = {"generation": generation, "run_id": run_id, "data": data, **roles.counts(work.table)}
     step["prequential"] = found.prequential
+    if "old" in found.held_out:  # for the range of the next estimate
+        usual = found.held_out["old"].scores.loc["parent", "MAE"]
+        step["surprise"] = found.prequential / max(usual, 1e-300)
     card = {
         **child.card,
         "run_id": run_id,
         "unit": found.unit,
+        "buffer_rows": settings.buffer_rows,
         "result": found.verdict.reason,
         "verdict_kind": found.verdict.kind,
         "parent_model_uri": parent.uri,
@@ -169,10 +186,12 @@ def keep(work: Work, run_id: str, child: "Child", found: Any) -> dict[str, Any]:
 def say(settings: Settings, terminal: cli.Terminal, run: Any, found: Any, facts: Any) -> None:
     """Print the verdict and the next commands, or all of it as one object."""
     way = ["--rollback"] if facts["promoted"] else ["--approve", facts["version"]]
-    step = cli.command("python", "mlflow_retrain.py", *way, *cli.same_place(settings))
+    steps = [cli.command("python", "mlflow_retrain.py", *way, *cli.same_place(settings))]
+    if found.verdict.kind == "suspicious":
+        steps = []  # the file is to be mended, rather than approved
     facts["verdict_kind"] = found.verdict.kind
     facts["intervals"] = {part: asdict(held.change) for part, held in found.held_out.items()}
-    cli.conclude(terminal, settings, run, [step], **facts)
+    cli.conclude(terminal, settings, run, steps, **facts)
 
 
 @dataclass

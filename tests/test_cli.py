@@ -104,7 +104,7 @@ def test_unknown_flag_is_one_line_with_the_flag_that_was_meant(capsys):
         ["--seed", "4294967296"],
         ["--test-size", "1"],
         ["--test-size", "0"],
-        ["--buffer-rows", "many"],
+        ["--seed", "many"],
         ["--experiment", " "],
         ["--model-name", "a/b"],
         ["--model-name", ".."],
@@ -145,6 +145,7 @@ def test_next_command_names_the_place_only_where_it_is_not_the_usual_one(monkeyp
     assert cli.same_place(parse()) == []
     words = ["--tracking-uri", "sqlite:///a.db", "--experiment", "b", "--model-name", "c"]
     assert cli.same_place(parse(*words)) == words
+    assert cli.same_place(parse("--lang", "fr")) == ["--lang", "fr"]
 
 
 def test_command_to_paste_finds_python_and_script_from_any_folder(tmp_path, monkeypatch):

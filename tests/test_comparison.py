@@ -440,7 +440,7 @@ def test_verdict_turns_at_exactly_the_allowed_forgetting_and_at_zero():
             UNCLEAR,
             (60, 20, 100),
             "no worse: MAE on new rows -12.0 € (-40.0 to +15.0), harm is not proven; "
-            "on old rows +60.0 € (+20.0 to +100), more is proven, within the 115 € allowed",
+            "on old rows +60.0 € (+20.0 to +100), more error is proven, within the 115 € allowed",
         ),
         (
             HARM,
@@ -536,6 +536,8 @@ def test_shuffled_target_is_found_and_a_weaker_or_never_strong_relation_is_not()
     for new, old in ((0.5, 0.9), (0.3, 0.9), (0.0, 0.05), (0.2, 0.2)):
         assert skill(new, old) == []
     assert skill(0.0, n=25) == []  # so few rows prove nothing
+    assert sum(bool(skill(0.0, 0.95, n=100, seed=seed)) for seed in range(30)) > 15
+    assert not any(skill(0.6, 0.95, n=100, seed=seed) for seed in range(30))
 
 
 def test_parent_that_was_never_right_has_no_skill_to_lose():
@@ -624,6 +626,12 @@ def test_broken_column_is_named_with_what_is_wrong(column, values, finding):
     assert len(found) == 1
     assert found[0].startswith(f"{column}: ")
     assert finding in found[0]
+
+
+def test_index_of_prices_that_rose_is_in_no_other_unit():
+    old, new = RNG(0).normal(0.57, 0.002, 300), RNG(1).normal(0.67, 0.002, 300)
+    assert drift._rescaled(old, new) == ""
+    assert drift._rescaled(old, 3 * new) != ""
 
 
 def test_next_file_of_a_target_with_a_long_tail_is_no_broken_one():
@@ -765,7 +773,7 @@ def test_new_data_that_add_nothing_to_the_control_are_said_to_bring_nothing():
     models = noisy(y, 5000, 1), noisy(y, 3000, 2), noisy(y, 3000, 3)
     found = split(y, *models)
     assert found.gains["new data"].low < 0 < found.gains["new data"].high
-    assert found.sentence.endswith("by the new data, which is no proven gain")
+    assert found.sentence.endswith("with the new data, which is no proven gain")
     assert "come with" not in found.sentence
 
 
@@ -1087,6 +1095,8 @@ def test_shuffling_what_matters_costs_what_was_worked_out_by_hand_and_the_rest_n
     line = found.set_index("column").loc["on"]
     assert line["retrained"] == pytest.approx(5, abs=0.4)  # half of the rows get the wrong 10
     assert 4 < line["retrained_low"] < 5 < line["retrained_high"] < 6
+    tenths = comparison.importance({"m": lambda table: np.full(len(table), 0.1)}, rows, y, ["on"])
+    assert tenths.loc[0, "m"] == 0  # and nothing by rounding
     rest = found.set_index("column").drop(columns=["retrained", "retrained_low", "retrained_high"])
     assert (rest == 0).all(axis=None)
     assert (found.set_index("column").loc[["idle", "noise"]] == 0).all(axis=None)

@@ -280,6 +280,8 @@ def test_every_verdict_suspicion_and_attribution_is_french(french):
         ("-1,234.5 m2", "-1\u202f234,5 m2"),
         ("12%", "12 %"),
         ("1.50e-07", "1,50e-07"),
+        ("0,440 kWh", "0,440 kWh"),  # translated before
+        ("promoted: MAE 3,226 €", "promu : MAE 3\u202f226 €"),
         ("-420 € (-540 to +1,300)", "-420 € (-540 à +1\u202f300)"),
         ("1.2.3", "1.2.3"),
         ("models:/a/1.5", "models:/a/1.5"),

@@ -85,6 +85,13 @@ def test_every_argument_is_a_parameter_of_the_run(trained, files):
     assert (params["rows_training"], params["rows_held-out"]) == ("320", "80")
 
 
+def test_chosen_recipe_is_among_the_parameters(trained):
+    params = trained.run.data.params
+    chosen = trained.load(trained.uri).card["recipe"]
+    assert {f"recipe/{key}": str(value) for key, value in chosen.items()}.items() <= params.items()
+    assert float(params["recipe/weight_decay"]) > 0
+
+
 def test_both_datasets_are_inputs_with_the_hash_of_their_content(trained):
     inputs = {
         next(tag.value for tag in one.tags if tag.key == "mlflow.data.context"): one

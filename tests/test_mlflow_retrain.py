@@ -95,6 +95,9 @@ def test_first_word_is_what_the_parent_erred_on_the_whole_file_before_any_traini
     file = pd.read_csv(files / "new.csv").head(340)  # the others came back
     by_hand = mean_absolute_error(file[TARGET], trained.predict(trained.uri, file))
     assert retrained.run.data.metrics["prequential/MAE"] == pytest.approx(by_hand, rel=1e-9)
+    step = retrained.load(retrained.uri).card["lineage"][-1]
+    usual = retrained.run.data.metrics["old/MAE_parent"]
+    assert step["surprise"] == pytest.approx(by_hand / usual)
     first = retrained.out.splitlines()[0]
     assert first.startswith(f"parent {trained.uri}: its MAE on the 340 new rows of ")
     assert first.endswith(f"before any training on them, is {format_amount(by_hand, '€')}")
@@ -504,11 +507,9 @@ def test_file_without_a_new_row_trains_nothing_and_gets_no_verdict(workshop, fil
     page = (workshop.folder / "none.md").read_text("utf-8")
     assert page.startswith("# Retraining: kept champion\n\nKept champion: nothing new in ")
     found = told(workshop)
-    assert (found["verdict_kind"], found["promoted"], found["model_uri"]) == (
-        "nothing_new",
-        False,
-        None,
-    )
+    assert found.pop("verdict").startswith("nothing new in ")
+    nothing = {"promoted": False, "version": None, "model_uri": None, "metrics": {}}
+    assert found == {"verdict_kind": "nothing_new", **nothing}
     assert workshop.fits == []
     assert len(workshop.runs()) == 1
     # Nor does a file whose rows a refused child has seen.
@@ -561,6 +562,7 @@ def test_broken_file_is_never_promoted_without_a_person_and_its_rows_do_not_come
         assert (found["verdict_kind"], found["promoted"]) == ("suspicious", False), name
         assert found["verdict"].startswith("kept champion, suspicious: ")
         assert words in found["verdict"], (name, found["verdict"])
+        assert "--approve" not in " ".join(found["next"])  # rather mend the file
         assert found["model_uri"] == version(workshop, found["version"]).source
     assert workshop.champion() == "1"
     assert workshop.run.data.tags["verdict_kind"] == "suspicious"
@@ -902,6 +904,10 @@ def test_dry_run_tells_drift_and_findings_and_leaves_nothing_but_a_run(workshop,
     assert [run.data.tags["phase"] for run in workshop.runs()] == ["monitoring"] * 4 + ["training"]
     assert [run.info.status for run in workshop.runs()] == ["FINISHED"] * 5
     assert told(workshop)["verdict"] == "a retraining is not worthwhile yet: the file looks broken"
+    assert workshop.retrain(*flags, "broken.csv", "--report", "look.md") == 0, workshop.err
+    page = (workshop.folder / "look.md").read_text("utf-8")
+    assert "Kept champion: a retraining is not worthwhile yet: the file looks broken." in page
+    assert "## Drift" in page
 
 
 @pytest.mark.usefixtures("no_training")
@@ -947,6 +953,21 @@ def test_failure_after_training_keeps_the_champion_and_ends_the_run(workshop, fi
         workshop.retrain("--data", files / "new.csv", *QUICK)
     assert [run.info.status for run in workshop.runs()] == ["FAILED", "FINISHED"]
     assert workshop.champion() == "1"
+
+
+@pytest.mark.usefixtures("no_training")
+def test_what_a_model_remembers_is_inherited_unless_said_otherwise(fresh_place, files):
+    flags = ["--data", files / "old.csv", "--epochs", 1, "--buffer-rows", 0]
+    assert fresh_place.train(*flags) == 0, fresh_place.err
+    flags = ["--data", files / "new.csv", *QUICK, "--promote", "always"]
+    assert fresh_place.retrain(*flags) == 0, fresh_place.err
+    assert fresh_place.run.data.params["buffer_rows"] == "0"
+    assert len(fresh_place.load("models:/loan-amount/2").buffer) == 0
+    assert fresh_place.retrain(*flags, "--buffer-rows", 30) == 0, fresh_place.err
+    assert len(fresh_place.load("models:/loan-amount/3").buffer) == 60  # of both roles
+    loans("old", 500, 600).to_csv(fresh_place.folder / "third.csv", index=False)
+    assert fresh_place.retrain("--data", "third.csv", *flags[2:]) == 0, fresh_place.err
+    assert len(fresh_place.load("models:/loan-amount/4").buffer) == 60
 
 
 @pytest.mark.usefixtures("no_training")

@@ -106,8 +106,8 @@ def test_report_has_every_part_in_order_and_well_formed_tables():
 def test_report_carries_the_figures():
     full, text = evidence(), markdown()
     scores, change = full.held_out["new"].scores, full.held_out["new"].change
-    mae = [format_amount(scores.loc[name, "MAE"]) for name in ("parent", "retrained")]
-    assert f"| new | 400 | {mae[0]} | {mae[1]} | {format_interval(change)} |" in text
+    mae = [format_amount(scores.loc[name, "MAE"], "€") for name in ("parent", "retrained")]
+    assert f"| new | 400 | {mae[0]} | {mae[1]} | {format_interval(change, '€')} |" in text
     for name in ("scratch", "control", "mean", "median"):
         mae = format_amount(scores.loc[name, "MAE"], "€")
         assert re.search(rf"\| {name} \| {mae} \| [\d.-]+ \| {mae} \|", text)
@@ -274,7 +274,7 @@ def test_card_has_its_result_first_and_all_sections_and_counts_rows():
     places = [text.index(f"**{name}.**") for name in ("Purpose", "Data", "Groups", "Limits")]
     assert places == sorted(places)
     assert "predicts amount (€) of a row" in text
-    assert "numbers size; categories city; dates since; 2 more were left out." in text
+    assert "numbers size; categories city; dates since; left out: 2." in text
     assert "by category of city" in text
     assert "| 1 | new.csv | 400 | 320 | ? |" in text
     for hidden in ("nom", "secret", "somewhere"):

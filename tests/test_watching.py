@@ -13,6 +13,7 @@ import pytest
 from conftest import ROOT
 
 from toolkit import cli, evidence, roles, watching
+from toolkit.comparison import Interval
 from toolkit.report import Evidence
 from toolkit.words import format_amount
 
@@ -32,7 +33,7 @@ def model():
     schema = SimpleNamespace(target=SimpleNamespace(name="y"), features=("x", "z"))
     transform = {"transform": lambda rows: rows[["x", "z"]].to_numpy(np.float32)}
     preprocessor = SimpleNamespace(schema=schema, **transform)
-    return SimpleNamespace(network=network, preprocessor=preprocessor)
+    return SimpleNamespace(network=network, preprocessor=preprocessor, roles=None, card={})
 
 
 def rows(rng, n_rows, low=0.0, high=1.0, bias=0.0):
@@ -42,10 +43,11 @@ def rows(rng, n_rows, low=0.0, high=1.0, bias=0.0):
     return pd.DataFrame({"x": x, "z": z, "y": 10 * x + bias * np.sign(z) + noise})
 
 
-def judged(held_out, file):
-    found = Evidence()
+def judged(held_out, file, role=None):
+    found, parent = Evidence(), model()
+    parent.roles = role
     held = {} if held_out is None else {"old": held_out}
-    work = SimpleNamespace(parent=model(), rows=SimpleNamespace(file=file, held_out=held))
+    work = SimpleNamespace(parent=parent, rows=SimpleNamespace(file=file, held_out=held))
     return watching.judge(work, found)
 
 
@@ -68,6 +70,15 @@ def test_estimate_moves_as_the_error_does_and_its_range_covers_it(low, high, sig
         assert (np.sign(moves) == sign).all()
         assert np.median(np.abs(moves)) > 0.3
     assert sign or abs(np.mean(moves)) < 0.05
+
+
+def test_range_reaches_as_far_as_the_last_file_was_from_its_estimate():
+    expected = Interval(10.0, 8.0, 12.0)
+    assert watching.widened(expected, []) == expected
+    assert watching.widened(expected, [{"surprise": 3.0}, {}]) == expected  # of the last one
+    assert watching.widened(expected, [{"surprise": 1.1}]) == expected
+    assert watching.widened(expected, [{}, {"surprise": 2.0}]) == Interval(10.0, 8.0, 20.0)
+    assert watching.widened(expected, [{"surprise": 0.5}]) == Interval(10.0, 5.0, 12.0)
 
 
 def test_estimate_is_for_the_rows_that_count():
@@ -110,6 +121,22 @@ def test_with_labels_it_is_worthwhile_where_the_model_errs_in_a_way_that_can_be_
             alarms[name] += judged(known, rows(rng, 300, bias=bias))[0]
     assert alarms["changed"] == 15
     assert alarms["as before"] <= 1
+
+
+def test_what_only_the_known_groups_have_in_common_is_not_worth_a_retraining():
+    alarms = {"groups": 0, "rows alone": 0, "all alike": 0}
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        group = np.repeat(np.arange(40), 10)
+        file = rows(rng, 400).assign(z=rng.uniform(-1, 1, 40)[group], **{roles.GROUP: group})
+        file["y"] += rng.normal(0, 3, 40)[group]
+        role = roles.Roles(1, 2**63, group="customer")
+        alarms["groups"] += judged(None, file, role)[0]
+        alarms["rows alone"] += judged(None, file)[0]
+        file["y"] += 9 * file["z"]
+        alarms["all alike"] += judged(None, file, role)[0]
+    assert alarms == {"groups": 0, "rows alone": 6, "all alike": 6}
+    assert judged(None, file.assign(**{roles.GROUP: 1}), role)[0] is False  # of a single one
 
 
 def test_error_that_grew_but_cannot_be_learnt_is_not_worth_a_retraining():

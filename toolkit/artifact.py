@@ -21,7 +21,6 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.types.schema import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
-from . import cli
 from .encoding import Preprocessor
 from .errors import UserError, reason
 from .roles import Roles, unseen
@@ -187,7 +186,7 @@ def _download(uri: str, folder: str) -> Path:
         local = Path(mlflow.artifacts.download_artifacts(uri, dst_path=folder))
     except (MlflowException, OSError, ValueError) as error:
         raise UserError(
-            f"no model at {uri} ({reason(error)}); expected models:/{cli.NAME}/1, "
+            f"no model at {uri} ({reason(error)}); expected models:/NAME/1, "
             "runs:/RUN_ID/NAME or a model folder: train a first one with mlflow_monitoring.py, or "
             "make a version champion with mlflow_retrain.py --approve"
         ) from error

@@ -36,9 +36,10 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 NAME = "loan-amount"  # of the experiment and of the registered model
 STORE = "sqlite:///mlflow.db"  # where 'mlflow ui' looks without a flag
 DATA = "data/df_old.csv"
-USUAL = {"tracking_uri": STORE, "experiment": NAME, "model_name": NAME}
+USUAL = {"tracking_uri": STORE, "experiment": NAME, "model_name": NAME, "lang": of_locale()}
 NO_RESULT = {"quiet", "json", "resume", "exit_code", "lang"}  # settings that change none
 KEPT = 3  # exit code
+BUFFER_ROWS = 20_000
 MANY = 4  # notes; more that differ in column and amount alone are told together
 QUOTED = r"""('[^']*'|"[^"]*")"""
 VIEW = "verdicts"  # of the columns that MLflow shows of runs
@@ -108,7 +109,6 @@ class TrainingSettings(StoreSettings):
     learning_rate: float | None = option(None, "at the start", type=positive)
     seed: int = option(42, "of roles, weights and order", type=natural)
     test_size: float = option(0.2, "share of rows held out for good", type=share)
-    buffer_rows: int = option(20_000, "rows of each role kept for replay; 0: none", type=natural)
     refit: bool = option(False, "train a promoted model on its held-out rows, too, once scored")
     resume: bool = option(False, "continue the same command where it was interrupted")
     exit_code: bool = option(

@@ -154,10 +154,8 @@ def attribution(
     elif new.low > 0:
         sentence += f"{by_new} come with the new data, {by_more} from training again"
     else:
-        sentence += (
-            f"{by_more} by training again and {format_interval(new, unit)} by the new data, "
-        )
-        sentence += "which is no proven gain"
+        sentence += f"{by_more} come from training again and {format_interval(new, unit)} with "
+        sentence += "the new data, which is no proven gain"
     return Attribution({"total": total, "training again": more, "new data": new}, sentence)
 
 
@@ -188,7 +186,7 @@ def decide(
         allowed = max_forgetting * float(old.scores.loc[PARENT, "MAE"])
         limit = f"the {format_amount(allowed, unit)} allowed"
         text = f"within {limit}" if old.change.high <= allowed else f"not proven to exceed {limit}"
-        text = f"more is proven, {text}" if old.change.low > 0 else text
+        text = f"more error is proven, {text}" if old.change.low > 0 else text
         if old.change.low > allowed:
             outweighed = gain and -new.change.estimate >= old.change.estimate
             harm, text = harm or not outweighed, f"forgetting beyond {limit} is proven"
@@ -213,7 +211,7 @@ def lost_skill(
     the "new" and "old" held-out rows; `whole` is the target of the whole new file with the parent's
     predictions, made before any training. Found is, where the target was not hard to predict, that
     with 99.5 % confidence (Spearman, Fisher's z) the parent's rank correlation with the target is
-    below a quarter of that on old rows, though the child learnt nothing better than mean and
+    below a third of that on old rows, though the child learnt nothing better than mean and
     median from new rows, and a child proven worse than these.
     """
     findings, new, old = [], predictions["new"], predictions["old"]
@@ -227,7 +225,7 @@ def lost_skill(
     n_old, n_new = map(len, tables)
     margin = 2.576 * 1.03 / math.sqrt(max(1, n_new - 3))
     limit = math.tanh(math.atanh(np.clip(now, -0.9999, 0.9999)) + margin)
-    is_lost = was > 0.2 and limit < was / 4 and not has_learnt
+    is_lost = was > 0.2 and limit < was / 3 and not has_learnt
     if min(n_old, n_new) >= SIZABLE_GROUP and is_lost:
         findings.append(
             f"target: its rank correlation with the parent's predictions fell from {was:.2f} "
@@ -307,7 +305,7 @@ def importance(
     chosen = rng.permutation(len(rows))[:2_000]
     rows, y = rows.iloc[chosen], np.asarray(y, float)[chosen]
     given = {name: np.asarray(of)[chosen] for name, of in options.items() if of is not None}
-    before = {model: np.abs(predict(rows) - y) for model, predict in models.items()}
+    errors = {model: np.abs(predict(rows) - y) for model, predict in models.items()}
     n_shuffles, lines = min(10, 2_000 // len(rows)), []
     for name in columns[:100]:
         order = np.concatenate([rng.permutation(len(rows)) for _ in range(n_shuffles)])
@@ -315,8 +313,8 @@ def importance(
         shuffled[name] = rows[name].array[order]
         line: dict[str, object] = {"column": name}
         for model, predict in models.items():
-            after = np.abs(predict(shuffled).reshape(n_shuffles, -1) - y).mean(axis=0)
-            rise = paired_interval(after - before[model], **given)
+            after = np.abs(predict(shuffled).reshape(n_shuffles, -1) - y)
+            rise = paired_interval((after - errors[model]).mean(axis=0), **given)
             line |= {model: rise.estimate, f"{model}_low": rise.low, f"{model}_high": rise.high}
         lines.append(line)
     return pd.DataFrame(lines).nlargest(20, [*models][-1]).reset_index(drop=True)

@@ -159,8 +159,9 @@ def _fahrenheit(old: np.ndarray, new: np.ndarray) -> str:
 def _rescaled(old: np.ndarray, new: np.ndarray) -> str:
     """Find another unit: the same shape of quantiles after a map that no natural drift explains.
 
-    The mean moved beyond 8 standard deviations, or with the spread by one factor outside 1/8 to 8.
-    A clock (in the order of the file) or a counter (whole, without repetition) may run on.
+    The mean moved beyond 8 standard deviations and by half, or with the spread by one factor
+    outside 1/8 to 8. A clock (in the order of the file) or a counter (whole, without repetition)
+    may run on.
     """
     shapes = [np.quantile(values, np.linspace(0.05, 0.95, 19)) for values in (old, new)]
     before, after = map(np.ptp, shapes)
@@ -170,6 +171,7 @@ def _rescaled(old: np.ndarray, new: np.ndarray) -> str:
     # The few largest of a long tail come by chance: both measures of the spread must say so.
     factor, other = new.std() / old.std(), after / before
     far = abs(new.mean() - old.mean()) > 8 * max(old.std(), new.std())
+    far &= not 2 / 3 <= new.mean() / old.mean() <= 3 / 2  # prices rise, year by year
     one_factor = abs(new.mean() - factor * old.mean()) < 2 * new.std()
     natural = 1 / 8 <= factor <= 8 or 1 / 8 <= other <= 8
     if not (far or (one_factor and not natural)):

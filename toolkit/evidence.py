@@ -121,9 +121,10 @@ def _caveats(work: Any, found: Evidence, schema: Schema) -> list[str]:
             f"them has an MAE of {format_amount(constants.min(), found.unit)}."
         )
     if tries > 1:
+        level = 100 * comparison.confidence_of(tries)
         caveats.append(
             f"This was try {tries} since the parent, on rows that partly judged a version before: "
-            f"its intervals are wider, of {comparison.confidence_of(tries):.4g}."
+            f"its intervals are wider, of {level:.4g} %."
         )
     return caveats
 
@@ -142,7 +143,7 @@ def log_inputs(work: Any, run_id: str) -> None:
 def log_evidence(work: Any, child: Any, found: Evidence) -> dict[str, float]:
     """Log metrics, curves, figures, tables and the report; return the metrics."""
     metrics, unit, new = report.metrics(found), found.unit, work.rows.held_out["new"]
-    tracking.log_numbers(metrics, child.curves)
+    tracking.log_numbers(metrics, child.curves, child.card.get("recipe"))
     drawn: dict[Any, Any] = {
         figures.before_after: found.held_out,
         figures.over_generations: found.history if len(found.history) > 1 else None,

@@ -149,7 +149,8 @@ def drift_figure(drift_table: pd.DataFrame) -> Figure:
     lengths = table["distance"].fillna(0.0).clip(upper=MAX_DISTANCE)
     bars = axes.barh(range(len(table)), lengths, 0.7, color=colours)
     shown = [translate(format_amount(value)) for value in table["distance"]]
-    axes.bar_label(bars, shown, padding=3, size=9)
+    box = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # or the line would cross them
+    axes.bar_label(bars, shown, padding=3, size=9, bbox=box, zorder=3)
     axes.axvline(DRIFT_DISTANCE, color="black", ls="--", lw=1, label=translate("threshold"))
     axes.margins(x=0.1)
     axes.legend(loc="lower right", frameon=False)

@@ -14,7 +14,8 @@ from pathlib import Path
 
 LANGUAGES = ("en", "fr")
 CATALOGUE = Path(__file__).with_name("french.toml")
-AMOUNT = re.compile(r"([+-]?\d{1,3}(?:,\d{3})*(?:\.\d+)?(?:e[+-]\d+)?)(%?)((?: \S+)?)")
+# 0,440 is French already.
+AMOUNT = re.compile(r"([+-]?(?:0|[1-9]\d{0,2}(?:,\d{3})*)(?:\.\d+)?(?:e[+-]\d+)?)(%?)((?: \S+)?)")
 FRENCH_DIGITS = str.maketrans(",.", "\u202f,")  # 1,234.5 is 1 234,5
 _current: ContextVar[str] = ContextVar("language", default="en")
 

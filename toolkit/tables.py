@@ -353,10 +353,10 @@ def _typed_blocks(batches: Iterable[pa.RecordBatch]) -> Blocks:
     """Read typed rows: text as categories, decimals as floats, durations as seconds."""
     options = {"ignore_metadata": True, "date_as_object": False, "strings_to_categorical": True}
     for batch in batches:
-        for place, part in enumerate(batch.schema):
-            if pa.types.is_binary(part.type):
-                with suppress(pa.ArrowInvalid):  # text of Impala or ClickHouse, else bytes
-                    batch = batch.set_column(place, part.name, batch[place].cast(pa.string()))
+        for place in [n for n, part in enumerate(batch.schema) if pa.types.is_binary(part.type)]:
+            with suppress(pa.ArrowInvalid):  # text of Impala or ClickHouse, else bytes
+                text = batch[place].cast(pa.string())
+                batch = batch.set_column(place, batch.schema.names[place], text)
         decimals = [part.name for part in batch.schema if pa.types.is_decimal(part.type)]
         rows = pa.Table.from_batches([batch]).to_pandas(**options)
         for name in rows.select_dtypes("timedelta"):

@@ -19,7 +19,7 @@ import pandas as pd
 import requests
 from mlflow import MlflowClient
 from mlflow.data.pandas_dataset import from_pandas
-from mlflow.entities import Metric, Run
+from mlflow.entities import Metric, Param, Run
 from mlflow.exceptions import MlflowException
 
 from . import cli, roles
@@ -173,15 +173,20 @@ def log_inputs(
     return mlflow.log_inputs(rows, [*filled], tags)
 
 
-def log_numbers(metrics: Mapping[str, float], curves: Mapping[str, list[float]]) -> None:
-    """Log to the active run, in one request: metrics, and curves as "epoch/…"."""
+def log_numbers(
+    metrics: Mapping[str, float],
+    curves: Mapping[str, list[float]],
+    recipe: Mapping[str, object] | None = None,
+) -> None:
+    """Log to the active run, in one request: metrics, curves as "epoch/…", recipe as "recipe/…"."""
     points = [(key, 0, value) for key, value in metrics.items()]  # as of a model logged afterwards
     for key, values in curves.items():
         points += [(f"epoch/{key}", epoch, value) for epoch, value in enumerate(values, 1)]
     now = int(time.time() * 1000)
     logged = [Metric(key, float(value), now, step) for key, step, value in points]
     run = cast(Run, mlflow.active_run())  # none is a mistake of the caller's
-    MlflowClient().log_batch(run.info.run_id, logged)
+    chosen = [Param(f"recipe/{key}", str(value)) for key, value in (recipe or {}).items()]
+    MlflowClient().log_batch(run.info.run_id, logged, chosen)
 
 
 def content_hash(table: pd.DataFrame) -> str:

@@ -2,11 +2,13 @@
 
 import hashlib
 import re
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from sklearn.ensemble import RandomForestRegressor
+from sklearn.model_selection import GroupKFold, cross_val_predict
 
 from . import cli, report, roles, tracking
 from .artifact import TrainedModel
@@ -21,19 +23,35 @@ MOST, LEAF = 5_000, 10  # rows of a forest at most, rows in each of its leaves a
 FEATURES = "features_sha256"  # tag
 
 
+def thinned(rows: Any) -> Any:
+    """Take every so many of some rows, MOST at most."""
+    return rows[:: len(rows) // MOST + 1]
+
+
 def errors_of(parent: TrainedModel, table: pd.DataFrame) -> tuple[np.ndarray, ...]:
     """Return inputs and prediction for MOST rows at most; their signed errors, or NaN; weights."""
-    table = table[:: len(table) // MOST + 1]
+    table = thinned(table)
     prediction = predict(parent, table)
     X = np.column_stack([parent.preprocessor.transform(table), prediction])
     errors = table[parent.preprocessor.schema.target.name].to_numpy() - prediction
     return X, errors, roles.weights(table)
 
 
-def learn(X: np.ndarray, y: np.ndarray) -> RandomForestRegressor:
-    """Fit a forest (Breiman 2001), each tree on a bootstrap sample of rows, to y, (n_rows,)."""
+def forest() -> RandomForestRegressor:
+    """Make a forest (Breiman 2001), each tree of which is grown on a bootstrap sample of rows."""
     options = {"min_samples_leaf": LEAF, "max_features": 1 / 3, "oob_score": True}
-    return RandomForestRegressor(random_state=0, **options).fit(X, y)
+    return RandomForestRegressor(random_state=0, **options)
+
+
+def foretold(X: np.ndarray, y: np.ndarray, blocks: np.ndarray | None) -> np.ndarray:
+    """Foretell y, (n_rows,), of each row by a forest of other rows; `blocks`: of other blocks."""
+    if blocks is None:
+        return forest().fit(X, y).oob_prediction_
+    n_blocks = len(np.unique(blocks))
+    if n_blocks < 2:
+        return np.zeros(len(y))
+    folds = GroupKFold(min(5, n_blocks))
+    return cross_val_predict(forest(), X, y, groups=blocks, cv=folds)
 
 
 def estimate(X: np.ndarray, errors: np.ndarray, X_file: np.ndarray, w: np.ndarray) -> Interval:
@@ -42,11 +60,21 @@ def estimate(X: np.ndarray, errors: np.ndarray, X_file: np.ndarray, w: np.ndarra
     Its trees spread as the estimate does; to this comes the noise of the file's own errors.
     w: weights of its rows, of shape (n_rows_of_file,).
     """
-    forest, shares = learn(X, np.abs(errors)), w / w.sum()
-    means = [tree.predict(X_file.astype(np.float32)) @ shares for tree in forest.estimators_]
-    noise = np.var(np.abs(errors) - forest.oob_prediction_) * np.square(shares).sum()
+    trees, shares = forest().fit(X, np.abs(errors)), w / w.sum()
+    means = [tree.predict(X_file.astype(np.float32)) @ shares for tree in trees.estimators_]
+    noise = np.var(np.abs(errors) - trees.oob_prediction_) * np.square(shares).sum()
     mean, width = float(np.mean(means)), 1.96 * float(np.sqrt(np.var(means) + noise))
     return Interval(mean, max(0.0, mean - width), mean + width)
+
+
+def widened(expected: Interval, lineage: list[dict[str, Any]]) -> Interval:
+    """Let an estimate reach as far as the last file's error was from that on held-out rows.
+
+    These come from files that are known; how far the next one may lie the last one tells.
+    """
+    surprise = lineage[-1].get("surprise", 1.0) if lineage else 1.0
+    bounds = expected.low, expected.high, surprise * expected.estimate
+    return Interval(expected.estimate, min(bounds), max(bounds))
 
 
 def judge(work: Any, found: Evidence) -> tuple[bool, str, Interval]:
@@ -60,13 +88,16 @@ def judge(work: Any, found: Evidence) -> tuple[bool, str, Interval]:
     if "old" in work.rows.held_out:
         X, errors, w_old = errors_of(work.parent, work.rows.held_out["old"])
         expected, usual = estimate(X, errors, X_file, w), np.average(np.abs(errors), weights=w_old)
-    low, high = (format_amount(bound) for bound in (expected.low, expected.high))
+    shown = widened(expected, work.parent.card.get("lineage", []))
+    low, high = (format_amount(bound) for bound in (shown.low, shown.high))
     told = f"estimated at {format_amount(expected.estimate, found.unit)} ({low} to {high})"
     told += f", on held-out rows {format_amount(usual, found.unit)}"
     good = expected.low > usual
     if len(own) >= MIN_ROWS and np.isfinite(own).all():
-        left = own - learn(X_file, own).oob_prediction_
-        gain = paired_interval(np.abs(left) - np.abs(own), weights=w)
+        blocks = work.parent.roles and roles.blocks_of_rows(work.rows.file, work.parent.roles)
+        blocks = None if blocks is None else thinned(blocks)
+        left = own - foretold(X_file, own, blocks)
+        gain = paired_interval(np.abs(left) - np.abs(own), groups=blocks, weights=w)
         mae = np.average(np.abs(own), weights=w)
         good = gain.high < 0 or (mae > expected.high and gain.low <= 0)
         told = f"{format_amount(mae, found.unit)}, {told}"
@@ -74,7 +105,7 @@ def judge(work: Any, found: Evidence) -> tuple[bool, str, Interval]:
     good = bool(good) and not found.findings
     told = "the file looks broken" if found.findings else f"the MAE is {told}"
     word = "looks worthwhile" if good else "is not worthwhile yet"
-    return good, f"a retraining {word}: {told}", expected
+    return good, f"a retraining {word}: {told}", shown
 
 
 def watch(work: Any, terminal: cli.Terminal, found: Evidence) -> bool:
@@ -93,6 +124,8 @@ def watch(work: Any, terminal: cli.Terminal, found: Evidence) -> bool:
     with tracking.tracked_run(work.experiment, f"watch {work.settings.model_name}", tags) as run:
         tracking.log_inputs(work.settings, "", {}, parent=parent.uri)
         tracking.log_numbers(metrics, {})
+    found.verdict = replace(found.verdict, reason=told)
+    report.write(found, work.settings.report)
     facts = {"parent_model_uri": parent.uri, "drift": drifted, "findings": list(found.findings)}
     facts |= {"prequential_MAE": found.prequential, "metrics": metrics, "run_id": run.info.run_id}
     terminal.result(verdict=told, worthwhile=good, **facts)
@@ -106,7 +139,7 @@ def check_estimate(work: Any, terminal: cli.Terminal, found: Evidence) -> None:
     for run in work.client.search_runs([work.experiment], wanted, max_results=1):
         low, high = (run.data.metrics[f"estimated/MAE_{end}"] for end in ("low", "high"))
         found.hit = low <= found.prequential <= high
-        ends = f"{format_amount(low)} to {format_amount(high)}"
+        ends = f"{format_amount(low)} to {format_amount(high, found.unit)}"
         terminal.say(f"the estimate from before, {ends}, was a {'hit' if found.hit else 'miss'}")
 
 
