@@ -406,6 +406,10 @@ def test_column_without_any_known_category_is_told():
     preprocessor.encode(raw.assign(c=["oui", "yes"]), told.append)
     preprocessor.encode(raw.assign(c=[None, ""]), told.append)
     assert len(told) == 1
+    rare = fit(table_of(x=[1.0, 3.0] * 50, c=[f"level {i}" for i in range(100)]))
+    assert not only(rare, "level")
+    rare.encode(raw, told.append)  # which knows no category by name
+    assert len(told) == 1
     with pytest.warns(UserWarning, match="no category that is known"):
         preprocessor.encode(raw)
 
