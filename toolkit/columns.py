@@ -257,7 +257,7 @@ def read_cells(values: pd.Series, column: Column, context: str = "") -> tuple[An
     if column.kind == "date" and pd.api.types.is_datetime64_any_dtype(values.dtype):
         return parse_dates(values, ISO), bad
     if column.kind == "numeric" and pd.api.types.is_numeric_dtype(values):
-        if pd.api.types.is_float_dtype(values) and values.dtype.itemsize < 8:
+        if pd.api.types.is_float_dtype(values) and getattr(values.dtype, "itemsize", 8) < 8:
             # 0.1 of float32 is 0.1, as in a CSV file, not 0.10000000149.
             texts = pa.array(values, pa.float32(), from_pandas=True).cast(pa.string())
             values = pd.Series(texts.cast(pa.float64()).to_pandas())

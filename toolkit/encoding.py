@@ -131,11 +131,11 @@ class Preprocessor:
         not.
         """
         rows, _ = conform(raw, self.schema, need_target=False, **how)
-        for name, kind in self.schema.kinds.items():
+        for name in (name for name, kind in self.schema.kinds.items() if kind == "categorical"):
             own = [each for each in self.inputs if each.column == name]
             known = {level for each in own for level in (each.level, *each.levels)} - {""}
             found = rows[name].dropna().unique()
-            if kind == "categorical" and known and len(found) and not known.intersection(found):
+            if known and len(found) and not known.intersection(found):
                 one, other = (", ".join(map(repr, sorted(texts)[:3])) for texts in (found, known))
                 note(f"column {name!r} holds no category that is known: {one}, where {other} were")
         return self.transform(rows)
