@@ -1,6 +1,7 @@
 """Claims about cli.py: settings, exit codes, what the terminal shows, a quiet start."""
 
 import contextlib
+import importlib
 import json
 import os
 import signal
@@ -114,6 +115,19 @@ def test_value_out_of_range_is_one_line_with_what_was_expected(capsys, words):
     err = refused(capsys, *words)
     assert words[0] in err
     assert f"{words[1]!r} was passed; expected " in err
+
+
+@pytest.mark.parametrize("script", ["mlflow_monitoring", "mlflow_retrain"])
+@pytest.mark.parametrize("value", ["many", "-1"])
+def test_rows_to_remember_are_a_number_in_both_trainings(script, value, capsys):
+    settings = importlib.import_module(script).Settings
+    with pytest.raises(SystemExit) as caught:
+        cli.parse(settings, ["--buffer-rows", value], script, "")
+    assert caught.value.code == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert "--buffer-rows" in err
+    assert f"{value!r} was passed; expected " in err
 
 
 def test_choice_that_there_is_not_is_refused_with_the_choices(capsys):

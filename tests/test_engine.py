@@ -105,7 +105,7 @@ def test_sample_split_and_preprocessor_are_those_of_one_process(source, option, 
     assert len(rows.table) == 600 + len(beyond)
     assert len(beyond) <= ("time" in option)
     assert (beyond["day"] == rows.table["day"].max()).all()
-    if "time" in option:  # what is held out ends with the latest row, which is one of the 600 here
+    if "time" in option:  # what is held out ends with the latest row
         assert rows.table["day"].max() == (rows_of()["day"].max() - pd.Timestamp(0)).days
     assert not rows.table.duplicated().any()
     for workers in (2, 3):

@@ -7,6 +7,7 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import groupby
 from typing import Any
 
@@ -82,6 +83,15 @@ class Preprocessor:
         """List (number of the input, edges of its bins) of the binned inputs."""
         return [(number, each.edges) for number, each in enumerate(self.inputs) if each.edges[2:]]
 
+    @cached_property  # a server asks at each request
+    def categories(self) -> dict[str, set[str]]:
+        """Map the columns of categories to those that have an input or a mean of their own."""
+        kinds, found = self.schema.kinds, dict[str, set[str]]()
+        for each in self.inputs:
+            if kinds[each.column] == "categorical":
+                found.setdefault(each.column, set()).update({each.level, *each.levels} - {""})
+        return found
+
     @classmethod
     def fit(
         cls, rows: pd.DataFrame, schema: Schema, y: np.ndarray, folds: np.ndarray
@@ -131,9 +141,7 @@ class Preprocessor:
         not.
         """
         rows, _ = conform(raw, self.schema, need_target=False, **how)
-        for name in (name for name, kind in self.schema.kinds.items() if kind == "categorical"):
-            own = [each for each in self.inputs if each.column == name]
-            known = {level for each in own for level in (each.level, *each.levels)} - {""}
+        for name, known in self.categories.items():
             found = rows[name].dropna().unique()
             if known and len(found) and not known.intersection(found):
                 one, other = (", ".join(map(repr, sorted(texts)[:3])) for texts in (found, known))
