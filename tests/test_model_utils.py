@@ -707,7 +707,7 @@ def test_candidates_try_each_weight_decay_with_and_without_bins_by_two_deltas(n_
     for bins in (True, False):
         for_bins = [recipe for recipe in tried if recipe.bins == bins]
         assert {recipe.weight_decay for recipe in for_bins} == decays
-        assert {recipe.delta for recipe in for_bins} == {0.1, 0.3}
+        assert {recipe.delta for recipe in for_bins} == {0.03, 0.1}
     for decay in decays:
         assert len({r.delta for r in tried if r.weight_decay == decay}) == 2
 
