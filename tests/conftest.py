@@ -370,11 +370,11 @@ class Process:
     def err(self) -> str:
         return self.files[1].read_text("utf-8")
 
-    def wait(self, seconds: float = 90) -> int:
+    def wait(self, seconds: float = 180) -> int:
         """Wait until the process has ended; return its exit code."""
         return self.process.wait(seconds)
 
-    def ready(self, path: str, seconds: float = 90) -> "Process":
+    def ready(self, path: str, seconds: float = 180) -> "Process":
         """Wait until the server answers."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline and self.process.poll() is None:
