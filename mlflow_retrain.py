@@ -66,7 +66,8 @@ def retrain(settings: Settings) -> int:
     with terminal.progress(f"reading {settings.data}"):
         read, role, notes = reading.read_again(settings, parent, generation=last + 1)
         table = read.table
-        rows = roles.gather(table, buffer, parent.generation, settings.replay)
+        known = table, buffer, parent.generation, settings.replay
+        rows = roles.gather(*known, by_time=bool(role.time))
     terminal.notes(notes)
     if rows.file.empty:
         return say_nothing_new(settings, terminal)

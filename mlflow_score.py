@@ -70,6 +70,7 @@ def predictions(
     """Predict a table block by block: "prediction", and "low" and "high" with an `interval`."""
     from toolkit import encoding, ranges
 
+    source.known = set().union(*preprocessor.categories.values())
     for rows in source.blocks():
         where = {"source": source.source, "decimal": source.decimal}
         X = preprocessor.encode(rows, source.note, **where)

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from toolkit import columns
 from toolkit.columns import Column, Schema, conform
 from toolkit.errors import UserError
 from toolkit.kinds import infer_schema, leaks
@@ -861,3 +862,78 @@ def test_more_ids_are_left_out(name):
 def test_timestamp_is_no_number_of_a_person():
     moments = [str(1_700_100_000_000 + 60_000 * i) for i in range(N)]
     assert learn(moments, "timestamp")[0].kind == "date"
+
+
+# --- what programs write that give no type, or another one -------------------------------------
+
+
+def test_amounts_that_a_typed_format_holds_as_text_are_numbers_and_codes_stay_categories():
+    for written in (SPREAD, [f"${v:,.2f}" for v in SPREAD], [f"{v} %" for v in SPREAD]):
+        texts = pd.Series([str(v) for v in written], dtype="category")
+        column, values, notes = learn(texts)
+        assert column.kind == "numeric"
+        assert values.tolist() == SPREAD
+        assert f"holds numbers such as {texts[0]!r}, read as {SPREAD[0]}" in notes
+    rooms = pd.Series(repeat("3", "4", "12"), dtype="category")
+    assert learn(rooms)[0].kind == "categorical"
+
+
+def test_number_called_like_a_date_is_no_month_of_the_year_601():
+    times = [f"{v:.4f}" for v in RNG.uniform(1, 12.99, N)]
+    for name in ("reaction_time", "ts"):
+        assert learn(times, name)[0].kind == "numeric"
+    assert learn(repeat("03.2021", "11.2022"), "ts")[0].date_format == "%m.%Y"
+
+
+def test_day_that_pandas_wrote_as_a_fraction_beside_missing_ones_is_a_day():
+    column, days, _ = learn(repeat("20230904.0", "", "20241013.0"))
+    assert (column.kind, column.date_format) == ("date", "%Y%m%d")
+    assert days.tolist()[0] == 19_604
+    assert np.isnan(days[1])
+    later, bad = columns.read_cells(pd.Series(["20230904"]), column)
+    assert later.tolist() == [19_604]
+    assert not bad.any()
+
+
+@pytest.mark.parametrize(
+    ("texts", "seconds"),
+    [
+        (["-1 days +23:45:00", "0 days 00:15:00"], [-900, 900]),
+        (["P0DT0H16M25S", "PT3H5M"], [985, 11_100]),
+        (["30:00:01", *["23:10:00", "08:00:59"] * 19], [108_001, 83_400]),
+    ],
+)
+def test_duration_is_one_however_it_is_written(texts, seconds):
+    column, values, notes = learn(repeat(*texts))
+    assert column.unit == columns.CLOCK
+    assert "holds durations, read as seconds" in notes
+    assert values.tolist()[:2] == seconds
+
+
+def test_flag_a_count_and_a_date_are_no_persons_whatever_they_are_called():
+    for name, values in (
+        ("locataire", repeat("oui", "non")),
+        ("csp_locataire", repeat("cadre", "ouvrier", "autre")),
+        ("last_login", [f"2024-0{1 + n % 9}-1{n % 7}" for n in range(N)]),
+        ("customer_number_of_orders", repeat("3", "4", "9")),
+        ("client_no_show", repeat("0", "1", "1")),
+        ("material", repeat("000000000000000101", "000000000000000207")),
+    ):
+        assert learn(values, name)[0] is not None, name
+    for name in ("locataire", "titulaires", "nom_titulaire", "login"):
+        assert learn(PEOPLE, name)[0] is None, name
+    for name in ("client_no", "employee number"):
+        assert learn(repeat("3", "4", "9"), name)[0] is None, name
+
+
+def test_texts_of_digits_that_are_left_out_name_the_flags_that_may_read_them():
+    column, _, notes = learn([f"RM{v:,.0f}" for v in RNG.uniform(1e3, 1e6, N)])
+    assert column is None
+    assert "(--numeric 'c' or --date 'c' says what it holds; --keep 'c' takes it)" in notes
+    _, _, notes = learn([f"all different {'x' * n}" for n in range(N)])
+    assert "(--keep 'c' takes it)" in notes
+
+
+def test_won_and_lira_are_money():
+    for sign in "₩₺₪":
+        assert learn([f"{sign}{v:,.2f}" for v in SPREAD])[1].tolist() == SPREAD

@@ -420,3 +420,27 @@ def test_line_of_a_wrong_cell_is_that_of_the_file_though_nothing_was_read_before
     source = tables.open_table(str(file))
     with pytest.raises(UserError, match="holds 'x' in line 6;"):
         reading.read(schema, dict.fromkeys(reading.OWN, ""), {}, source, source.blocks(), None)
+
+
+def test_column_whose_values_begin_late_is_learnt_and_one_without_any_is_refused(source):
+    rows = rows_of().assign(sensor=[None] * 90 + [f"{n / 7:.2f}" for n in range(30)])
+    read, schema, _ = reading.read_first(source(*blocks_of(rows, 40, 80)))
+    assert schema.kinds["sensor"] == "numeric"
+    assert read.table["sensor"].notna().sum() == 30
+    assert len(read.table) == N
+    empty = rows.assign(sensor=None)
+    with pytest.raises(UserError, match="empty in every row: 'sensor'"):
+        reading.read_first(source(*blocks_of(empty, 40, 80)))
+    assert len(reading.read_first(source(*blocks_of(empty, 40), drop=("sensor",)))[0].table) == N
+
+
+@pytest.mark.parametrize(("separator", "weight"), [(",", "2.385"), (";", "2,385")])
+def test_weights_of_three_decimals_are_read_as_the_file_writes_its_numbers(
+    tmp_path, separator, weight
+):
+    rows = rows_of().assign(w=weight)
+    if separator == ";":
+        rows["income"] = rows["income"].str.replace(".", ",")
+    rows.to_csv(tmp_path / "t.csv", index=False, sep=separator)
+    read, _, _ = reading.read_first(settings_for(tmp_path / "t.csv", weight="w"))
+    assert (roles.weights(read.table) == 2.385).all()

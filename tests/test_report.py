@@ -116,7 +116,7 @@ def test_report_carries_the_figures():
     assert r"| size | +900 € (+800 to +1,000) | +950 € (+850 to +1,050) |" in text
     assert "| city | categorical |" in text
     assert "| size | numeric |" in text
-    assert "Groups whose MAE rose by more than chance explains: none." in text
+    assert "Groups whose MAE rose by more than chance explains: no group." in text
 
 
 def test_report_names_the_groups_that_got_worse():

@@ -337,20 +337,22 @@ def test_ten_rows_to_train_and_two_to_score_are_just_enough(n_train, n_held_out,
 def test_rows_that_belong_together_share_a_label():
     table = table_of(60)
     role = Roles.choose(table, 0.2, seed=1)
-    assert roles.blocks_of_rows(table, role) is None  # every row stands for itself
+    assert roles.blocks_of_rows(table, role) == [None]  # every row stands for itself
     twice = pd.concat([table, table.head(5)], ignore_index=True)
-    labels = roles.blocks_of_rows(twice, role)
+    (labels,) = roles.blocks_of_rows(twice, role)
     assert len(np.unique(labels)) == 60
     assert (labels[:5] == labels[60:]).all()
     grouped = roles.hashed(roles.own_columns(table), pd.Series(["p", "q"] * 30))
-    labels = roles.blocks_of_rows(grouped, Roles(1, 1, group="g"))
+    (labels,) = roles.blocks_of_rows(grouped, Roles(1, 1, group="g"))
     assert len(np.unique(labels)) == 2
     assert (labels[::2] == labels[0]).all()
     times = table.assign(t=np.arange(60.0) // 2)
-    labels = roles.blocks_of_rows(times, Roles(1, 1, time="t"), blocks=10)
+    (labels,) = roles.blocks_of_rows(times, Roles(1, 1, time="t"))
     assert np.unique(labels).tolist() == list(range(10))
     assert (np.diff(labels) >= 0).all()
     assert (labels[::2] == labels[1::2]).all()
+    both = roles.blocks_of_rows(grouped.assign(t=times["t"]), Roles(1, 1, group="g", time="t"))
+    assert [len(np.unique(labels)) for labels in both] == [2, 10]
 
 
 def test_retraining_needs_two_new_held_out_rows_and_the_advice_is_to_wait():
@@ -430,3 +432,62 @@ def test_many_equal_rows_are_noticed_and_a_few_are_not():
     assert roles.repeated(table) == ""
     twice = pd.concat([table, table[:20]])
     assert roles.repeated(twice).startswith("33% of the rows equal another one")
+
+
+def test_group_is_the_same_in_every_format():
+    table = roles.own_columns(table_of(2))
+    for one, other in (
+        (["00042", "7"], [42, 7]),
+        (["856.90", "0.50"], [856.9, 0.5]),
+        (["2024-01-05", "2024-02-11"], pd.to_datetime(["2024-01-05", "2024-02-11"])),
+        (["a00", "10.0.0.10"], ["a00", "10.0.0.10"]),
+    ):
+        hashes = [roles.hashed(table, pd.Series(groups))[GROUP].tolist() for groups in (one, other)]
+        assert hashes[0] == hashes[1]
+        assert len({*hashes[0]}) == 2
+    clock = pd.Series(["2024-01-05 00:00:00", "2024-01-05 10:00:00"])
+    assert len({*roles.hashed(table, clock)[GROUP]}) == 2
+
+
+def test_last_day_of_few_rows_takes_the_day_before_along_to_make_the_share():
+    days = np.repeat([1.0, 2.0, 3.0], [68, 31, 1])
+    role = Roles.choose(table_of(100, t=days), 0.2, seed=1, time="t")
+    assert role.intervals == [[1.0, 3.0]]
+    assert Roles.choose(table_of(9, t=[7.0] * 9), 0.2, seed=1, time="t").intervals == []
+    assert Roles.choose(table_of(9, t=[np.nan] * 9), 0.2, seed=1, time="t").intervals == []
+
+
+def test_mistyped_year_does_not_hold_out_all_that_comes_before_it():
+    days = np.arange(150.0)
+    days[70] += 180 * 365
+    role = Roles.choose(table_of(150, t=days), 0.2, seed=1, time="t")
+    assert role.intervals[0][1] == 149
+    later = table_of(50, seed=1, t=np.arange(150.0, 200.0))
+    assert not role.held_out(later).any()
+    assert role.with_latest(later, 0.2).held_out(later).sum() == 10
+
+
+def test_times_decide_alone_where_groups_stand_beside_them():
+    def file(day, generation, seed):
+        customers = pd.Series([f"c{i % 20}" for i in range(200)])
+        rows = roles.own_columns(table_of(200, seed=seed, t=day + np.arange(200.0)))
+        return roles.hashed(rows, customers).assign(**{GENERATION: generation})
+
+    first, second = file(0, 0, 1), file(200, 1, 2)
+    role = Roles.choose(first, 0.2, seed=1, group="customer", time="t")
+    first = role.assign(first, 0)
+    role = role.with_latest(second, 0.2)
+    second = role.assign(second, 1)
+    rows = roles.gather(second, first, 0, by_time=True)
+    assert sorted(rows.held_out["new"]["t"]) == [*map(float, range(360, 400))]
+    assert rows.train["t"].max() == 359
+    assert roles.gather(second, first, 0).held_out["new"].empty  # as groups alone would have it
+
+
+def test_retraining_without_a_new_row_to_train_on_is_refused():
+    table = assigned(60, generation=1)
+    old = assigned(60, generation=0, seed=9)
+    held_out = table[table[roles.ROLE] != roles.TRAIN]
+    words = rf"brings {len(held_out)} new rows, {len(held_out)} of which .* others to train on"
+    with pytest.raises(UserError, match=words):
+        roles.check_enough_new(roles.gather(held_out, old, 0), "one.csv")

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from toolkit import tables
+from toolkit.columns import as_text
 from toolkit.errors import UserError
 from toolkit.tables import open_table
 
@@ -31,7 +32,7 @@ R_ROWS = ROWS.set_axis(range(1, 5)).to_csv()[1:]  # of its write.table
 
 def read(table):
     """Read all rows of an open table into one."""
-    return tables._together(list(table.blocks()))
+    return tables.together(list(table.blocks()))
 
 
 def assert_same_rows(table, expected=ROWS):
@@ -507,3 +508,44 @@ def test_several_columns_without_a_name_are_counted(tmp_path):
     table = open_table(write(tmp_path, "a,,,y\n" + "1,2,3,4\n" * 3))
     assert list(read(table)) == ["a", "y"]
     assert table.notes[0].startswith("2 columns without a name")
+
+
+@pytest.mark.parametrize("mark", [",", ";"])
+def test_blanks_before_quotes_belong_to_no_cell(tmp_path, mark):
+    lines = [f'age{mark} "zone"{mark} prix', f'41.5{mark} "nord{mark} ouest"{mark} "8648.0"']
+    rows = read(table := open_table(write(tmp_path, "\n".join([*lines, *lines[1:]]) + "\n")))
+    assert list(rows) == ["age", "zone", "prix"]
+    assert rows.iloc[1].tolist() == ["41.5", f"nord{mark} ouest", "8648.0"]
+    assert table.decimal == ("." if mark == "," else "")
+    assert read(table).equals(rows)  # again
+
+
+def test_quotes_and_blanks_inside_a_quoted_cell_stay(tmp_path):
+    text = 'a,b\n1,"x, ""y"" z"\n2,"v, w"\n'
+    assert read(open_table(write(tmp_path, text)))["b"].tolist() == ['x, "y" z', "v, w"]
+
+
+def test_known_category_at_the_end_is_neither_a_total_nor_a_footnote(tmp_path):
+    for text, last in (
+        ("cover,age,km\npartial,30,8000\ntotal,45,9000\n", "total"),
+        ("zone,age,km\ncentre,3,4\nold town,,\n", "old town"),
+    ):
+        table = open_table(write(tmp_path, text))
+        assert len(read(table)) == 1
+        table = open_table(write(tmp_path, text))
+        table.known = {last}
+        assert read(table).iloc[-1, 0] == last
+
+
+def test_long_ids_stay_whole_beside_a_missing_one(tmp_path):
+    ids = pd.array([1582218195625938945, None, 1582218195625938947], "Int64")
+    pd.DataFrame({"id": ids, "y": [1, 2, 3]}).to_parquet(tmp_path / "t.parquet")
+    found = as_text(read(open_table(tmp_path / "t.parquet"))["id"])
+    assert found.dropna().tolist() == ["1582218195625938945", "1582218195625938947"]
+    assert found.isna().tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary()])
+def test_bytes_that_are_text_are_read_as_text(tmp_path, kind):
+    pq.write_table(pa.table({"a": pa.array([b"nord", b"sud"], kind)}), tmp_path / "t.parquet")
+    assert read(open_table(tmp_path / "t.parquet"))["a"].tolist() == ["nord", "sud"]

@@ -269,3 +269,24 @@ def test_drift_of_columns_of_any_name_is_logged(fresh_place):
     )
     assert fresh_place.retrain("--dry-run", "--data", "new.csv") == 0, fresh_place.err
     assert {"drift/prix ____m²", "drift/__"} <= fresh_place.run.data.metrics.keys()
+
+
+def test_rows_that_are_noisier_the_less_they_count_are_estimated_by_what_counts():
+    hits = alarms = 0
+    for seed in range(15):
+        rng = np.random.default_rng(seed)
+
+        def exposed(n_rows, rng=rng):
+            table, w = rows(rng, n_rows, 0.5, 0.5), rng.lognormal(0, 1, n_rows)
+            noise = rng.normal(0, 1, n_rows) / np.sqrt(w)
+            return table.assign(y=10 * table["x"] + noise, **{roles.WEIGHT: w})
+
+        known, file = exposed(400), exposed(400)
+        good, _, expected = judged(known, file.assign(y=np.nan))
+        error = np.abs(file["y"] - 10 * file["x"])
+        hits += expected.low <= np.average(error, weights=file[roles.WEIGHT]) <= expected.high
+        alarms += good
+        plain = file.assign(y=np.nan, **{roles.WEIGHT: 1.0})  # a look may go without weights
+        alarms += judged(known, plain)[0]
+    assert hits >= 13
+    assert alarms <= 2

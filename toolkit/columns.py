@@ -30,7 +30,9 @@ NO_NUMBER = WORDS.split()
 # Patterns of all cells have neither \\s nor \\d, for which pandas turns to the slow ones of Python.
 PLAIN = r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?"
 CLOCK = "h:m:s"  # the unit of durations, which are read as seconds
-DURATION = r"[+-]?(?:[0-9]+ days?,? )?[0-9]+:[0-9]{2}:[0-9]{2}(?:\.[0-9]+)?"
+# With hours and minutes, as pandas writes them (also "-1 days +23:45:00") or as ISO 8601 does.
+DURATION = r"[+-]?(?:[0-9]+ days?,? \+?)?[0-9]+:[0-9]{2}:[0-9]{2}(?:\.[0-9]+)?"
+DURATION += r"|[+-]?P(?:[0-9]+D)?T(?:[0-9.]+[HMS])+"
 SPACE = "[ \t\u00a0\u2009\u202f'’]"
 OTHER_MARK = {".": ",", ",": "."}
 ISO = "ISO8601"
@@ -87,8 +89,8 @@ def lines(places: np.ndarray, first_line: int) -> str:
 
 
 def named(rows: pd.DataFrame, source: str) -> pd.DataFrame:
-    """Return the rows with columns named by text, each once, and a RangeIndex."""
-    spelt = [unicodedata.normalize("NFC", str(name)) for name in rows.columns]
+    """Return the rows with columns named by text, stripped, each once, and a RangeIndex."""
+    spelt = [unicodedata.normalize("NFC", str(name)).strip() for name in rows.columns]
     names = pd.Index(spelt, dtype=object)
     if names.has_duplicates:
         twice = names[names.duplicated()][0]
@@ -225,6 +227,7 @@ def parse_dates(dates: pd.Series, form: str) -> np.ndarray:
     if not pd.api.types.is_datetime64_any_dtype(dates.dtype):
         # A minus sign is of no date that people write, and one that pandas stumbles over.
         dates = dates.mask(dates.str.startswith("-")).str.removesuffix(" UTC")
+        dates = dates.str.removesuffix(".0")  # pandas writes 20240115.0 beside missing dates
         dates = in_english(dates) if "%b" in form or form == "%Y-%m" else dates
     known = pd.to_datetime(dates, format=form, errors="coerce", utc=True)
     micro = known.to_numpy("datetime64[us]")  # in nanoseconds the year 7746 has no place
@@ -312,13 +315,13 @@ def conform(
             f"{source} has the column {min(extra)!r}, which the model was not trained on; remove "
             "it, or train a new model with mlflow_monitoring.py"
         )
-    place = _mark_of_file(rows, columns) or decimal, source, first_line
+    place = mark_of_file(rows, columns) or decimal, source, first_line
     cells = {each.name: _cells(rows[each.name], each, *place, schema.target) for each in columns}
     table = pd.DataFrame(cells, index=rows.index)
     return _without_absurd(table, schema, source, first_line) if need_target else (table, [])
 
 
-def _mark_of_file(rows: pd.DataFrame, columns: Iterable[Column]) -> str:
+def mark_of_file(rows: pd.DataFrame, columns: Iterable[Column]) -> str:
     """Tell the mark before decimals by the first rows; "" also where nothing leaves a doubt."""
     texts = [
         (each, as_text(rows[each.name][:MARK_ROWS], each.markers))

@@ -88,7 +88,10 @@ def suspicious(
     Real files move means by up to 2.8 standard deviations and spreads up to 2.2 times from one to
     the next; the limits for target and features (of `kinds`) lie beyond.
     """
-    told, farthest = {target: ""}, 0.0
+    told, farthest, reference = {target: ""}, 0.0, _alike(reference, current, kinds)
+    same = [n for n, kind in kinds.items() if kind == "numeric" and current[n].nunique() == 1]
+    together = reference[same].eq(current[same].min()).all(axis=1)
+    is_known = len(same) > 1 and together.sum() > 1  # those of a customer or of a product
     for name, kind in kinds.items():
         before, after = reference[name].isna().mean(), current[name].isna().mean()
         if len(current) >= 5 and before < 0.5 and after >= 0.895:
@@ -101,18 +104,35 @@ def suspicious(
                 continue
             farthest = max(farthest, _move(old, new))
             if len(np.unique(old)) > FEW_VALUES:
-                told[name] = _constant(old, new) or _rescaled(old, new) or _fahrenheit(old, new)
+                constant = "" if is_known else _constant(old, new)
+                told[name] = constant or _stand_in(old, new) or _rescaled(old, new)
+                told[name] = told[name] or _fahrenheit(old, new)
     told[target] = _moved_target(_finite(reference[target]), _finite(current[target]), farthest)
     return [printable(f"{name}: {finding}") for name, finding in told.items() if finding]
+
+
+def _alike(
+    reference: pd.DataFrame, current: pd.DataFrame, kinds: Mapping[str, str]
+) -> pd.DataFrame:
+    """Keep the known rows of the one shop, or of what else a file is of, where they are enough."""
+    texts = [n for n, kind in kinds.items() if kind == "categorical" and current[n].nunique() == 1]
+    shared = [name for name in texts if current[name].notna().all()]
+    if not shared:
+        return reference
+    alike = reference[reference[shared].eq(current[shared].iloc[0]).all(axis=1)]
+    return alike if len(alike) >= MIN_ROWS else reference
 
 
 def _moved_target(old: np.ndarray, new: np.ndarray, farthest: float) -> str:
     """Ask for 3 pooled standard deviations (6 where a feature moved too: a season), or a spread.
 
     The few largest costs, or populations, make most of a standard deviation, and come by chance:
-    where it is more than half of the range of nine tenths of the rows, that must differ, too.
+    where it is more than half of the range of nine tenths of the rows, that must differ, too. Few
+    rows of rare events have any mean and spread: the distributions must differ as well.
     """
     if len(old) < MIN_ROWS or len(new) < 5 or np.ptp(old) == 0:
+        return ""
+    if stats.ks_2samp(old, new).pvalue > 1e-3:
         return ""
     moved, ratio = _move(old, new), new.std() / old.std()
     before, now = (np.ptp(np.quantile(values, [0.05, 0.95])) for values in (old, new))
@@ -133,6 +153,19 @@ def _constant(old: np.ndarray, new: np.ndarray) -> str:
         return ""
     distinct = f"{len(np.unique(old)):,} values stood before"
     return f"every row has {format_amount(new[0])}, where {distinct}"
+
+
+def _stand_in(old: np.ndarray, new: np.ndarray) -> str:
+    """Find a number that stands for missing ones, such as -999, in a fifth of the rows or more.
+
+    It lies farther beyond all that was known than these are apart, and no other value between.
+    """
+    values, counts = np.unique(new, return_counts=True)
+    value, share = values[counts.argmax()], counts.max() / len(new)
+    beyond = max(old.min() - value, value - old.max())
+    if not 0.2 <= share < 1 or beyond < np.ptp(old):
+        return ""
+    return f"{share:.0%} of the rows have {format_amount(value)}, far beyond all known before"
 
 
 def _fahrenheit(old: np.ndarray, new: np.ndarray) -> str:
@@ -160,8 +193,8 @@ def _rescaled(old: np.ndarray, new: np.ndarray) -> str:
     """Find another unit: the same shape of quantiles after a map that no natural drift explains.
 
     The mean moved beyond 8 standard deviations and by half, or with the spread by one factor
-    outside 1/8 to 8. A clock (in the order of the file) or a counter (whole, without repetition)
-    may run on.
+    outside 1/8 to 8. A clock (in the order of the file) or a counter (whole, without repetition,
+    before and now) may run on.
     """
     shapes = [np.quantile(values, np.linspace(0.05, 0.95, 19)) for values in (old, new)]
     before, after = map(np.ptp, shapes)
@@ -177,8 +210,9 @@ def _rescaled(old: np.ndarray, new: np.ndarray) -> str:
     if not (far or (one_factor and not natural)):
         return ""
     apart = np.abs(np.subtract(*(stats.zscore(shape) for shape in shapes))).mean()
-    in_order = abs(stats.spearmanr(new, np.arange(len(new))).statistic) > 0.99
-    counted = distinct == len(new) and (new == np.round(new)).all()
+    in_order = abs(stats.spearmanr(new, np.arange(len(new))).statistic) > 0.99 and not one_factor
+    whole = all((values == np.round(values)).all() for values in (old, new))
+    counted = whole and distinct == len(new) and len(np.unique(old)) == len(old)
     if apart > 0.3 or in_order or counted:
         return ""
     times = f"spread {format_amount(factor)} times"

@@ -54,8 +54,10 @@ def weigh(work: Any, child: Any, found: Evidence, whole: np.ndarray) -> None:
     made, held, unit, target = child.predictions, found.held_out, found.unit, schema.target.name
     y, options, sure = dict[str, Any](), dict[str, Any](), comparison.confidence_of(rows.tries)
     for part, table in rows.held_out.items():
-        y[part], labels = table[target].to_numpy(), roles.blocks_of_rows(table, work.role)
-        options[part] = {"groups": labels, "weights": roles.weights(table)}
+        y[part], weights = table[target].to_numpy(), roles.weights(table)
+        ways = roles.blocks_of_rows(table, work.role)
+        labels = comparison.widest(y[part], made[part], ways, weights=weights)
+        options[part] = {"groups": labels, "weights": weights}
         held[part] = comparison.evaluate(y[part], made[part], confidence=sure, **options[part])
     findings, of_new, new = list(found.findings), options["new"], rows.held_out["new"]
     if "old" in y:
@@ -124,7 +126,7 @@ def _caveats(work: Any, found: Evidence, schema: Schema) -> list[str]:
         level = 100 * comparison.confidence_of(tries)
         caveats.append(
             f"This was try {tries} since the parent, on rows that partly judged a version before: "
-            f"its intervals are wider, of {level:.4g} %."
+            f"its intervals are wider, of {level:.6g} %."
         )
     return caveats
 

@@ -62,7 +62,7 @@ def learning_curve(curves: Mapping[str, Sequence[float]]) -> Figure:
 
 def over_generations(errors: Mapping[int, float], unit: str = "") -> Figure:
     """Draw the champion's MAE on each new file, by generation, before it was trained on that."""
-    figure, (axes,) = _canvas(3.0, ["What users lived with: the champion on each new file"])
+    figure, (axes,) = _canvas(3.0, ["What users lived with, file by file"])
     axes.plot(list(errors), list(errors.values()), "o-", color=BLUE)
     axes.set(xlabel=translate("generation"), ylabel=_with_unit("MAE", unit))
     axes.set_ylim(0, 1.1 * np.nanmax([*errors.values(), 1e-9]))

@@ -18,13 +18,14 @@ from .errors import UserError, reason
 
 # Days since 1970 that a plain number may mean: the years 1972 to 2104, or 1800 to 2139.
 RANGES = dict.fromkeys(c.EPOCHS, (1_000, 49_000))
-RANGES |= {"%Y": (-62_000, 62_000), "%Y%m%d": (-62_000, 62_000)}
+MONTHLY = ("%m.%Y", "%m/%Y", "%m-%Y", "%Y/%m")  # 3.0601 is a number
+RANGES |= dict.fromkeys(("%Y", "%Y%m%d", *MONTHLY), (-62_000, 62_000))
 # Digits alone that are a month, a day or a time: other numbers do not all look like these.
 STAMP = r"(?:19|20)[0-9]{2}(?:0[1-9]|1[0-2])(?:(?:0[1-9]|[12][0-9]|3[01])(?:[0-5][0-9]){0,3})?"
 FEW = 20  # levels; a text with more, mostly of digits, may be numbers that are not understood
 NESTED = (dict, list, np.ndarray, bytes)  # of JSON and Parquet
 SAMPLE = 10_000  # rows that say how a column is written; all rows are then read that way
-MONEY = r"(?:US\$|C\$|A\$|R\$|[$€£¥₹₽]|USD|EUR|GBP|CHF|JPY|Rs\.?|Fr\.?|kr\.?|zł)"
+MONEY = r"(?:US\$|C\$|A\$|R\$|[$€£¥₹₽₩₺₪₫฿₦₱₴]|USD|EUR|GBP|CHF|JPY|Rs\.?|Fr\.?|kr\.?|zł)"
 UNIT = r"[^\W\d_]{1,9}\.?[²³23]?(?: ?/ ?[^\W_]{1,6})?(?: [^\W\d_]{1,6})?"
 AMOUNT = (
     rf"[+−-]?\(?({MONEY})? ?[+−-]?\(?[0-9.,](?:[0-9.,]|{SPACE})*?(?:[eE][+-]?[0-9]+)?\)?{SPACE}?-?"
@@ -34,19 +35,19 @@ AMOUNT = (
 WHO = (
     r"\b(client|customer|patient|employee?|contact|borrower|emprunteur|salarie|adherent|person(ne)?"
     r"|owner|proprietaire|student|eleve|passenger|buyer|seller|host|voyageur|agent|doctor|manager"
-    r"|applicant|assure|beneficiaire)s?\b"
+    r"|applicant|assure|beneficiaire|titulaire|locataire)s?\b"
 )
 PERSON = (
     r"\b(prenoms?|(first|last|sur|fore|full|given|family|middle|maiden|user) ?names?|patronyme"
     r"|vorname|nachname|[fl] ?name|(kunden|mitarbeiter|patienten)name|apellidos?|cognome|achternaam"
-    r"|titulaire|locataire|pseudo|login)\b"
+    r"|pseudo|login)\b|^(titulaire|locataire)s?$"
     r"|^((your|votre) )?(names?|noms?( complet| (de )?(famille|naissance|jeune fille)| usage)?)$"
     rf"|\b(name|nom)\b.*{WHO}|{WHO}.*\b(name|nom)\b"
 )
 ID = (
     r"\b(id|uuid|guid|uid|iban|matricule|identifiant|identifier|mrn"
     r"|(kunden|mitarbeiter|patienten|personal) ?(nr|nummer)"
-    r"|(client|customer|patient|employee) (no|nr|num|number|numero))\b"  # clients are counted
+    r"|(client|customer|patient|employee) (no|nr|num|number|numero)$)\b"  # clients are counted
 )
 LONG_ID = r"\b(ssn|nir|nss|secu|siret|siren|social security)\b"
 CONTACT = (
@@ -99,6 +100,8 @@ class _Cells:
             self.core = c.core_of(self.sample, self.unit)
             fits = max(self.core.str.fullmatch(c.number_pattern(*m)).mean() for m in (".,", ",."))
         self.holds_numbers, self.are_numbers = share > 0.5 and fits >= 0.5, fits == 1  # no 10.0.0.1
+        has_sign = self.are_numbers and re.fullmatch(f"{MONEY}|[%‰]", self.unit)
+        self.are_amounts = self.has_fractions or bool(has_sign)
 
     def called(self, pattern: str) -> bool:
         return re.search(pattern, self.words) is not None
@@ -159,10 +162,11 @@ def _date(cells: _Cells) -> Column | None:
 
 def _date_format(cells: _Cells) -> str:
     """Find how dates are written, or "": UserError where day and month cannot be told apart."""
-    widths = cells.sample.str.len().unique()
-    if len(widths) == 1 and cells.sample.str.fullmatch(STAMP).all():
+    stamps = cells.sample.str.removesuffix(".0")
+    widths = stamps.str.len().unique()
+    if len(widths) == 1 and stamps.str.fullmatch(STAMP).all():
         form = "%Y%m%d%H%M%S"[: widths[0] - 2]  # of 202401 it is %Y%m
-        if np.isfinite(c.parse_dates(cells.sample, form)).all():
+        if np.isfinite(c.parse_dates(stamps, form)).all():
             return form
     is_number = cells.are_numbers and not (cells.said or cells.called(DATED))
     if is_number or not cells.sample.str.contains("[0-9]").any():
@@ -180,6 +184,8 @@ def _date_format(cells: _Cells) -> str:
         shares[form] = np.mean((low < days) & (days < high))
     best = max(0.9, *shares.values())
     form, *others = [form for form, share in shares.items() if share == best] or [""]
+    if form == "%H:%M:%S" and best < 1 and texts.str.fullmatch(c.DURATION).all():
+        return ""  # 30:00:00 is no time of day
     if form in YEAR_LAST and not others and _has_year_first(texts):
         return re.sub("%d(.)%m.%y", r"%y\1%m\1%d", form)
     if others and "." not in form:
@@ -217,7 +223,9 @@ def _number(cells: _Cells, decimal: str) -> Column | None:
     if bad.any() and not said and _are_codes(cells.filled[bad], cells.filled.dropna()):
         return None
     plain = "[+-]?[0-9]+" if column.thousands == "." else PLAIN
-    human = np.isfinite(numbers) & (~cells.filled.str.fullmatch(plain) | (sure is None))
+    is_typed = isinstance(cells.values.dtype, pd.CategoricalDtype)
+    odd = ~cells.filled.str.fullmatch(plain) | (sure is None) | is_typed
+    human = np.isfinite(numbers) & odd
     cells.notes += [
         f"column {name!r} holds numbers such as {text!r}, read as {numbers[place]}"
         for place, text in cells.filled[human][:1].items()
@@ -237,8 +245,9 @@ def _are_codes(wrong: pd.Series, known: pd.Series) -> bool:
 def _kind(cells: _Cells, decimal: str) -> Column:
     """Tell what a column is, and how it is written; `decimal` is the mark in the other columns."""
     said, is_code = cells.said, cells.is_code
-    # Text is meant where a typed format says so.
-    is_text = is_code or isinstance(cells.values.dtype, pd.CategoricalDtype)
+    # Text is meant where a typed format says so, but for amounts, which some programs write as it.
+    is_typed = isinstance(cells.values.dtype, pd.CategoricalDtype)
+    is_text = is_code or (is_typed and not cells.are_amounts)
     column = _date(cells) if said == "date" or not (said or is_code) else None
     if said in ("numeric", "target") or not (said or is_text or column):
         column = _number(cells, decimal)
@@ -271,9 +280,13 @@ def _identifies(cells: _Cells) -> str:
     is_id = cells.called(ID) and not cells.called(r"\b(type|kind|statut|status)\b")
     if is_id or (cells.called(LONG_ID) and not is_amount):
         return "it is called like an id"
-    if sample.str.fullmatch(PERSONAL).sum() > 0.8 * n_known and not cells.called(DATED):
+    is_code = sample.nunique() <= FEW and sample.str.fullmatch("0[0-9]+").all()  # of an article
+    are_personal = not is_code and sample.str.fullmatch(PERSONAL).sum() > 0.8 * n_known
+    if are_personal and not cells.called(DATED):
         return "it holds addresses or numbers of persons"
-    if cells.called(PERSON) and not is_amount:
+    # Neither yes and no nor the date of the last login is a person's name.
+    is_other = sample.nunique() == 2 or sample.str.match("[0-9]").mean() > 0.5
+    if cells.called(PERSON) and not (is_amount or is_other):
         return "it is called like a person's name"
     if cells.called(CONTACT) and not is_amount:
         known = cells.text[: 20 * SAMPLE].dropna()
@@ -366,6 +379,9 @@ def _column(cells: _Cells, decimal: str) -> Column | None:
     if not reason:
         return column
     way = f"--keep {cells.name!r} takes it"
+    digits, letters = (cells.sample.str.count(each).sum() for each in ("[0-9]", "[a-zA-Z]"))
+    if "different texts" in reason and digits > letters:
+        way = f"--numeric {cells.name!r} or --date {cells.name!r} says what it holds; {way}"
     n_each = cells.text.count() / max(1, cells.text.nunique())
     if "an id" in reason and 2 <= n_each < len(cells.text) / 10:
         way += f"; its values repeat: --group {cells.name!r} holds out all rows of one, or none"

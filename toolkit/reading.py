@@ -119,7 +119,10 @@ def read(
             table[schema.target.name] = np.nan
         table = roles.hashed(table, block[group].loc[table.index] if group else None)
         if weight:
-            counts = _weights(block[weight], **place) if weight in block else np.ones(len(block))
+            mark = columns.mark_of_file(block, schema.columns) or source.decimal
+            counts = np.ones(len(block))
+            if weight in block:
+                counts = _weights(block[weight], mark, **place)
             table[roles.WEIGHT] = counts[table.index]
             if not counts[table.index].all():
                 found.append(f"rows of {source.source} whose weight {weight!r} is 0 are left out")
@@ -130,9 +133,9 @@ def read(
     return rows, notes
 
 
-def _weights(cells: pd.Series, source: str, first_line: int) -> np.ndarray:
+def _weights(cells: pd.Series, mark: str, source: str, first_line: int) -> np.ndarray:
     """Read weights, float64 of shape (n_rows,); UserError for what is none."""
-    weights, bad = columns.read_cells(cells, columns.Column(str(cells.name), "numeric"))
+    weights, bad = columns.read_cells(cells, columns.Column(str(cells.name), "numeric"), mark)
     wrong = np.flatnonzero(bad | ~(weights >= 0))
     if len(wrong):
         raise UserError(
@@ -198,7 +201,7 @@ def _read(
 ) -> tuple[Rows, Schema, list[str]]:
     data, source = settings.data, tables.open_table(settings.data, settings.query)
     blocks = source.blocks()
-    first = next(blocks)
+    first = _first_rows(blocks, getattr(settings, "drop", None))
     schema, notes = find_schema(first, source.decimal)
     need_target = schema.target.name in first or not getattr(settings, "dry_run", False)
     wanted = {own["group"]: "groups to hold out as a whole"}
@@ -227,6 +230,18 @@ def _read(
         )
     found += filter(None, [roles.repeated(rows.table)])
     return rows, schema, [*source.notes, *notes, *dict.fromkeys(found), *leaks(rows.table, schema)]
+
+
+def _first_rows(blocks: Blocks, dropped: tuple[str, ...] | None) -> pd.DataFrame:
+    """Read a block, and more at a first training while a column is empty: a new sensor's, say."""
+    first = next(blocks)
+    while dropped is not None and len(first) < IN_MEMORY:
+        is_empty = first.drop(columns=[*dropped], errors="ignore").isna().all()
+        more = next(blocks, None) if is_empty.any() else None
+        if more is None:
+            break
+        first = tables.together([first, more])
+    return first
 
 
 def _read_by_workers(

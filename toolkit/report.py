@@ -82,7 +82,9 @@ def metrics(evidence: Evidence) -> dict[str, float]:
         for end, bound in zip(("", "_low", "_high"), vars(held.change).values(), strict=True):
             found[f"{part}/MAE_difference{end}"] = bound
     found |= {f"new/inside_90_{name}": rows.mean() for name, rows in evidence.inside.items()}
-    return {name: float(value) for name, value in found.items() if value is not None}
+    # An interval of a single unit has no bounds, which MLflow would log as 1.8e308.
+    known = {name: float(value) for name, value in found.items() if value is not None}
+    return {name: value for name, value in known.items() if not np.isinf(value)}
 
 
 def short_result(evidence: Evidence) -> str:

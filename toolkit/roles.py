@@ -81,10 +81,17 @@ class Roles:
 
     def with_latest(self, table: pd.DataFrame, test_size: float) -> "Roles":
         """Hold out the latest share of a file, too; never times that may have trained before."""
-        times = table[self.time]
-        start, end = map(float, np.nanquantile(times, [1 - test_size, 1]))
-        if start == end and times.min() < end:  # the last day, week or year has more than the share
-            start = float(times[times < end].max())
+        times = np.sort(table[self.time].dropna().to_numpy(np.float64))
+        n_far = max(1, len(times) // 100)
+        inner, gap = times[:-n_far], times[-1:] - times[-n_far - 1 : -n_far]
+        if len(inner) and 0 < 3 * np.ptp(inner) < gap[0]:  # 2204 for 2024 holds out all in between
+            times = inner
+        if not len(times):
+            return self
+        first, end = times[int((1 - test_size) * len(times))], float(times[-1])
+        # A day, week or year is held out whole, also where it is more than the share.
+        before = times[times < (first if first > times[0] else end)]
+        start = float(before[-1]) if len(before) else end
         start = max([start, *(high for _, high in self.intervals)])
         return replace(self, intervals=[*self.intervals, [start, end]]) if start < end else self
 
@@ -109,6 +116,10 @@ def hashed(table: pd.DataFrame, groups: pd.Series | None = None) -> pd.DataFrame
     if groups is None:
         return table
     texts, _ = read_cells(groups, Column("", "categorical"))  # 101 for 101.0
+    # The same for 00042 and 42, 5.90 and 5.9, a day and its midnight: another format must not
+    # change the role of a group.
+    texts = texts.str.replace(r"^0+([0-9])|[T ]00:00:00$", r"\1", regex=True)
+    texts = texts.str.replace(r"^([0-9]+\.[0-9]*[1-9])0+$", r"\1", regex=True)
     return table.assign(**{GROUP: pd.util.hash_array(texts.fillna("").to_numpy(object))})
 
 
@@ -196,17 +207,21 @@ class RetrainingRows:
 
 
 def gather(
-    table: pd.DataFrame, buffer: pd.DataFrame, parent_generation: int, replay: int | None = None
+    table: pd.DataFrame,
+    buffer: pd.DataFrame,
+    parent_generation: int,
+    replay: int | None = None,
+    by_time: bool = False,
 ) -> RetrainingRows:
     """Put the rows of a file, with roles, and of the replay buffer of its line together.
 
     Generations above the parent's are of versions that were refused. replay bounds the remembered
-    training rows (None: all of them).
+    training rows (None: all of them). by_time: roles follow from times, whatever the group.
     """
     buffer = table.head(0) if buffer.empty else buffer
     fresh, is_refused = unseen(table, buffer), buffer[GENERATION] > parent_generation
     old, new = buffer[~is_refused], pd.concat([fresh, buffer[is_refused]])
-    if GROUP in new:  # with --refit groups were trained on that would be held out
+    if GROUP in new and not by_time:  # with --refit groups were trained on that would be held out
         is_known = new[GROUP].isin(part(old, TRAIN)[GROUP])
         new = new.assign(**{ROLE: new[ROLE].mask(is_known, TRAIN)})
     remembered = part(old, TRAIN)
@@ -220,13 +235,13 @@ def gather(
 
 
 def check_enough_new(rows: RetrainingRows, source: str) -> None:
-    """Raise UserError where too few new rows are held out to judge a retraining by."""
+    """Raise UserError where too few new rows are held out to judge by, or none is to train on."""
     held_out = len(rows.held_out["new"])
-    if held_out < MIN_HELD_OUT or len(rows.train) < MIN_TRAIN:
+    if held_out < MIN_HELD_OUT or len(rows.train) < MIN_TRAIN or not rows.new.any():
         raise UserError(
             f"{source} brings {len(rows.file):,} new rows, {held_out} of which are held out; "
-            f"expected at least {MIN_HELD_OUT} to judge by: wait for more rows, and pass all of "
-            "them in one file or folder"
+            f"expected at least {MIN_HELD_OUT} to judge by, and others to train on: wait for more "
+            "rows, and pass all of them in one file or folder"
         )
 
 
@@ -255,11 +270,14 @@ def repeated(table: pd.DataFrame) -> str:
     return told if share > MANY_REPEATED else ""
 
 
-def blocks_of_rows(table: pd.DataFrame, role: Roles, blocks: int = 30) -> np.ndarray | None:
-    """Label groups, blocks of time, or else equal rows; None where every row is for itself."""
-    if role.group:
-        return table[GROUP].to_numpy()
+def blocks_of_rows(table: pd.DataFrame, role: Roles, blocks: int = 10) -> list[np.ndarray | None]:
+    """Label groups, blocks of time (both with both), or else equal rows; None: each for itself.
+
+    Of 10 to 30 blocks (Schmeiser 1982) the fewest: where errors go on for days (an autocorrelation
+    of 0.8, 150 rows) intervals of 95.5 % cover 92 % with 10, 80 % with 30.
+    """
+    labels: list[np.ndarray | None] = [table[GROUP].to_numpy()] if role.group else []
     if role.time:
         order = table[role.time].rank(method="dense", na_option="bottom").to_numpy()
-        return np.floor(order / (order.max() + 1) * blocks)
-    return table[HASH].to_numpy() if table[HASH].duplicated().any() else None
+        labels.append(np.floor(order / (order.max() + 1) * blocks))
+    return labels or [table[HASH].to_numpy() if table[HASH].duplicated().any() else None]

@@ -49,6 +49,7 @@ ADVICE = {
 }
 EXPECTED = "expected CSV, Parquet, JSON lines, Feather or Excel"
 DATABASES = re.compile(r"(postgres|mysql|mariadb|sqlite|oracle|mssql|duckdb|snowflake|bigquery)")
+BYTES = (pa.binary(), pa.large_binary())
 UNNAMED = r"|Unnamed: \d+|__index_level_\d+__"
 TOTAL = re.compile(
     r"(grand |sous-)?(total[es]?|totaux|sum|somme|summe|suma|gesamt(summe|ergebnis)?|ergebnis"
@@ -79,6 +80,7 @@ class Table:
     is_share: bool = False  # of the pieces; it may be without rows
     decimal: str = ""  # mark before decimals, where a text file with commas between columns tells
     label: str = ""  # of the last row, in a column without a name
+    known: set[str] = field(default_factory=set)  # categories, which are no totals and no footnotes
     keep: Any = None  # a temporary folder that must outlive the readers
 
     def blocks(self) -> Blocks:
@@ -91,11 +93,11 @@ class Table:
         for piece in self.pieces:
             for number, part in enumerate(chain.from_iterable(map(self._of_file, piece))):
                 if waiting and (number == 0 or sum(map(len, waiting)) >= BLOCK_ROWS):
-                    yield _together(waiting)
+                    yield together(waiting)
                     waiting = []
                 waiting.append(part)
         if waiting:
-            yield _together(waiting)
+            yield together(waiting)
         elif not self.is_share:
             raise UserError(f"{self.source} holds no rows; expected a header and rows below it")
 
@@ -117,7 +119,7 @@ class Table:
             self.note(f"{n_unnamed} without a name (such as an index of rows) left out")
         if len(rows):
             self.label = str(rows.loc[:, unnamed].iloc[-1, 0]) if unnamed.any() else ""
-        rows = named(rows.loc[:, ~unnamed], self.source).rename(columns=str.strip)
+        rows = named(rows.loc[:, ~unnamed], self.source)
         self.columns = self.columns or list(rows)
         if sorted(rows) != sorted(self.columns):
             what = f"a file of {self.source} has the columns {list(rows)}, but those before it have"
@@ -132,7 +134,8 @@ class Table:
         """Leave out footnotes and empty rows at the end, and a last row that is a total."""
         while len(rows) > 1 and rows.shape[1] > 2 and rows.iloc[-1, 1:].isna().all():
             text = str(rows.iloc[-1, 0])
-            if not FOOTNOTE.fullmatch(text) or (rows.iloc[:-1, 0] == text).any():
+            is_known = text in self.known or (rows.iloc[:-1, 0] == text).any()
+            if is_known or not FOOTNOTE.fullmatch(text):
                 break
             self.footnote(text)
             rows = rows[:-1]
@@ -151,7 +154,7 @@ class Table:
             return self.label
         for name, cell in tail.iloc[-1].items():
             is_total = isinstance(cell, str) and TOTAL.fullmatch(cell.strip().casefold())
-            if not is_total or (tail[name][:-1] == cell).any():
+            if not is_total or cell in self.known or (tail[name][:-1] == cell).any():
                 continue
             others = tail.drop(columns=name)
             numbers = others.apply(lambda cells: read_cells(cells, Column("", "numeric", "."))[0])
@@ -162,7 +165,7 @@ class Table:
         return ""
 
 
-def _together(parts: list[pd.DataFrame]) -> pd.DataFrame:
+def together(parts: list[pd.DataFrame]) -> pd.DataFrame:
     """Join blocks; what is a category in the first stays one, whatever its levels."""
     rows = pd.concat(parts, ignore_index=True)
     return rows.astype(dict.fromkeys(parts[0].select_dtypes("category"), "category"))
@@ -352,13 +355,14 @@ def _excel_as_csv(file: Path, table: Table) -> bytes:
 def _typed_blocks(batches: Iterable[pa.RecordBatch]) -> Blocks:
     """Read typed rows: text as categories, decimals as floats, durations as seconds."""
     options = {"ignore_metadata": True, "date_as_object": False, "strings_to_categorical": True}
+    integers = {pa.int64(): pd.Int64Dtype()}  # long ids stay whole beside a missing one
     for batch in batches:
-        for place in [n for n, part in enumerate(batch.schema) if pa.types.is_binary(part.type)]:
+        for place in [n for n, part in enumerate(batch.schema) if part.type in BYTES]:
             with suppress(pa.ArrowInvalid):  # text of Impala or ClickHouse, else bytes
                 text = batch[place].cast(pa.string())
                 batch = batch.set_column(place, batch.schema.names[place], text)
         decimals = [part.name for part in batch.schema if pa.types.is_decimal(part.type)]
-        rows = pa.Table.from_batches([batch]).to_pandas(**options)
+        rows = pa.Table.from_batches([batch]).to_pandas(types_mapper=integers.get, **options)
         for name in rows.select_dtypes("timedelta"):
             rows[name] = rows[name].dt.total_seconds()
         yield rows.astype(dict.fromkeys(decimals, "float64"))
@@ -373,11 +377,11 @@ def _csv_blocks(unpack: Callable[[], Any], file: Path, table: Table, decimal: st
         encoding, separator, names = _csv_start(stream.read(DETECT_BYTES), file, table)
     if not names:
         return
-    if separator == " ":
+    if separator.endswith(" "):
         with unpack() as stream:
-            rows = pd.read_csv(stream, sep=r"\s+", encoding=encoding, dtype=str, na_filter=False)
-        as_csv = rows.to_csv(index=False).encode()  # without what numbers the rows
-        yield from _csv_blocks(partial(io.BytesIO, as_csv), file, table, "")
+            as_csv = _rewritten(io.TextIOWrapper(stream, encoding, newline=""), separator)
+        own = decimal if separator == ", " else ""
+        yield from _csv_blocks(partial(io.BytesIO, as_csv.encode()), file, table, own)
         return
     table.decimal = decimal if separator == "," else ""
     # Small blocks, as many are read ahead; without threads, or an error would not tell its line.
@@ -401,6 +405,17 @@ def _csv_blocks(unpack: Callable[[], Any], file: Path, table: Table, decimal: st
             n_rows += len(block)
             yield block
     _note_footnotes(footnotes, table.first_line + n_rows, table)
+
+
+def _rewritten(lines: io.TextIOBase, separator: str) -> str:
+    """Write a file as Arrow reads it that has blanks between columns, or before quotes."""
+    if separator == " ":
+        rows = pd.read_csv(lines, sep=r"\s+", dtype=str, na_filter=False)
+        return rows.to_csv(index=False)  # without what numbers the rows
+    text = io.StringIO()
+    cells = csv.reader(lines, delimiter=separator[0], skipinitialspace=True)
+    csv.writer(text).writerows(cells)
+    return text.getvalue()
 
 
 def _note_footnotes(lines: list[pc.InvalidRow], first_line: int, table: Table) -> None:
@@ -428,6 +443,9 @@ def _csv_start(sample: bytes, file: Path, table: Table) -> tuple[str, str, list[
     start = _header_line(cells[separator], file, table)
     if separator != ",":
         table.note(f"{file.name} was read with {separator!r} between columns")
+    plain = csv.reader(lines[:200], delimiter=separator)
+    if any(re.match(' +"', cell) for cells in plain for cell in cells):
+        return encoding, separator + " ", lines[:1]
     reader = csv.reader((line + "\n" for line in lines[start:]), delimiter=separator)
     names = next(reader)  # they may be empty or stand twice, or over several lines
     # Some programs end each row with a separator, or the header alone.
@@ -449,16 +467,17 @@ def _records(lines: list[str], mark: str) -> list[list[str]]:
 
 def _record(lines: list[str], mark: str) -> tuple[list[str], int]:
     """Cut the first record into cells, none where text goes on behind quotes; count its lines."""
-    reader = csv.reader(lines, delimiter=mark, strict=True)
+    reader = csv.reader(lines, delimiter=mark, strict=True, skipinitialspace=True)
     try:
         record = next(reader)
         if reader.line_num < len(lines):
             return record, reader.line_num
     except csv.Error as error:
         if "expected after" in str(error):  # blanks, or the mark is another one
-            record = next(csv.reader(lines, delimiter=mark))
+            record = next(csv.reader(lines, delimiter=mark, skipinitialspace=True))
             return [] if '"' in "".join(record) else record, reader.line_num
-    return next(csv.reader(lines[:1], delimiter=mark)), 1  # nothing closes a quote
+    first = csv.reader(lines[:1], delimiter=mark, skipinitialspace=True)
+    return next(first), 1  # nothing closes a quote
 
 
 def _are_spaced(lines: list[str]) -> bool:

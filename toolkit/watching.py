@@ -54,15 +54,22 @@ def foretold(X: np.ndarray, y: np.ndarray, blocks: np.ndarray | None) -> np.ndar
     return cross_val_predict(forest(), X, y, groups=blocks, cv=folds)
 
 
-def estimate(X: np.ndarray, errors: np.ndarray, X_file: np.ndarray, w: np.ndarray) -> Interval:
+def estimate(
+    X: np.ndarray,
+    errors: np.ndarray,
+    X_file: np.ndarray,
+    w: np.ndarray,
+    w_old: np.ndarray | None = None,
+) -> Interval:
     """Estimate the MAE on a file with its 95 % interval, by a forest of the errors on other rows.
 
     Its trees spread as the estimate does; to this comes the noise of the file's own errors.
-    w: weights of its rows, of shape (n_rows_of_file,).
+    w: weights of the file's rows, (n_rows_of_file,); w_old: of the others, (n_rows,).
     """
-    trees, shares = forest().fit(X, np.abs(errors)), w / w.sum()
+    trees, shares = forest().fit(X, np.abs(errors), w_old), w / w.sum()
     means = [tree.predict(X_file.astype(np.float32)) @ shares for tree in trees.estimators_]
-    noise = np.var(np.abs(errors) - trees.oob_prediction_) * np.square(shares).sum()
+    left = np.square(np.abs(errors) - trees.oob_prediction_)
+    noise = np.average(left, weights=w_old) * np.square(shares).sum()
     mean, width = float(np.mean(means)), 1.96 * float(np.sqrt(np.var(means) + noise))
     return Interval(mean, max(0.0, mean - width), mean + width)
 
@@ -87,14 +94,17 @@ def judge(work: Any, found: Evidence) -> tuple[bool, str, Interval]:
     X_file, own, w = errors_of(work.parent, work.rows.file)
     if "old" in work.rows.held_out:
         X, errors, w_old = errors_of(work.parent, work.rows.held_out["old"])
-        expected, usual = estimate(X, errors, X_file, w), np.average(np.abs(errors), weights=w_old)
+        w_old = w_old if np.ptp(w) else np.ones(len(w_old))  # the file may be without weights
+        expected = estimate(X, errors, X_file, w, w_old)
+        usual = np.average(np.abs(errors), weights=w_old)
     shown = widened(expected, work.parent.card.get("lineage", []))
     low, high = (format_amount(bound) for bound in (shown.low, shown.high))
     told = f"estimated at {format_amount(expected.estimate, found.unit)} ({low} to {high})"
     told += f", on held-out rows {format_amount(usual, found.unit)}"
     good = expected.low > usual
     if len(own) >= MIN_ROWS and np.isfinite(own).all():
-        blocks = work.parent.roles and roles.blocks_of_rows(work.rows.file, work.parent.roles)
+        role = work.parent.roles
+        blocks = roles.blocks_of_rows(work.rows.file, role)[-1] if role else None
         blocks = None if blocks is None else thinned(blocks)
         left = own - foretold(X_file, own, blocks)
         gain = paired_interval(np.abs(left) - np.abs(own), groups=blocks, weights=w)
@@ -103,7 +113,8 @@ def judge(work: Any, found: Evidence) -> tuple[bool, str, Interval]:
         told = f"{format_amount(mae, found.unit)}, {told}"
         told += f"; learning its errors would change it by {format_interval(gain, found.unit)}"
     good = bool(good) and not found.findings
-    told = "the file looks broken" if found.findings else f"the MAE is {told}"
+    broken = f"the file looks broken, suspicious: {'; '.join(found.findings)}"
+    told = broken if found.findings else f"the MAE is {told}"
     word = "looks worthwhile" if good else "is not worthwhile yet"
     return good, f"a retraining {word}: {told}", shown
 
