@@ -9,6 +9,7 @@ import re
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import mlflow
 import numpy as np
@@ -16,6 +17,8 @@ import pandas as pd
 import pytest
 from conftest import Place, not_trained
 
+import mlflow_score
+import model_utils
 from toolkit import ranges, tables
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -127,6 +130,17 @@ def test_interval_writes_the_ranges_of_pyfunc_beside_the_predictions(place, suff
     assert found["low"].min() >= kept["scale"]["low"]
     assert found["high"].max() <= kept["scale"]["high"]
     output.unlink()
+
+
+def test_category_that_the_model_knows_is_scored_also_where_it_is_called_total(tmp_path):
+    rows = pd.DataFrame({"cover": ["partial", "total"] * 60, "age": range(120), "y": range(120)})
+    _, _, preprocessor = model_utils.preprocessing(rows.astype(str), target="y")
+    (tmp_path / "new.csv").write_text("cover,age\npartial,30\ntotal,145\n")
+    network = SimpleNamespace(predict_on_batch=lambda X: X[:, :1])
+    source = tables.open_table(tmp_path / "new.csv")
+    found = mlflow_score.predictions(network, preprocessor, {}, None, source)
+    assert [len(block["prediction"]) for block in found] == [2]
+    assert source.notes == []
 
 
 def test_error_in_a_late_block_leaves_the_old_predictions_as_they_were(place, monkeypatch):
