@@ -422,7 +422,10 @@ def test_line_of_a_wrong_cell_is_that_of_the_file_though_nothing_was_read_before
         reading.read(schema, dict.fromkeys(reading.OWN, ""), {}, source, source.blocks(), None)
 
 
-def test_column_whose_values_begin_late_is_learnt_and_one_without_any_is_refused(source):
+def test_column_whose_values_begin_late_is_learnt_and_one_without_any_is_refused(
+    source, monkeypatch
+):
+    monkeypatch.setattr(tables, "BLOCK_ROWS", 30)
     rows = rows_of().assign(sensor=[None] * 90 + [f"{n / 7:.2f}" for n in range(30)])
     read, schema, _ = reading.read_first(source(*blocks_of(rows, 40, 80)))
     assert schema.kinds["sensor"] == "numeric"

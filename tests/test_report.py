@@ -77,8 +77,10 @@ def test_report_opens_with_the_verdict_then_what_users_lived_with():
         "was 5,432 €."
     )
     kept = comparison.Verdict("worse", False, "harm is proven")
-    text = markdown(verdict=kept, prequential=None)
-    assert text.startswith("# Retraining: kept champion\n\nKept champion: harm is proven.\n")
+    for unknown in (None, math.nan):  # of a file without its target
+        text = markdown(verdict=kept, prequential=unknown)
+        assert text.startswith("# Retraining: kept champion\n\nKept champion: harm is proven.\n")
+        assert "before any training" not in text.lower()
 
 
 def test_report_has_every_part_in_order_and_well_formed_tables():
@@ -231,6 +233,10 @@ def test_metrics_name_every_score_and_interval():
     named = [found[f"old/MAE_difference{end}"] for end in ("", "_low", "_high")]
     assert named == [change.estimate, change.low, change.high]
     assert report.metrics(report.Evidence()) == {}
+    single = comparison.evaluate([1.0, 2.0], {"parent": [1, 1], "retrained": [2, 1]}, groups=[0, 0])
+    found = report.metrics(report.Evidence(held_out={"new": single}))
+    assert found["new/MAE_difference"] == 0.5
+    assert found.keys().isdisjoint({"new/MAE_difference_low", "new/MAE_difference_high"})
 
 
 def test_score_table_has_a_line_per_model_and_na_where_nothing_was_scored():

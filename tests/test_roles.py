@@ -453,6 +453,8 @@ def test_last_day_of_few_rows_takes_the_day_before_along_to_make_the_share():
     days = np.repeat([1.0, 2.0, 3.0], [68, 31, 1])
     role = Roles.choose(table_of(100, t=days), 0.2, seed=1, time="t")
     assert role.intervals == [[1.0, 3.0]]
+    days = np.repeat([1.0, 2.0], [99, 1])  # nearly all on the first day, which must train
+    assert Roles.choose(table_of(100, t=days), 0.2, seed=1, time="t").intervals == [[1.0, 2.0]]
     assert Roles.choose(table_of(9, t=[7.0] * 9), 0.2, seed=1, time="t").intervals == []
     assert Roles.choose(table_of(9, t=[np.nan] * 9), 0.2, seed=1, time="t").intervals == []
 
