@@ -272,7 +272,7 @@ def test_drift_of_columns_of_any_name_is_logged(fresh_place):
 
 
 def test_rows_that_are_noisier_the_less_they_count_are_estimated_by_what_counts():
-    hits = alarms = 0
+    hits = plain_hits = alarms = 0
     for seed in range(15):
         rng = np.random.default_rng(seed)
 
@@ -287,6 +287,8 @@ def test_rows_that_are_noisier_the_less_they_count_are_estimated_by_what_counts(
         hits += expected.low <= np.average(error, weights=file[roles.WEIGHT]) <= expected.high
         alarms += good
         plain = file.assign(y=np.nan, **{roles.WEIGHT: 1.0})  # a look may go without weights
-        alarms += judged(known, plain)[0]
-    assert hits >= 13
+        good, _, expected = judged(known, plain)
+        plain_hits += expected.low <= error.mean() <= expected.high
+        alarms += good
+    assert min(hits, plain_hits) >= 12
     assert alarms <= 2
