@@ -414,6 +414,13 @@ def test_column_without_any_known_category_is_told():
         preprocessor.encode(raw)
 
 
+def test_known_category_in_other_capitals_is_told_also_beside_known_ones():
+    preprocessor, told = fit(table_of(x=[1.0, 3.0] * 50, c=["yes", "no"] * 50)), []
+    raw = pd.DataFrame({"x": [1, 2, 3], "c": ["yes", "YES", "maybe"]})
+    preprocessor.encode(raw, told.append)
+    assert told == ["column 'c' holds 'YES', not known in this spelling, where 'no', 'yes' were"]
+
+
 # --- prediction ----------------------------------------------------------------------------------
 
 

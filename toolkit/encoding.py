@@ -137,14 +137,17 @@ class Preprocessor:
     ) -> np.ndarray:
         """Turn raw rows into inputs; options and errors are those of `conform`.
 
-        `note` is told of columns of which no category is known: another spelling, more often than
-        not.
+        `note` is told of columns of which no category is known, or some in other capitals.
         """
         rows, _ = conform(raw, self.schema, need_target=False, **how)
         for name, known in self.categories.items():
-            found = rows[name].dropna().unique()
-            if known and len(found) and not known.intersection(found):
-                one, other = (", ".join(map(repr, sorted(texts)[:3])) for texts in (found, known))
+            unknown = {*rows[name].dropna().unique()} - known
+            plain = {text.casefold() for text in known} if unknown else known
+            respelt = [text for text in unknown if text.casefold() in plain]
+            one, other = (", ".join(map(repr, sorted(s)[:3])) for s in (respelt or unknown, known))
+            if respelt:
+                note(f"column {name!r} holds {one}, not known in this spelling, where {other} were")
+            elif known and unknown and not rows[name].isin(known).any():
                 note(f"column {name!r} holds no category that is known: {one}, where {other} were")
         return self.transform(rows)
 
