@@ -167,6 +167,7 @@ def describe(
     """Describe a model for its card; the unit of loans is known."""
     import model_utils
     from toolkit import roles
+    from toolkit.errors import masked
     from toolkit.words import format_amount
 
     unit = settings.unit or ("€" if settings.target == "montant_pret" else "")
@@ -177,7 +178,7 @@ def describe(
         result += f"(predicting the mean: MAE {amounts['MAE_mean']})"
     else:
         result += f"(no better than predicting the {best}: MAE {amounts[f'MAE_{best}']})"
-    data = cli.without_password(settings.data)
+    data = masked(settings.data)
     y = roles.part(table, roles.TRAIN)[settings.target]
     return {
         "recipe": asdict(recipe),

@@ -70,10 +70,10 @@ def retrain(settings: Settings) -> int:
         rows = roles.gather(*known, by_time=bool(role.time))
     terminal.notes(notes)
     if rows.file.empty:
-        return say_nothing_new(settings, terminal)
+        return say_nothing_new(settings, terminal, read.source)
 
     # Look at the rows before anything is trained on them.
-    found, whole = evidence.look(terminal, settings.data, parent, rows)
+    found, whole = evidence.look(terminal, read.source, parent, rows)
     work = Work(settings, client, experiment, champion, parent, role, rows, table, buffer)
     if math.isfinite(found.prequential or 0.0):  # the file has a target
         watching.check_estimate(work, terminal, found)
@@ -86,11 +86,11 @@ def retrain(settings: Settings) -> int:
     return track(work, terminal, found, whole)
 
 
-def say_nothing_new(settings: Settings, terminal: cli.Terminal) -> int:
+def say_nothing_new(settings: Settings, terminal: cli.Terminal, source: str) -> int:
     """Say that every row of the file was seen before; return the exit code."""
     from toolkit import report
 
-    words = f"nothing new in {settings.data}: every row was seen before, nothing is trained"
+    words = f"nothing new in {source}: every row was seen before, nothing is trained"
     terminal.say(words)
     found = report.Evidence(verdict=replace(report.NOTHING_NEW, reason=words))
     report.write(found, settings.report)
@@ -148,8 +148,9 @@ def track(work: Work, terminal: cli.Terminal, found: Any, whole: Any) -> int:
 def keep(work: Work, run_id: str, child: "Child", found: Any) -> dict[str, Any]:
     """Describe, save, register the child; promote it if the verdict allows. Returns the facts."""
     from toolkit import artifact, evidence, registry, report, roles, tracking
+    from toolkit.errors import masked
 
-    settings, parent, data = work.settings, work.parent, cli.without_password(work.settings.data)
+    settings, parent, data = work.settings, work.parent, masked(work.settings.data)
     generation = int(work.table[roles.GENERATION].iloc[0])
     step = {"generation": generation, "run_id": run_id, "data": data, **roles.counts(work.table)}
     step["prequential"] = found.prequential

@@ -948,3 +948,10 @@ def test_texts_of_digits_that_are_left_out_name_the_flags_that_may_read_them():
 def test_won_and_lira_are_money():
     for sign in "₩₺₪":
         assert learn([f"{sign}{v:,.2f}" for v in SPREAD])[1].tolist() == SPREAD
+
+
+def test_durations_that_a_typed_format_holds_as_text_are_seconds():
+    texts = pd.Series(repeat("0 days 00:15:00", "1 days 00:00:01"), dtype="category")
+    column, values, _ = learn(texts)
+    assert column.unit == columns.CLOCK
+    assert values.tolist()[:2] == [900, 86_401]

@@ -447,3 +447,10 @@ def test_weights_of_three_decimals_are_read_as_the_file_writes_its_numbers(
     rows.to_csv(tmp_path / "t.csv", index=False, sep=separator)
     read, _, _ = reading.read_first(settings_for(tmp_path / "t.csv", weight="w"))
     assert (roles.weights(read.table) == 2.385).all()
+
+
+def test_no_message_shows_the_password_of_a_source(source):
+    settings = source(rows_of(), target="none")
+    settings.data = "postgresql://me:hun/ter@host/db?password=hunter2"
+    with pytest.raises(UserError, match=r"postgresql://me:\*\*\*@host/db\?password=\*\*\* has no "):
+        reading.read_first(settings)

@@ -1,10 +1,12 @@
 """Reading: whatever stands in a file, the same rows come out, or one line says why not."""
 
 import gzip
+import http.server
 import os
 import re
 import sqlite3
 import sys
+import threading
 import zipfile
 
 import numpy as np
@@ -549,3 +551,87 @@ def test_long_ids_stay_whole_beside_a_missing_one(tmp_path):
 def test_bytes_that_are_text_are_read_as_text(tmp_path, kind):
     pq.write_table(pa.table({"a": pa.array([b"nord", b"sud"], kind)}), tmp_path / "t.parquet")
     assert read(open_table(tmp_path / "t.parquet"))["a"].tolist() == ["nord", "sud"]
+
+
+@pytest.fixture
+def web(tmp_path):
+    """Serve the files of a folder; of those called cut… only half arrives."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            content = (tmp_path / self.path.strip("/").split("?")[0]).read_bytes()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content[: len(content) // (2 if "cut" in self.path else 1)])
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_download_that_breaks_off_is_no_table(tmp_path, web):
+    write(tmp_path, CSV)
+    write(tmp_path, CSV, "cut.csv")
+    assert_same_rows(open_table(f"{web}/t.csv"))
+    assert "the download broke off" in refused(f"{web}/cut.csv?key=secret")
+    assert "secret" not in refused(f"{web}/cut.csv?key=secret")
+
+
+def test_row_without_a_value_in_a_typed_file_is_a_row(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "PIECE_BYTES", 1)  # a piece for each group of rows
+    rows = pd.DataFrame({"a": [1.0, None, 3.0, None], "zone": ["n", None, "s", "Total"]})
+    rows.to_parquet(tmp_path / "t.parquet", row_group_size=2)
+    table = open_table(tmp_path / "t.parquet")
+    assert read(table)["zone"].astype(object).tolist()[2:] == ["s", "Total"]
+    assert len(read(table)) == 4
+    assert table.notes == []
+
+
+def test_glob_reaches_all_folders_below_and_no_stale_file_of_delta(tmp_path):
+    for folder in ("", "2023", "2024/01"):
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+        write(tmp_path / folder, CSV)
+    assert len(read(open_table(f"{tmp_path}/**/*.csv"))) == 12
+    (tmp_path / "_delta_log").mkdir()
+    assert "part of a Delta table" in refused(f"{tmp_path}/2024/01/*.csv")
+
+
+def test_cell_that_begins_with_a_blank_and_a_quote_is_read(tmp_path):
+    text = ' "nord" bis'
+    rows = pd.DataFrame({"zone": [text, "sud"], "note": ['x, "y"', "z"], "y": ["1", "2"]})
+    rows.to_csv(tmp_path / "t.csv", index=False)
+    assert read(open_table(tmp_path / "t.csv"))["zone"].tolist() == [text, "sud"]
+
+
+def test_key_in_a_path_overwrites_no_column(tmp_path):
+    (tmp_path / "zone=7").mkdir()
+    write(tmp_path / "zone=7", CSV)
+    assert_same_rows(open_table(tmp_path / "zone=7" / "t.csv"))
+
+
+def test_whole_numbers_of_a_database_without_integers_stay_whole(tmp_path):
+    number = 10**17 + 1
+    whole = pa.array([number, None, number + 1], pa.decimal128(38, 0))
+    pq.write_table(pa.table({"id": whole, "u": whole.cast(pa.uint64())}), tmp_path / "t.parquet")
+    rows = read(open_table(tmp_path / "t.parquet"))
+    for name in ("id", "u"):
+        assert as_text(rows[name]).dropna().tolist() == [str(number), str(number + 1)]
+
+
+def test_sheet_that_is_hidden_is_not_read(tmp_path):
+    openpyxl = pytest.importorskip("openpyxl")
+    ROWS.to_excel(tmp_path / "t.xlsx", index=False)
+    book = openpyxl.load_workbook(tmp_path / "t.xlsx")
+    hidden = book.create_sheet("old")
+    hidden.sheet_state = "hidden"
+    for number in range(50):
+        hidden.append([number] * 9)
+    book.save(tmp_path / "t.xlsx")
+    table = open_table(tmp_path / "t.xlsx")
+    assert_same_rows(table)
+    assert not any("sheet" in note for note in table.notes)

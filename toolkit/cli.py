@@ -28,7 +28,7 @@ from rich.status import Status
 from rich.table import Table
 from rich.text import Text
 
-from .errors import UserError, reason
+from .errors import UserError, masked, reason
 from .language import LANGUAGES, of_locale, spoken, translate
 
 ROOT = Path(__file__).parents[1]
@@ -177,7 +177,7 @@ def run(script: Callable[[Settings], int], settings: Settings) -> int:
         except KeyboardInterrupt:
             code, words = 130, "interrupted: a run that had not finished is marked KILLED"
         except Exception as error:
-            code, words = 2, f"error: {' '.join(explain(error).split())}"
+            code, words = 2, f"error: {masked(' '.join(explain(error).split()))}"
         finally:
             if "ray" in sys.modules:
                 sys.modules["ray"].shutdown()  # ends local workers, and leaves a cluster alone
@@ -255,11 +255,6 @@ def load_function(place: str | None) -> Callable | None:
         ) from error
 
 
-def without_password(text: object) -> str:
-    """Write a setting so that it can be logged: a URL's password becomes ***."""
-    return re.sub(r"(://[^/@\s:]*:)[^/\s]+@", r"\1***@", str(text))
-
-
 def same_place(settings: StoreSettings) -> list[str]:
     """Name store, experiment and registered model for a command to paste, where not the usual."""
     changed = [key for key, usual in USUAL.items() if getattr(settings, key) != usual]
@@ -292,7 +287,7 @@ class Terminal(Console):
                 names = ", ".join(name for note in others for name in re.findall(QUOTED, note)[:1])
                 others = [f"likewise {len(others)} more columns: {names}"]
             for note in (first, *others):
-                self.say(f"note: {note}")
+                self.say(f"note: {masked(note)}")
 
     def table(self, header: Sequence[str], rows: Sequence[Sequence[str]], bold: str = "") -> None:
         """Print aligned columns, folded where too wide; the row named `bold` stands out."""
@@ -313,7 +308,7 @@ class Terminal(Console):
 
     def progress(self, text: str) -> Status:
         """Show a live line on a terminal while a block runs, nothing in a pipe; it has `update`."""
-        return Console(stderr=True, quiet=self.quiet).status(Text(translate(text)))
+        return Console(stderr=True, quiet=self.quiet).status(Text(translate(masked(text))))
 
     def on_broken_pipe(self) -> None:
         """Go on working when whoever read has gone, as in '| head'."""

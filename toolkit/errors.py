@@ -7,9 +7,20 @@ class UserError(ValueError):
     """Tell a user, in one line, what was passed, what was expected and how to fix it."""
 
 
+def masked(text: object) -> str:
+    """Put *** for the password, and for the values of the query, of every URL in a text."""
+
+    def hide(url: re.Match) -> str:
+        place, mark, query = url[0].partition("?")
+        place = re.sub(r"://([^:@/]+:|).*@", r"://\1***@", place)  # it may hold "/" and "@"
+        return place + mark + re.sub("=[^&]*", "=***", query)
+
+    return re.sub(r"\w+://\S+", hide, str(text))
+
+
 def reason(error: BaseException) -> str:
     """Take the words that matter out of an exception: the system's, a database's, or its first."""
     text = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
-    text = re.sub(r"//[^@/\s]*@", "//", text)  # no password, nor a part that the cut would leave
+    text = masked(text)  # no password, nor a part that the cut would leave
     own = re.search(r"\(\w+\.\w+Error\) (.+)", text)
     return (own[1] if own else text.splitlines()[0])[:200]

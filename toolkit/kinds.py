@@ -101,7 +101,8 @@ class _Cells:
             fits = max(self.core.str.fullmatch(c.number_pattern(*m)).mean() for m in (".,", ",."))
         self.holds_numbers, self.are_numbers = share > 0.5 and fits >= 0.5, fits == 1  # no 10.0.0.1
         has_sign = self.are_numbers and re.fullmatch(f"{MONEY}|[%‰]", self.unit)
-        self.are_amounts = self.has_fractions or bool(has_sign)
+        self.are_durations = not self.is_plain and like(c.DURATION).mean() > 0.9
+        self.are_amounts = self.has_fractions or bool(has_sign) or self.are_durations
 
     def called(self, pattern: str) -> bool:
         return re.search(pattern, self.words) is not None
@@ -208,7 +209,7 @@ def _number(cells: _Cells, decimal: str) -> Column | None:
     name, said = cells.name, cells.said
     if cells.is_number:
         return cells.column("numeric", decimal="." if cells.has_fractions else "")
-    if not cells.is_plain and cells.sample.str.fullmatch(c.DURATION).mean() > 0.9:
+    if cells.are_durations:
         cells.notes.append(f"column {name!r} holds durations, read as seconds")
         cells.note_missing(cells.filled)
         return cells.column("numeric", decimal=".", unit=c.CLOCK)

@@ -14,7 +14,7 @@ import pandas as pd
 from . import columns, roles, tables
 from .columns import Schema
 from .encoding import Preprocessor
-from .errors import UserError
+from .errors import UserError, masked
 from .kinds import infer_schema, leaks
 from .tables import Blocks, Table
 
@@ -40,6 +40,7 @@ class Rows:
     parts: list[pd.DataFrame] = field(default_factory=list)
     files: list[Path] = field(default_factory=list)
     limit: np.uint64 = np.uint64(2**64 - 1)  # noqa: RUF009 - of the hashes in the sample
+    source: str = ""  # as it may be shown
 
     def add(self, block: pd.DataFrame) -> None:
         """Add conformed and hashed rows."""
@@ -149,7 +150,7 @@ def _weights(cells: pd.Series, mark: str, source: str, first_line: int) -> np.nd
 def read_first(settings: Any) -> tuple[Rows, Schema, list[str]]:
     """Read the rows of a first training: (rows, schema found out, notes), or UserError."""
     said = {flag: getattr(settings, flag) for flag in FLAGS}
-    target, data, time = settings.target, settings.data, settings.time
+    target, data, time = settings.target, masked(settings.data), settings.time
 
     def find_schema(block: pd.DataFrame, decimal: str) -> tuple[Schema, list[str]]:
         weight = {settings.weight} & set(block) - {target}  # it is no feature
@@ -199,7 +200,7 @@ def read_again(settings: Any, parent: Any, generation: int) -> tuple[Rows, roles
 def _read(
     settings: Any, find_schema: Callable, own: dict[str, str], strict: bool = False
 ) -> tuple[Rows, Schema, list[str]]:
-    data, source = settings.data, tables.open_table(settings.data, settings.query)
+    data, source = masked(settings.data), tables.open_table(settings.data, settings.query)
     blocks = source.blocks()
     first = _first_rows(blocks, getattr(settings, "drop", None))
     schema, notes = find_schema(first, source.decimal)
@@ -217,7 +218,7 @@ def _read(
         rows, found = _read_by_workers(collect, source, settings, own["time"])
     else:
         rows, found = collect(source, chain([first], blocks), None)
-    rows.table = rows.joined()
+    rows.table, rows.source = rows.joined(), data
     if rows.table.empty:
         raise UserError(
             f"the weight {own['weight']!r} is 0 in every row of {data}; expected numbers above 0, "

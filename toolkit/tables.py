@@ -29,7 +29,7 @@ import pyarrow.csv as pc
 import pyarrow.parquet as pq
 
 from .columns import Column, named, read_cells
-from .errors import UserError, reason
+from .errors import UserError, masked, reason
 
 csv.field_size_limit(2**30)  # the outline of a country is long
 BLOCK_ROWS = 500_000
@@ -106,10 +106,11 @@ class Table:
         self.notes += [] if text in self.notes else [text]
 
     def _of_file(self, read: Callable[[], Blocks]) -> Blocks:
-        """Read the blocks of one file that have rows, without what is below these."""
+        """Read the blocks of one file that have rows, of a text without what is below these."""
         filled: Iterator[Any] = filter(len, map(self._checked, read()))
         for block, following in pairwise(chain(filled, [None])):
-            yield self._without_total(block) if following is None else block
+            is_end = following is None and (block.dtypes == "str").all()
+            yield self._without_total(block) if is_end else block
 
     def _checked(self, rows: pd.DataFrame) -> pd.DataFrame:
         """Leave out columns without a name; UserError where columns differ from those before."""
@@ -196,7 +197,7 @@ def open_table(source: str | Path, query: str | None = None) -> Table:
     """
     source = str(source)
     scheme = source.split("://")[0] if "://" in source else ""
-    shown = re.sub(r"//[^@/]*@", "//", source).split("?")[0] if scheme else source
+    shown = masked(source)
     table = Table(shown)
     if query is not None or DATABASES.match(scheme):
         table.pieces = [[partial(_sql_blocks, source, query, shown)]]
@@ -214,7 +215,7 @@ def open_table(source: str | Path, query: str | None = None) -> Table:
 
 
 def _files(source: str, shown: str) -> list[Path]:
-    what, found = "there is no such file", [Path(f) for f in sorted(glob.glob(source))]
+    what, found = "there is no such file", sorted(map(Path, glob.glob(source, recursive=True)))
     if os.path.isfile(source):
         found = [Path(source)]
     elif os.path.isdir(source):
@@ -224,7 +225,7 @@ def _files(source: str, shown: str) -> list[Path]:
     found = [file for file in found if file.is_file()]
     if not found:
         raise UserError(f"cannot read {shown}: {what}; {EXPECTED}: check the path")
-    if any((file.parent / "_delta_log").is_dir() for file in found):
+    if any((folder / "_delta_log").is_dir() for folder in {p for f in found for p in f.parents}):
         what = "is a part of a Delta table, where some files are no longer valid"
         raise UserError(f"{shown} {what}; give the folder instead")
     return found
@@ -257,6 +258,8 @@ def _download(url: str, shown: str, folder: Path) -> str:
         if url.startswith(("http://", "https://")):
             with urllib.request.urlopen(url, timeout=60) as answer, target.open("wb") as copy:
                 shutil.copyfileobj(answer, copy)
+            if answer.length:
+                raise OSError("the download broke off")
         else:
             from pyarrow import fs
 
@@ -273,7 +276,7 @@ def _sql_blocks(url: str, query: str | None, shown: str) -> Blocks:
     with _reading(f"the query on {shown} failed", "check it"):
         import sqlalchemy
 
-        options = {"stream_results": True}
+        options = {"stream_results": True, "no_parameters": True}  # % is a sign of SQL
         with sqlalchemy.create_engine(url, execution_options=options).connect() as connection:
             for block in pd.read_sql_query(query, connection, chunksize=BLOCK_ROWS):
                 yield block.astype(dict.fromkeys(block.select_dtypes("str"), "category"))
@@ -298,7 +301,8 @@ def _file_blocks(file: Path, top: Path, table: Table, groups: list[int] | None) 
         if kind == "CSV":
             blocks = _csv_blocks(partial(_stream, file), file, table)
         elif kind == "Excel":
-            blocks = _csv_blocks(partial(io.BytesIO, _excel_as_csv(file, table)), file, table, "")
+            as_csv = partial(io.BytesIO, _excel_as_csv(file, table))
+            blocks = _csv_blocks(as_csv, file, table, "", own=True)
         elif kind == "Parquet":  # a dataset would hold several times as much in memory
             parquet = pq.ParquetFile(file, pre_buffer=False)
             blocks = _typed_blocks(parquet.iter_batches(BLOCK_ROWS // 4, groups))
@@ -311,7 +315,7 @@ def _file_blocks(file: Path, top: Path, table: Table, groups: list[int] | None) 
             found = pd.read_json(_stream(file), **options)
             blocks = iter([found] if kind in JSON else found)
         for block in blocks:
-            for key, value in keys:
+            for key, value in (pair for pair in keys if pair[0] not in block):
                 level = None if value == "__HIVE_DEFAULT_PARTITION__" else unquote(value)
                 block[key] = pd.Categorical([level] * len(block))
             yield block
@@ -345,7 +349,9 @@ def _excel_as_csv(file: Path, table: Table) -> bytes:
 
     # As it is written: texts such as NA, which may be Namibia, and years in a header.
     plain: Any = {"keep_default_na": False, "na_values": [""], "dtype": object}
-    sheets = pd.read_excel(file, sheet_name=None, header=None, **plain)
+    with pd.ExcelFile(file, "openpyxl") as book:
+        names = [sheet.title for sheet in book.book.worksheets if sheet.sheet_state == "visible"]
+        sheets = pd.read_excel(book, sheet_name=names, header=None, **plain)
     name, rows = max(sheets.items(), key=lambda each: each[1].size)  # beside covers and legends
     if len(sheets) > 1:
         table.note(f"{file.name} has {len(sheets)} sheets; only {name!r} was read")
@@ -355,33 +361,36 @@ def _excel_as_csv(file: Path, table: Table) -> bytes:
 def _typed_blocks(batches: Iterable[pa.RecordBatch]) -> Blocks:
     """Read typed rows: text as categories, decimals as floats, durations as seconds."""
     options = {"ignore_metadata": True, "date_as_object": False, "strings_to_categorical": True}
-    integers = {pa.int64(): pd.Int64Dtype()}  # long ids stay whole beside a missing one
+    # Long ids stay whole beside a missing one, and where a database has no other integers.
+    integers = {pa.int64(): pd.Int64Dtype(), pa.uint64(): pd.UInt64Dtype()}
     for batch in batches:
         for place in [n for n, part in enumerate(batch.schema) if part.type in BYTES]:
             with suppress(pa.ArrowInvalid):  # text of Impala or ClickHouse, else bytes
                 text = batch[place].cast(pa.string())
                 batch = batch.set_column(place, batch.schema.names[place], text)
-        decimals = [part.name for part in batch.schema if pa.types.is_decimal(part.type)]
+        decimals = [x.name for x in batch.schema if pa.types.is_decimal(x.type) and x.type.scale]
         rows = pa.Table.from_batches([batch]).to_pandas(types_mapper=integers.get, **options)
         for name in rows.select_dtypes("timedelta"):
             rows[name] = rows[name].dt.total_seconds()
         yield rows.astype(dict.fromkeys(decimals, "float64"))
 
 
-def _csv_blocks(unpack: Callable[[], Any], file: Path, table: Table, decimal: str = ".") -> Blocks:
+def _csv_blocks(
+    unpack: Callable[[], Any], file: Path, table: Table, decimal: str = ".", own: bool = False
+) -> Blocks:
     """Read a text file; text stays as it is written, an empty cell is missing.
 
-    decimal: the mark before decimals where commas are between columns, "" for commas of our own.
+    decimal: the mark before decimals where commas are between columns; own: it was written here.
     """
     with unpack() as stream:
-        encoding, separator, names = _csv_start(stream.read(DETECT_BYTES), file, table)
+        encoding, separator, names = _csv_start(stream.read(DETECT_BYTES), file, table, own)
     if not names:
         return
     if separator.endswith(" "):
         with unpack() as stream:
             as_csv = _rewritten(io.TextIOWrapper(stream, encoding, newline=""), separator)
-        own = decimal if separator == ", " else ""
-        yield from _csv_blocks(partial(io.BytesIO, as_csv.encode()), file, table, own)
+        mark = decimal if separator == ", " else ""
+        yield from _csv_blocks(partial(io.BytesIO, as_csv.encode()), file, table, mark, own=True)
         return
     table.decimal = decimal if separator == "," else ""
     # Small blocks, as many are read ahead; without threads, or an error would not tell its line.
@@ -427,7 +436,7 @@ def _note_footnotes(lines: list[pc.InvalidRow], first_line: int, table: Table) -
         table.footnote(line.text)
 
 
-def _csv_start(sample: bytes, file: Path, table: Table) -> tuple[str, str, list[str]]:
+def _csv_start(sample: bytes, file: Path, table: Table, own: bool) -> tuple[str, str, list[str]]:
     """Recognise (encoding, separator, names of columns, none where no rows are below them)."""
     encoding = _encoding(file, sample, table)
     text = sample[:HEAD_BYTES].decode(encoding, errors="ignore").removeprefix("\ufeff")
@@ -444,7 +453,7 @@ def _csv_start(sample: bytes, file: Path, table: Table) -> tuple[str, str, list[
     if separator != ",":
         table.note(f"{file.name} was read with {separator!r} between columns")
     plain = csv.reader(lines[:200], delimiter=separator)
-    if any(re.match(' +"', cell) for cells in plain for cell in cells):
+    if not own and any(re.match(' +"', cell) for cells in plain for cell in cells):
         return encoding, separator + " ", lines[:1]
     reader = csv.reader((line + "\n" for line in lines[start:]), delimiter=separator)
     names = next(reader)  # they may be empty or stand twice, or over several lines

@@ -23,7 +23,7 @@ from mlflow.entities import Metric, Param, Run
 from mlflow.exceptions import MlflowException
 
 from . import cli, roles
-from .errors import UserError, reason
+from .errors import UserError, masked, reason
 
 # The exception says all that this logger prints over a hundred lines.
 logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
@@ -62,7 +62,7 @@ def connect(tracking_uri: str, experiment: str) -> tuple[MlflowClient, str]:
                 client.set_terminated(run.info.run_id, "KILLED")
     except (MlflowException, sqlite3.Error, OSError) as error:
         raise UserError(
-            f"the tracking store {cli.without_password(tracking_uri)} cannot be used "
+            f"the tracking store {masked(tracking_uri)} cannot be used "
             f"({reason(error)}); expected a running 'mlflow server' at http://HOST:PORT, or a "
             "database sqlite:///FILE.db in a folder that exists, writable and not locked: start or "
             "mend it, or pass another --tracking-uri"
@@ -156,7 +156,7 @@ def log_inputs(
 ) -> None:
     """Log settings, what else was decided, and the rows by what they are for, but no empty ones."""
     counts = {f"rows_{name}": len(table) for name, table in datasets.items()}
-    values = {k: cli.without_password(v) for k, v in {**vars(settings), **more, **counts}.items()}
+    values = {k: masked(v) for k, v in {**vars(settings), **more, **counts}.items()}
     keys = values.keys() - cli.NO_RESULT
     mlflow.log_params({key: values[key][:LONGEST_PARAM] for key in keys})
     filled = {name: roles.own_columns(table) for name, table in datasets.items() if len(table)}
