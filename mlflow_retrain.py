@@ -60,6 +60,7 @@ def retrain(settings: Settings) -> int:
     parent = artifact.load_model(uri, settings.models_dir / "preprocessor.pkl")
     if not settings.model_uri and parent.model_id:
         parent.uri = f"models:/{parent.model_id}"  # an alias will point elsewhere one day
+    check_refit(settings, parent)
     buffer, last = artifact.newest_buffer(client, settings.model_name, parent)
 
     # Read: roles follow from the rows' content, as at the first training.
@@ -78,12 +79,24 @@ def retrain(settings: Settings) -> int:
     if math.isfinite(found.prequential or 0.0):  # the file has a target
         watching.check_estimate(work, terminal, found)
     if settings.dry_run:
-        return settings.exit_with(watching.watch(work, terminal, found))
+        return settings.exit_with(watching.watch(work, terminal, found) is not False)
     roles.check_enough_new(rows, settings.data)
     if settings.buffer_rows is None:
         settings.buffer_rows = parent.card.get("buffer_rows", cli.BUFFER_ROWS)
     work.buffer = roles.remember(buffer, table, settings.buffer_rows)
     return track(work, terminal, found, whole)
+
+
+def check_refit(settings: Settings, parent: Any) -> None:
+    """Raise UserError for --refit where the network is not one of members."""
+    import model_utils
+    from toolkit.errors import UserError
+
+    if settings.refit and not model_utils.member_count(parent.network):
+        raise UserError(
+            f"--refit was passed, but {parent.uri} holds a network of another making, which is "
+            "continued as it is; expected one of this toolkit: leave --refit out"
+        )
 
 
 def say_nothing_new(settings: Settings, terminal: cli.Terminal, source: str) -> int:
@@ -95,6 +108,7 @@ def say_nothing_new(settings: Settings, terminal: cli.Terminal, source: str) -> 
     found = report.Evidence(verdict=replace(report.NOTHING_NEW, reason=words))
     report.write(found, settings.report)
     facts: Any = {"promoted": False, "version": None, "model_uri": None, "metrics": {}}
+    facts |= {"worthwhile": False} if settings.dry_run else {}
     terminal.result(verdict=words, verdict_kind=found.verdict.kind, **facts)
     return settings.exit_with(False)
 
@@ -297,11 +311,8 @@ def refit(work: Work, child: Child, watch: Callable) -> None:
     """Train the child once more, on its held-out rows too, which are training rows from now on."""
     import pandas as pd
 
-    import model_utils
     from toolkit import roles
 
-    if not model_utils.member_count(work.parent.network):
-        return
     parts = [work.rows.train, *work.rows.held_out.values()]
     rows = replace(work.rows, train=pd.concat(parts, ignore_index=True))
     settings = replace(work.settings, controls=False)
@@ -323,6 +334,10 @@ def continue_foreign(work: Work, watch: Callable) -> Child:
     recipe = model_utils.sized_recipe(len(X), settings.epochs, settings.batch_size)
     network = keras.models.clone_model(parent.network)  # the parent is compared with it
     network.set_weights(parent.network.get_weights())
+    scale = model_utils.target_scale(y)
+    if "scale" in parent.card:
+        scale = model_utils.rescaled(model_utils.TargetScale(**parent.card["scale"]), y)
+        network = model_utils.rebounded(network, scale)
     if parent.network.compiled:
         network.compile_from_config(parent.network.get_compile_config())
     else:
@@ -331,8 +346,8 @@ def continue_foreign(work: Work, watch: Callable) -> Child:
     options |= {"callbacks": watch("training"), "seed": settings.seed}
     w = roles.weights(rows.train, mean=1)
     _, history = model_utils.train_model(network, X, y, sample_weight=w, **options)
-    card = {"scale": asdict(model_utils.target_scale(y))}
-    card |= {key: parent.card[key] for key in ("recipe", "scale") if key in parent.card}
+    card = {"scale": asdict(scale)}
+    card |= {"recipe": parent.card["recipe"]} if "recipe" in parent.card else {}
     return Child(network, preprocessor, card, {"final_loss": history.history.get("loss", [])})
 
 

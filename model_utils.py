@@ -287,6 +287,14 @@ def _in_target_units(outputs: Any, scale: TargetScale) -> Any:
     return layers.Rescaling(1.0, scale.low, name="target_units")(outputs)
 
 
+def rebounded(model: keras.Model, scale: TargetScale) -> keras.Model:
+    """Return a network of `create_nn_model` with the bounds of `scale`; any other as it is."""
+    if "target_units" not in [layer.name for layer in model.layers]:
+        return model
+    outputs = layers.GlobalAveragePooling1D()(model.get_layer("members").output)
+    return keras.Model(model.inputs, _in_target_units(outputs, scale))
+
+
 def _heads(model: keras.Model) -> keras.Model:
     """Return the part of a network that gives the outputs of its members, each for itself."""
     return keras.Model(model.inputs, model.get_layer("members").output)

@@ -6,6 +6,7 @@ import re
 import shutil
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import joblib
 import keras
@@ -16,7 +17,7 @@ import pytest
 import yaml
 from sklearn.linear_model import LinearRegression
 
-from toolkit import artifact, columns
+from toolkit import artifact, columns, roles
 from toolkit.errors import UserError
 
 NONE = Path("there is no preprocessor.pkl")
@@ -366,3 +367,47 @@ def test_model_of_scikit_learn_alone_is_refused_by_the_names_of_its_flavors(tmp_
     mlflow.sklearn.save_model(model, place, pip_requirements=[], serialization_format="skops")
     with pytest.raises(UserError, match=r"flavors .*sklearn.* no Keras network"):
         artifact.load_model(place, NONE)
+
+
+def kin(monkeypatch, parent, *newer):
+    """Give the buffer of a parent beside newer versions, the newest of which comes first."""
+    made = {f"models:/m/{number}": model for number, model in enumerate(newer)}
+    monkeypatch.setattr(artifact, "load_model", lambda uri, _: made[uri])
+    versions = [SimpleNamespace(run_id=model.run_id, version=n) for n, model in enumerate(newer)]
+    client = SimpleNamespace(search_model_versions=lambda *_, **__: versions)
+    return artifact.newest_buffer(client, "m", parent)
+
+
+def remembering(run_id, rows, lineage=(), role="train", **card):
+    steps = [{"generation": number, "run_id": name} for number, name in enumerate(lineage)]
+    table = pd.DataFrame({roles.HASH: rows, roles.ROLE: role, roles.GENERATION: 0})
+    card = {"lineage": steps, **card}
+    return artifact.TrainedModel(None, None, None, table, card, f"models:/{run_id}", run_id)
+
+
+def test_rows_of_every_kept_version_of_the_same_root_come_along_and_the_parents_roles_stay(
+    monkeypatch,
+):
+    parent = remembering("b", [1, 2], ["a", "b"], role="held_out")
+    sibling = remembering("c", [1, 2, 3], ["a", "c", "c"])
+    other = remembering("x", [9], ["x"])
+    broken = remembering("d", [8], ["a", "d"], verdict_kind="suspicious")
+    plain = remembering("k", [7])
+    plain.card = {}
+    table, generation = kin(monkeypatch, parent, plain, broken, other, sibling, parent)
+    assert dict(zip(table[roles.HASH], table[roles.ROLE], strict=True)) == {
+        **dict.fromkeys([1, 2], "held_out"),
+        3: "train",
+    }
+    assert generation == 2
+    assert kin(monkeypatch, parent, other, parent)[0] is parent.buffer
+
+
+def test_children_of_a_model_of_another_making_are_its_line(monkeypatch):
+    plain = remembering("k", [])
+    plain.card, plain.buffer = {}, pd.DataFrame()
+    child = remembering("c", [1], ["k", "c"], parent_model_uri="models:/k")
+    other = remembering("x", [9], ["x"], parent_model_uri="models:/y")
+    table, generation = kin(monkeypatch, plain, other, child, plain)
+    assert table[roles.HASH].tolist() == [1]
+    assert generation == 1

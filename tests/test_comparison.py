@@ -3,6 +3,7 @@
 import math
 import re
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -10,7 +11,7 @@ import pytest
 from scipy.stats import chi2_contingency, t
 from sklearn.metrics import mean_absolute_error, mean_squared_error, r2_score
 
-from toolkit import comparison, drift, roles, words
+from toolkit import comparison, drift, evidence, roles, words
 from toolkit.comparison import HeldOut, Interval
 
 RNG = np.random.default_rng
@@ -1360,3 +1361,27 @@ def test_number_that_stands_for_missing_ones_is_found_and_a_new_price_is_not():
     assert found == ["hum: 50% of the rows have -999, far beyond all known before"]
     dear = new.assign(hum=new["hum"].where(new.index % 2 == 0, 120.0))
     assert drift.suspicious(old, dear, STATION, "count") == []
+
+
+def test_file_is_judged_by_its_own_rows_whatever_kept_versions_held_out():
+    rng, n = np.random.default_rng(0), 60
+    x = rng.normal(size=2 * n)
+    y = np.concatenate([x[:n] + 0.1 * rng.normal(size=n), rng.permutation(x[n:])])  # shuffled
+    new = pd.DataFrame({roles.GENERATION: np.repeat([1, 2], n)})
+    rows = SimpleNamespace(held_out={"new": new}, file=new[n:])
+    made = {"new": {"parent": x, "retrained": x, "mean": np.zeros(2 * n)}, "old": {"parent": x}}
+    options = {"new": {"groups": None, "weights": np.arange(2 * n)}}
+    own = evidence._of_the_file(rows, {"new": y, "old": x}, made, options)
+    assert own[0]["new"].tolist() == y[n:].tolist()
+    assert own[0]["old"] is x
+    assert own[1]["new"]["mean"].shape == (n,)
+    assert own[1]["old"] is made["old"]
+    assert own[2]["new"]["groups"] is None
+    assert own[2]["new"]["weights"].tolist() == [*range(n, 2 * n)]
+    rows.file = pd.DataFrame({roles.GENERATION: [3, 3]})  # none of its rows is held out
+    assert len(evidence._of_the_file(rows, {"new": y})[0]["new"]) == 2 * n
+
+
+def test_r2_is_unknown_where_all_targets_are_equal():
+    found = comparison.evaluate([1.0, 1, 1], {"parent": [1, 1, 1], "retrained": [1, 2, 1]})
+    assert found.scores["R²"].isna().all()

@@ -383,6 +383,8 @@ def test_plain_keras_model_that_another_program_logged_is_continued(workshop, fi
     uri = f"runs:/{run.info.run_id}/theirs"
     before = model_utils.model_predict(theirs, parent.preprocessor.encode(rows))
     flags = ["--data", files / "new.csv", *QUICK, "--promote", "never"]
+    assert workshop.retrain("--model-uri", uri, *flags, "--refit") == 2
+    assert "holds a network of another making" in workshop.err
     assert workshop.retrain("--model-uri", uri, *flags) == 0, workshop.err
     assert (workshop.folder / "models" / "preprocessor.pkl").is_file()
     child, metrics = workshop.load("models:/loan-amount/2"), workshop.run.data.metrics
@@ -395,6 +397,10 @@ def test_plain_keras_model_that_another_program_logged_is_continued(workshop, fi
     assert metrics["new/MAE_retrained"] == pytest.approx(after, rel=1e-6) != by_hand
     assert not [key for key in metrics if key.startswith("old/")]
     assert workshop.run.data.tags["parent_run_id"] == run.info.run_id
+    n_runs = len(workshop.runs())
+    assert workshop.retrain("--model-uri", uri, *flags) == 0, workshop.err  # a kept version saw it
+    assert workshop.out.startswith("nothing new in ")
+    assert len(workshop.runs()) == n_runs
     gaps = files_of(workshop, workshop.run)["report.md"].read_text("utf-8").split("Not proven")[1]
     assert "Forgetting: no held\\-out row" in gaps or "Forgetting: no held-out row" in gaps
 
@@ -424,8 +430,17 @@ def test_network_of_the_users_own_is_trained_and_continued(fresh_place, files, n
     kernels = [next(w for w in n.weights if w.shape[-1] == 7).numpy() for n in networks]
     assert kernels[0].shape == kernels[1].shape
     assert (kernels[0] != kernels[1]).any()
-    served = fresh_place.predict("models:/loan-amount@champion", pd.read_csv(files / "new.csv"))
+    rows = pd.read_csv(files / "new.csv")
+    served = fresh_place.predict("models:/loan-amount@champion", rows)
     assert np.isfinite(served).all()
+    highest = [fresh_place.load(f"models:/loan-amount/{n}").card["scale"]["high"] for n in (1, 2)]
+    rows[TARGET] += 3 * highest[1]  # the bounds follow the targets
+    rows.to_csv(fresh_place.folder / "more.csv", index=False)
+    assert fresh_place.retrain("--data", "more.csv", *flags[2:]) == 0, fresh_place.err
+    model = fresh_place.load("models:/loan-amount/3")
+    assert model.card["scale"]["high"] >= rows[TARGET].max() > 2 * highest[1]
+    last = model.network.layers[-2:]
+    assert last[0].max_value + last[1].offset == pytest.approx(model.card["scale"]["high"])
 
 
 # --- verdicts
@@ -503,6 +518,8 @@ def test_file_without_a_new_row_trains_nothing_and_gets_no_verdict(workshop, fil
     flags = ["--data", files / "old.csv", *QUICK]
     assert workshop.retrain(*flags, "--promote", "always") == 0, workshop.err
     assert workshop.out.startswith(f"nothing new in {files / 'old.csv'}: every row was seen before")
+    assert workshop.retrain("--data", files / "old.csv", "--dry-run", "--json") == 0
+    assert told(workshop)["worthwhile"] is False
     assert workshop.retrain(*flags, "--json", "--report", "none.md") == 0
     page = (workshop.folder / "none.md").read_text("utf-8")
     assert page.startswith("# Retraining: kept champion\n\nKept champion: nothing new in ")

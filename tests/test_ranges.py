@@ -93,3 +93,12 @@ def test_share_that_is_none_is_one_line(level):
     card = kept(*simulated(np.random.default_rng(0), 30))
     with pytest.raises(UserError, match="expected a share such as"):
         ranges.around(card, np.zeros(1), level)
+
+
+def test_range_holds_its_own_prediction_also_beyond_the_bounds():
+    card = kept(*simulated(np.random.default_rng(0), 300))
+    predicted = np.array([-9.0, 5.0, 40.0])
+    low, high = ranges.around(card, predicted)
+    assert (low <= predicted).all()
+    assert (predicted <= high).all()
+    assert (low[1:].min(), high[:2].max()) >= (-5.0, 5.0)

@@ -226,6 +226,9 @@ def test_retraining_inherits_the_weight_and_a_look_without_target_may_go_without
     assert read.table[roles.WEIGHT].tolist() == [1] * N
     read, *_ = reading.read_again(source(weighted().drop(columns="y"), **look), parent, 1)
     assert roles.weights(read.table).tolist()[:2] == [1_234.5, 2_234.5]
+    for empty in ("", "NA"):  # the column is there, and nobody knows its values yet
+        read, *_ = reading.read_again(source(weighted().assign(y=empty), **look), parent, 1)
+        assert read.table["y"].isna().all()
     with pytest.raises(UserError, match="has no column 'w' of weights"):
         reading.read_again(source(rows_of(), **look), parent, 1)
 

@@ -246,16 +246,20 @@ def load_preprocessor(path: Path) -> Preprocessor:
 def newest_buffer(
     client: mlflow.MlflowClient, name: str, parent: TrainedModel
 ) -> tuple[pd.DataFrame, int]:
-    """Return buffer and generation of the newest version of a parent's line, if not suspicious."""
+    """Return a parent's rows, those of the newest version of its kin, and how many trainings.
+
+    Kin shares the first training, or is a child of a parent without one; suspicious ones are none.
+    """
     line, quoted = parent.card.get("lineage", []), name.replace("'", "''")
     found = client.search_model_versions(f"name = '{quoted}'", order_by=["version_number DESC"])
-    for each in found if line else []:
+    for each in found:
         if each.run_id == parent.run_id:
             break  # nothing newer; what the parent holds need not be fetched again
         with contextlib.suppress(UserError):
             newer = load_model(f"models:/{name}/{each.version}", Path())
-            same_line = newer.card["lineage"][: len(line)] == line
-            if same_line and newer.card.get("verdict_kind") != "suspicious":  # refused ones count
-                lost = unseen(parent.buffer, newer.buffer)  # it may have kept fewer rows
-                return pd.concat([newer.buffer, lost], ignore_index=True), newer.generation
+            its, is_child = newer.card, newer.card.get("parent_model_uri") == parent.uri
+            is_kin = its.get("lineage", [])[:1] == line[:1] if line else is_child
+            if is_kin and its.get("verdict_kind") != "suspicious":  # refused ones count
+                more = unseen(newer.buffer, parent.buffer)  # a refit may have trained on others
+                return pd.concat([parent.buffer, more], ignore_index=True), newer.generation
     return parent.buffer, parent.generation

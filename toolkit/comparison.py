@@ -121,13 +121,14 @@ def confidence_of(number: int) -> float:
 
 
 def evaluate(y: ArrayLike, predictions: Mapping[str, ArrayLike], **options: Any) -> HeldOut:
-    """Score each model on the same rows; R² of a single row is NaN."""
+    """Score each model on the same rows; R² is NaN where y is the same in all of them."""
     change = mae_difference(y, predictions[PARENT], predictions[RETRAINED], **options)
     n_rows, weights, lines = len(np.asarray(y)), options.get("weights"), {}
     for name, values in predictions.items():
         error = np.subtract(y, values)
         means = (np.average(each, weights=weights) for each in (np.abs(error), np.square(error)))
-        r2 = r2_score(y, values, sample_weight=weights) if n_rows > 1 else math.nan
+        varies = n_rows > 1 and np.ptp(y) > 0
+        r2 = r2_score(y, values, sample_weight=weights) if varies else math.nan
         lines[name] = *means, r2
     scores = pd.DataFrame.from_dict(lines, orient="index", columns=["MAE", "MSE", "R²"])
     return HeldOut(n_rows, scores, change)

@@ -61,7 +61,9 @@ def weigh(work: Any, child: Any, found: Evidence, whole: np.ndarray) -> None:
         held[part] = comparison.evaluate(y[part], made[part], confidence=sure, **options[part])
     findings, of_new, new = list(found.findings), options["new"], rows.held_out["new"]
     if "old" in y:
-        findings += comparison.lost_skill(y, made, (rows.file[target], whole), options)
+        own_y, own_made, own_options = _of_the_file(rows, y, made, options)
+        seen = rows.file[target], whole
+        findings += comparison.lost_skill(own_y, own_made, seen, own_options)
     limits = {"max_forgetting": settings.max_forgetting, "promote": settings.promote}
     found.verdict = comparison.decide(held["new"], held.get("old"), findings, unit, **limits)
     mlflow.set_tag("verdict_kind", found.verdict.kind)
@@ -78,6 +80,20 @@ def weigh(work: Any, child: Any, found: Evidence, whole: np.ndarray) -> None:
     names = [name for name in found.importance["column"] if new[name].notna().any()]
     shown = [name for name in names if schema.kinds[name] != "date"][:2]
     found.dependence = {name: comparison.dependence(predicts, new, name) for name in shown}
+
+
+def _of_the_file(rows: roles.RetrainingRows, *by_part: Any) -> list[dict[str, Any]]:
+    """Cut what is of new held-out rows to those of the file, without those of kept versions."""
+    generation = rows.held_out["new"][roles.GENERATION].to_numpy()
+    own = generation == generation.max()  # few, or none: then all of them have to do
+    own |= own.sum() < roles.MIN_HELD_OUT or generation.max() < rows.file[roles.GENERATION].max()
+
+    def cut(of: Any) -> Any:
+        if isinstance(of, dict):
+            return {name: cut(values) for name, values in of.items()}
+        return of if of is None else np.asarray(of)[own]
+
+    return [{**each, "new": cut(each["new"])} for each in by_part]
 
 
 def _count_inside(

@@ -4,6 +4,7 @@ Numbers come from comparison.py and drift.py. pyplot, slow and with a global sta
 """
 
 import io
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -40,7 +41,8 @@ NUMBERS = FuncFormatter(lambda value, _: translate(f"{value:.10g}"))
 def as_svg(figure: Figure) -> str:
     """Draw a figure as SVG, a file of its own or a part of a page."""
     text = io.StringIO()
-    FigureCanvasSVG(figure).print_svg(text)
+    with warnings.catch_warnings(action="ignore"):  # of a letter that the font lacks
+        FigureCanvasSVG(figure).print_svg(text)
     return text.getvalue()[text.getvalue().index("<svg") :]
 
 

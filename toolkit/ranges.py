@@ -25,7 +25,8 @@ def around(
     """Return low and high of ranges that hold a share `level` of rows, of shape (n_rows,).
 
     Errors of many rows are divided by how difficult a row of such a prediction is (Papadopoulos et
-    al. 2008), by the other half of the rows. Ranges keep within the target's bounds.
+    al. 2008), by the other half of the rows. Ranges keep within the target's bounds, and hold the
+    prediction, which may lie beyond.
     """
     if KEPT not in card or not 0 < level < 1:
         raise UserError(
@@ -42,7 +43,8 @@ def around(
     rank = math.ceil((len(scores) + 1) * level - 1e-9)
     width = difficulty * (np.sort(scores)[rank - 1] if rank <= len(scores) else math.inf)
     bounds = card["scale"]["low"], card["scale"]["high"]
-    return np.clip(prediction - width, *bounds), np.clip(prediction + width, *bounds)
+    low, high = (np.clip(prediction + side * width, *bounds) for side in (-1, 1))
+    return np.minimum(low, prediction), np.maximum(high, prediction)
 
 
 def _difficulty(predicted: np.ndarray, errors: np.ndarray, asked: np.ndarray) -> np.ndarray:

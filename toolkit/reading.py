@@ -204,7 +204,9 @@ def _read(
     blocks = source.blocks()
     first = _first_rows(blocks, getattr(settings, "drop", None))
     schema, notes = find_schema(first, source.decimal)
-    need_target = schema.target.name in first or not getattr(settings, "dry_run", False)
+    need_target, name = True, schema.target.name
+    if getattr(settings, "dry_run", False):  # the target may be unknown as yet
+        need_target = name in first and columns.as_text(first[name]).notna().any()
     wanted = {own["group"]: "groups to hold out as a whole"}
     if need_target:  # a look may go without both
         wanted[own["weight"]] = "weights; expected how much each row counts"

@@ -84,8 +84,8 @@ def widened(expected: Interval, lineage: list[dict[str, Any]]) -> Interval:
     return Interval(expected.estimate, min(bounds), max(bounds))
 
 
-def judge(work: Any, found: Evidence) -> tuple[bool, str, Interval]:
-    """Tell whether a retraining looks worthwhile, in words too; add the estimated MAE.
+def judge(work: Any, found: Evidence) -> tuple[bool | None, str, Interval]:
+    """Tell whether a retraining looks worthwhile (None: unknown), in words too; add the estimate.
 
     It does where the MAE is estimated above that on held-out rows. With the target: where it is
     above what was estimated, or where a forest that learnt its errors is proven to lower it.
@@ -113,13 +113,16 @@ def judge(work: Any, found: Evidence) -> tuple[bool, str, Interval]:
         told = f"{format_amount(mae, found.unit)}, {told}"
         told += f"; learning its errors would change it by {format_interval(gain, found.unit)}"
     good = bool(good) and not found.findings
+    if np.isnan(usual) and np.isnan(own).all() and not found.findings:
+        told = "no row is held out to estimate the error by"
+        return None, f"whether a retraining is worthwhile is unknown: {told}", shown
     broken = f"the file looks broken, suspicious: {'; '.join(found.findings)}"
     told = broken if found.findings else f"the MAE is {told}"
     word = "looks worthwhile" if good else "is not worthwhile yet"
     return good, f"a retraining {word}: {told}", shown
 
 
-def watch(work: Any, terminal: cli.Terminal, found: Evidence) -> bool:
+def watch(work: Any, terminal: cli.Terminal, found: Evidence) -> bool | None:
     """Say and return whether a retraining looks worthwhile; log that, errors and drift as a run."""
     (good, told, expected), parent = judge(work, found), work.parent
     terminal.say(told)
