@@ -86,7 +86,11 @@ FILES = {
     "header only": (BOTH, csv(lambda rows: rows.head(0)), "no rows; expected a header and rows"),
     "one row": ([TRAIN], csv(lambda rows: rows.head(1)), "has 1 rows; expected at least 20: add"),
     "nine rows": ([TRAIN], csv(lambda rows: rows.head(9)), "has 9 rows; expected at least 20: add"),
-    "one row more": ([RETRAIN], csv(lambda rows: rows.head(1)), "at least 2 to judge by, and others to train on: wait for"),
+    "one row more": (
+        [RETRAIN],
+        csv(lambda rows: rows.head(1)),
+        "at least 2 to judge by, and others to train on: wait for",
+    ),
     "binary": (BOTH, raw(b"\x89PNG\r\n\0\0\0"), "is a binary file; expected CSV, Parquet, JSON"),
     "truncated Parquet": (BOTH, parquet(cut=-2_000), "data.csv cannot be read as Parquet ("),
     "cut off in a line": (
