@@ -48,9 +48,13 @@ def _numeric_drift(reference: pd.Series, current: pd.Series) -> tuple[float, flo
         return math.nan, math.nan
     # A constant reference has no scale of its own.
     scale = old.std() or np.concatenate([old, new]).std() or 1.0
+    return float(stats.wasserstein_distance(old, new) / scale), _same_distribution(old, new)
+
+
+def _same_distribution(old: np.ndarray, new: np.ndarray) -> float:
+    """Return the p of a Kolmogorov–Smirnov test."""
     method = "exact" if len(old) + len(new) < 100 else "asymp"  # exact takes long with many rows
-    p_value = stats.ks_2samp(old, new, method=method).pvalue
-    return float(stats.wasserstein_distance(old, new) / scale), float(p_value)
+    return float(stats.ks_2samp(old, new, method=method).pvalue)
 
 
 def _categorical_drift(reference: pd.Series, current: pd.Series) -> tuple[float, float]:
@@ -132,7 +136,7 @@ def _moved_target(old: np.ndarray, new: np.ndarray, farthest: float) -> str:
     """
     if len(old) < MIN_ROWS or len(new) < 5 or np.ptp(old) == 0:
         return ""
-    if stats.ks_2samp(old, new).pvalue > 1e-3:
+    if _same_distribution(old, new) > 1e-3:
         return ""
     moved, ratio = _move(old, new), new.std() / old.std()
     before, now = (np.ptp(np.quantile(values, [0.05, 0.95])) for values in (old, new))
@@ -158,7 +162,7 @@ def _constant(old: np.ndarray, new: np.ndarray) -> str:
 def _stand_in(old: np.ndarray, new: np.ndarray) -> str:
     """Find a number that stands for missing ones, such as -999, in a fifth of the rows or more.
 
-    It lies farther beyond all that was known than these are apart, and no other value between.
+    It lies farther beyond all that was known than these are apart.
     """
     values, counts = np.unique(new, return_counts=True)
     value, share = values[counts.argmax()], counts.max() / len(new)

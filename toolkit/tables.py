@@ -351,7 +351,7 @@ def _excel_as_csv(file: Path, table: Table) -> bytes:
     plain: Any = {"keep_default_na": False, "na_values": [""], "dtype": object}
     with pd.ExcelFile(file, "openpyxl") as book:
         names = [sheet.title for sheet in book.book.worksheets if sheet.sheet_state == "visible"]
-        sheets = pd.read_excel(book, sheet_name=names, header=None, **plain)
+        sheets = pd.read_excel(book, sheet_name=names or None, header=None, **plain)
     name, rows = max(sheets.items(), key=lambda each: each[1].size)  # beside covers and legends
     if len(sheets) > 1:
         table.note(f"{file.name} has {len(sheets)} sheets; only {name!r} was read")
