@@ -635,3 +635,13 @@ def test_sheet_that_is_hidden_is_not_read(tmp_path):
     table = open_table(tmp_path / "t.xlsx")
     assert_same_rows(table)
     assert not any("sheet" in note for note in table.notes)
+
+
+def test_files_of_a_folder_that_are_not_read_are_named(tmp_path):
+    (tmp_path / "2023").mkdir()
+    for name in ("a.csv", "2023/b.csv", "c.xls", "_SUCCESS", ".a.csv.crc"):
+        write(tmp_path, CSV, name)
+    table = open_table(tmp_path)
+    assert_same_rows(table)
+    assert f"2 files of {tmp_path} are not read, such as 'b.csv'" in table.notes
+    assert open_table(tmp_path / "a.csv").notes == []

@@ -210,7 +210,11 @@ def open_table(source: str | Path, query: str | None = None) -> Table:
     if os.path.isdir(os.path.join(source, "_delta_log")):
         table.pieces = [[partial(_delta_blocks, source, table)]]
     else:
-        table.pieces = _pieces(_files(source, shown), Path(source), table)
+        found = _files(source, shown)
+        table.pieces = _pieces(found, Path(source), table)
+        below = [file for file in Path(source).rglob("[!._~]*") if file.is_file()]
+        if others := sorted({*below} - {*found}):  # of a folder
+            table.note(f"{len(others)} files of {shown} are not read, such as {others[0].name!r}")
     return table
 
 
