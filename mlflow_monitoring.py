@@ -11,6 +11,7 @@ from typing import Any
 
 from toolkit import cli
 from toolkit.cli import option
+from toolkit.errors import masked
 
 MODEL_NAME = "mlflow_model"
 MANY_ROWS = 60_000  # of more, recipes are compared as of so many
@@ -167,7 +168,6 @@ def describe(
     """Describe a model for its card; the unit of loans is known."""
     import model_utils
     from toolkit import roles
-    from toolkit.errors import masked
     from toolkit.words import format_amount
 
     unit = settings.unit or ("€" if settings.target == "montant_pret" else "")

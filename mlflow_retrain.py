@@ -13,6 +13,7 @@ from typing import Any
 
 from toolkit import cli
 from toolkit.cli import option
+from toolkit.errors import UserError, masked
 
 MODEL_NAME = "retrained_mlflow_model"
 PROMOTE = ("auto", "proven", "always", "never")
@@ -71,10 +72,10 @@ def retrain(settings: Settings) -> int:
         rows = roles.gather(*known, by_time=bool(role.time))
     terminal.notes(notes)
     if rows.file.empty:
-        return say_nothing_new(settings, terminal, read.source)
+        return say_nothing_new(settings, terminal)
 
     # Look at the rows before anything is trained on them.
-    found, whole = evidence.look(terminal, read.source, parent, rows)
+    found, whole = evidence.look(terminal, masked(settings.data), parent, rows)
     work = Work(settings, client, experiment, champion, parent, role, rows, table, buffer)
     if math.isfinite(found.prequential or 0.0):  # the file has a target
         watching.check_estimate(work, terminal, found)
@@ -90,7 +91,6 @@ def retrain(settings: Settings) -> int:
 def check_refit(settings: Settings, parent: Any) -> None:
     """Raise UserError for --refit where the network is not one of members."""
     import model_utils
-    from toolkit.errors import UserError
 
     if settings.refit and not model_utils.member_count(parent.network):
         raise UserError(
@@ -99,11 +99,12 @@ def check_refit(settings: Settings, parent: Any) -> None:
         )
 
 
-def say_nothing_new(settings: Settings, terminal: cli.Terminal, source: str) -> int:
+def say_nothing_new(settings: Settings, terminal: cli.Terminal) -> int:
     """Say that every row of the file was seen before; return the exit code."""
     from toolkit import report
 
-    words = f"nothing new in {source}: every row was seen before, nothing is trained"
+    data = masked(settings.data)
+    words = f"nothing new in {data}: every row was seen before, nothing is trained"
     terminal.say(words)
     found = report.Evidence(verdict=replace(report.NOTHING_NEW, reason=words))
     report.write(found, settings.report)
@@ -162,7 +163,6 @@ def track(work: Work, terminal: cli.Terminal, found: Any, whole: Any) -> int:
 def keep(work: Work, run_id: str, child: "Child", found: Any) -> dict[str, Any]:
     """Describe, save, register the child; promote it if the verdict allows. Returns the facts."""
     from toolkit import artifact, evidence, registry, report, roles, tracking
-    from toolkit.errors import masked
 
     settings, parent, data = work.settings, work.parent, masked(work.settings.data)
     generation = int(work.table[roles.GENERATION].iloc[0])
@@ -355,7 +355,6 @@ def move_champion(settings: Settings) -> int:
     """Make another version champion: the one before, or one that a person approves."""
     with cli.quiet_start("starting", settings.quiet):
         from toolkit import registry, tracking
-        from toolkit.errors import UserError
     if settings.dry_run or (settings.rollback and settings.approve):
         raise UserError(
             "--approve and --rollback move the champion at once; expected neither --dry-run nor "

@@ -230,7 +230,7 @@ def create_nn_model(
         outputs = layers.Reshape((1, 1), name="members")(build(input_dim)(inputs))
     else:
         outputs = _members(_binned(inputs, bins), members)
-    outputs = _in_target_units(layers.GlobalAveragePooling1D()(outputs), scale)
+    outputs = _in_target_units(outputs, scale)
     model = _drawn(keras.Model(inputs, outputs), seed)
     model.compile(
         keras.optimizers.AdamW(recipe.learning_rate, weight_decay=recipe.weight_decay),
@@ -281,7 +281,8 @@ def _binned(inputs: Any, bins: Bins) -> Any:
 
 
 def _in_target_units(outputs: Any, scale: TargetScale) -> Any:
-    """Scale and clip outputs; `ReLU` clips at zero and a maximum."""
+    """Average the outputs of members, scale and clip; `ReLU` clips at zero and a maximum."""
+    outputs = layers.GlobalAveragePooling1D()(outputs)
     outputs = layers.Rescaling(scale.scale, scale.mean - scale.low)(outputs)
     outputs = layers.ReLU(max_value=scale.high - scale.low)(outputs)
     return layers.Rescaling(1.0, scale.low, name="target_units")(outputs)
@@ -291,8 +292,7 @@ def rebounded(model: keras.Model, scale: TargetScale) -> keras.Model:
     """Return a network of `create_nn_model` with the bounds of `scale`; any other as it is."""
     if "target_units" not in [layer.name for layer in model.layers]:
         return model
-    outputs = layers.GlobalAveragePooling1D()(model.get_layer("members").output)
-    return keras.Model(model.inputs, _in_target_units(outputs, scale))
+    return keras.Model(model.inputs, _in_target_units(_heads(model).output, scale))
 
 
 def _heads(model: keras.Model) -> keras.Model:

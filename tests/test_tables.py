@@ -354,20 +354,10 @@ def test_url_of_a_local_file_is_read_and_an_unknown_one_is_refused(tmp_path):
     assert "nosuch" in refused("nosuch://bucket/t.csv")
 
 
-def test_web_address_is_read(tmp_path):
-    import functools
-    import http.server
-    import threading
-
+def test_web_address_is_read(tmp_path, web):
     write(tmp_path, CSV)
-    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))
-    handler.func.log_message = lambda *_: None
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        address = f"http://127.0.0.1:{server.server_port}"
-        assert_same_rows(open_table(f"{address}/t.csv"))
-        assert "404" in refused(f"{address}/none.csv")
-        server.shutdown()
+    assert_same_rows(open_table(f"{web}/t.csv"))
+    assert "404" in refused(f"{web}/none.csv")
 
 
 @pytest.mark.parametrize(
@@ -559,7 +549,11 @@ def web(tmp_path):
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
-            content = (tmp_path / self.path.strip("/").split("?")[0]).read_bytes()
+            file = tmp_path / self.path.strip("/").split("?")[0]
+            if not file.is_file():
+                self.send_error(404)
+                return
+            content = file.read_bytes()
             self.send_response(200)
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()

@@ -87,6 +87,7 @@ class _Cells:
         plain = re.sub(r"([a-z0-9])([A-Z])", r"\1 \2", plain)  # customerID: "customer id"
         self.words = " ".join(re.findall(r"[a-z]+|\d+", plain.lower()))
         is_bool = types.is_bool_dtype(values)
+        self.is_typed_text = isinstance(values.dtype, pd.CategoricalDtype)
         self.is_number = types.is_numeric_dtype(values) and not is_bool
         known = (values if self.is_number else self.filled).dropna()
         self.sample = c.as_text(known.iloc[:: len(known) // SAMPLE + 1])
@@ -224,8 +225,7 @@ def _number(cells: _Cells, decimal: str) -> Column | None:
     if bad.any() and not said and _are_codes(cells.filled[bad], cells.filled.dropna()):
         return None
     plain = "[+-]?[0-9]+" if column.thousands == "." else PLAIN
-    is_typed = isinstance(cells.values.dtype, pd.CategoricalDtype)
-    odd = ~cells.filled.str.fullmatch(plain) | (sure is None) | is_typed
+    odd = ~cells.filled.str.fullmatch(plain) | (sure is None) | cells.is_typed_text
     human = np.isfinite(numbers) & odd
     cells.notes += [
         f"column {name!r} holds numbers such as {text!r}, read as {numbers[place]}"
@@ -247,8 +247,7 @@ def _kind(cells: _Cells, decimal: str) -> Column:
     """Tell what a column is, and how it is written; `decimal` is the mark in the other columns."""
     said, is_code = cells.said, cells.is_code
     # Text is meant where a typed format says so, but for amounts, which some programs write as it.
-    is_typed = isinstance(cells.values.dtype, pd.CategoricalDtype)
-    is_text = is_code or (is_typed and not cells.are_amounts)
+    is_text = is_code or (cells.is_typed_text and not cells.are_amounts)
     column = _date(cells) if said == "date" or not (said or is_code) else None
     if said in ("numeric", "target") or not (said or is_text or column):
         column = _number(cells, decimal)

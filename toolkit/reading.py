@@ -40,7 +40,6 @@ class Rows:
     parts: list[pd.DataFrame] = field(default_factory=list)
     files: list[Path] = field(default_factory=list)
     limit: np.uint64 = np.uint64(2**64 - 1)  # noqa: RUF009 - of the hashes in the sample
-    source: str = ""  # as it may be shown
 
     def add(self, block: pd.DataFrame) -> None:
         """Add conformed and hashed rows."""
@@ -220,7 +219,7 @@ def _read(
         rows, found = _read_by_workers(collect, source, settings, own["time"])
     else:
         rows, found = collect(source, chain([first], blocks), None)
-    rows.table, rows.source = rows.joined(), data
+    rows.table = rows.joined()
     if rows.table.empty:
         raise UserError(
             f"the weight {own['weight']!r} is 0 in every row of {data}; expected numbers above 0, "

@@ -210,22 +210,22 @@ def open_table(source: str | Path, query: str | None = None) -> Table:
     if os.path.isdir(os.path.join(source, "_delta_log")):
         table.pieces = [[partial(_delta_blocks, source, table)]]
     else:
-        found = _files(source, shown)
-        table.pieces = _pieces(found, Path(source), table)
-        below = [file for file in Path(source).rglob("[!._~]*") if file.is_file()]
-        if others := sorted({*below} - {*found}):  # of a folder
-            table.note(f"{len(others)} files of {shown} are not read, such as {others[0].name!r}")
+        table.pieces = _pieces(_files(source, table), Path(source), table)
     return table
 
 
-def _files(source: str, shown: str) -> list[Path]:
+def _files(source: str, table: Table) -> list[Path]:
+    """List the files to read, and note which others a folder holds."""
+    shown = table.source
     what, found = "there is no such file", sorted(map(Path, glob.glob(source, recursive=True)))
     if os.path.isfile(source):
         found = [Path(source)]
     elif os.path.isdir(source):
-        what, below = "the folder holds no table", Path(source).rglob("[!._~]*")
-        inside = [file for file in sorted(below) if ENDING.search(file.name)]
+        what, below = "the folder holds no table", sorted(Path(source).rglob("[!._~]*"))
+        inside = [file for file in below if ENDING.search(file.name)]
         found = [f for f in inside if all("=" in g for g in f.relative_to(source).parts[:-1])]
+        if others := sorted({*filter(Path.is_file, below)} - {*found}):
+            table.note(f"{len(others)} files of {shown} are not read, such as {others[0].name!r}")
     found = [file for file in found if file.is_file()]
     if not found:
         raise UserError(f"cannot read {shown}: {what}; {EXPECTED}: check the path")
