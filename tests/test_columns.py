@@ -40,6 +40,11 @@ def learn(values, name="c", **options):
     return column, conformed[name] if column else None, " ".join(notes)
 
 
+def third(places):
+    """Name lines of a file whose first row is in line 3."""
+    return columns.lines(places, places + 3)
+
+
 def refused(call, *arguments, **options):
     with pytest.raises(UserError) as caught:
         call(*arguments, **options)
@@ -568,7 +573,7 @@ def test_text_in_a_numeric_column_is_refused_with_value_column_and_line():
     rows = table()
     schema, _ = infer_schema(rows, "y")
     rows.loc[4, "x"] = "high"
-    message = refused(conform, rows, schema, source="new.csv", first_line=3)
+    message = refused(conform, rows, schema, source="new.csv", where=third)
     assert "column 'x' of new.csv holds 'high' in line 7" in message
     values = pd.Series([1.0, np.inf, 3.0] * 60)
     rows = table(x=values, y=[f"{n}" for n in range(180)])
@@ -631,7 +636,7 @@ def test_absurd_target_leaves_its_row_out_and_names_its_line():
     rows = table()
     rows.loc[[10, 150], "y"] = "1000000000"
     schema, _ = infer_schema(rows, "y")
-    found, notes = conform(rows, schema, first_line=3)
+    found, notes = conform(rows, schema, where=third)
     assert len(found) == N - 2
     assert found.index.tolist() == [n for n in range(N) if n not in (10, 150)]
     assert found["y"].max() < 2000

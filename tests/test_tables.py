@@ -175,6 +175,35 @@ def test_first_line_is_the_line_of_the_first_row(tmp_path):
     assert first_line((tmp_path / "t.csv").read_bytes()) == 1
 
 
+def lines_of(source, *places):
+    table = open_table(str(source))
+    read(table)
+    return table.lines(np.array(places))
+
+
+@pytest.mark.parametrize("mark", [",", ";"])
+def test_lines_are_those_of_the_file_behind_empty_ones_and_cells_of_several(tmp_path, mark):
+    lines = ["nom,note,prix", '1,"a', "", 'b",3', "", "2,c,4", '3, "d",5', "4,e,6"]
+    for rows, expected in ((lines, "lines 2, 6, 7, 8"), (lines[:6] + lines[7:], "lines 2, 6, 7")):
+        path = tmp_path / "t.csv"
+        path.write_text("\r\n".join(rows).replace(",", mark) + "\r\n", newline="")
+        assert lines_of(path, *range(expected.count(",") + 1)) == expected
+
+
+def test_lines_of_several_files_are_named_with_their_file(tmp_path):
+    for name in "abc":
+        (tmp_path / f"{name}.csv").write_text(CSV)
+    ROWS.to_parquet(tmp_path / "d.parquet")
+    n = len(ROWS)
+    assert lines_of(tmp_path, 1, n, n + 1) == "lines 3 (a.csv) and 2 more"
+    assert lines_of(tmp_path, n, n + 1) == "lines 2, 3 (b.csv)"
+    assert lines_of(tmp_path, 3 * n - 1) == f"line {n + 1} (c.csv)"
+    assert lines_of(tmp_path / "b.csv", 1) == "line 3"
+    table = open_table(str(tmp_path))
+    assert [len(rows) for rows in table.blocks()] == [4 * n]
+    assert table.lines(np.array([0]), n_before=n + 1) == "line 3 (b.csv)"
+
+
 @pytest.mark.parametrize("encoding", ["cp1252", "latin-1"])
 def test_western_text_that_is_not_utf_8_is_recognised_and_noted(tmp_path, encoding):
     cities = ["Orléans", "Besançon", "Nîmes", "Châlons-en-Champagne", "Saint-Étienne", "Aÿ"] * 9
@@ -341,6 +370,9 @@ def test_query_is_read_from_a_database_and_a_password_is_not_shown(tmp_path):
     url = f"sqlite:///{tmp_path / 't.db'}"
     assert_same_rows(open_table(url, query="SELECT * FROM loans"))
     assert "failed" in refused(url, query="SELECT * FROM nothing")
+    lost = f"sqlite:///{tmp_path / 'lost.db'}"
+    assert "failed (there is no such file); check it" in refused(lost, query="SELECT * FROM cars")
+    assert not (tmp_path / "lost.db").exists()
     assert "--query" in refused(url)
     assert "--query" in refused("t.csv", query="SELECT 1")
     message = refused("postgresql+nodriver://me:secret@host/name", query="SELECT 1")
@@ -370,6 +402,7 @@ def test_web_address_is_read(tmp_path, web):
         ("a,a\n1,2\n", "two columns named 'a'"),
         ("a,b,c\n1,2,3\n4,5,6\n1,2\n", "line 4 has 2 fields, not 3"),
         ("a,b,c\n1,2,3\n4,5,6\n1,2,3,4\n", "line 4 has 4 fields, not 3"),
+        ('a,b,c\n1,"2\nx",3\n\n4,5,6\n1,2\n', "line 6 has 2 fields, not 3"),
         ("a,b,c\n1,2,3\n4,5,6\n1\n", "line 4 has 1 fields, not 3"),
         ("a,b,c\n1,2,3\n4,5,6\nDupont Jean,7\n", "line 4 has 2 fields, not 3"),
         ("a,b,c\n1,2,3\na note amid rows\n4,5,6\n", "line 3 has 1 fields, not 3"),

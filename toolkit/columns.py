@@ -5,7 +5,7 @@ A copy of this file travels inside every model. How columns are recognised is in
 
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from .errors import UserError
 
+Where = Callable[[np.ndarray], str]  # names the lines of rows
 MIN_ROWS = 20
 MARK_ROWS = 1_000  # tell which mark is before the decimals of a file
 EXPECTED = {"numeric": "number such as 1234.5", "date": "date such as 2024-10-13"}
@@ -81,11 +82,12 @@ class Schema:
         return cls(Column(**content["target"]), columns, tuple(content["dropped"]))
 
 
-def lines(places: np.ndarray, first_line: int) -> str:
-    """Name the lines of some rows, five at most: "lines 2, 7, 9"; row 0 is in `first_line`."""
-    numbers = ", ".join(str(first_line + place) for place in places[:5])
-    more = f" and {len(places) - 5:,} more" if len(places) > 5 else ""
-    return f"line{'s' if len(places) > 1 else ''} {numbers}{more}"
+def lines(places: np.ndarray, numbers: Iterable[int] = (), file: str = "") -> str:
+    """Name the lines of some rows, five at most: "lines 2, 7, 9"; else row 0 is in line 2."""
+    numbers = list(numbers) or [2 + place for place in places[:5]]
+    n_more = len(places) - len(numbers)
+    more = f" and {n_more:,} more" if n_more else ""
+    return f"line{'s' if len(places) > 1 else ''} {', '.join(map(str, numbers))}{file}{more}"
 
 
 def named(rows: pd.DataFrame, source: str) -> pd.DataFrame:
@@ -289,7 +291,7 @@ def conform(
     schema: Schema,
     *,
     source: str = "the table",
-    first_line: int = 2,
+    where: Where = lines,
     decimal: str = "",
     need_target: bool = True,
     strict: bool = False,
@@ -315,10 +317,10 @@ def conform(
             f"{source} has the column {min(extra)!r}, which the model was not trained on; remove "
             "it, or train a new model with mlflow_monitoring.py"
         )
-    place = mark_of_file(rows, columns) or decimal, source, first_line
+    place = mark_of_file(rows, columns) or decimal, source, where
     cells = {each.name: _cells(rows[each.name], each, *place, schema.target) for each in columns}
     table = pd.DataFrame(cells, index=rows.index)
-    return _without_absurd(table, schema, source, first_line) if need_target else (table, [])
+    return _without_absurd(table, schema, source, where) if need_target else (table, [])
 
 
 def mark_of_file(rows: pd.DataFrame, columns: Iterable[Column]) -> str:
@@ -335,7 +337,7 @@ def mark_of_file(rows: pd.DataFrame, columns: Iterable[Column]) -> str:
 
 
 def _cells(
-    values: pd.Series, column: Column, mark: str, source: str, first_line: int, target: Column
+    values: pd.Series, column: Column, mark: str, source: str, where: Where, target: Column
 ) -> Any:
     cells, bad = read_cells(values, column, mark)
     if bad.any():
@@ -344,13 +346,13 @@ def _cells(
         way = " (a training takes --na MARKER, a first one --categorical COLUMN)" if more else ""
         raise UserError(
             f"column {column.name!r} of {source} holds {str(values.iloc[places[0]])[:40]!r} in "
-            f"{lines(places, first_line)}; expected a {EXPECTED[column.kind]}: correct it{way}"
+            f"{where(places)}; expected a {EXPECTED[column.kind]}: correct it{way}"
         )
     return cells
 
 
 def _without_absurd(
-    table: pd.DataFrame, schema: Schema, source: str, first_line: int
+    table: pd.DataFrame, schema: Schema, source: str, where: Where
 ) -> tuple[pd.DataFrame, list[str]]:
     """Leave out rows whose target is absurd, and name other absurd cells, both with their lines."""
     target, notes = schema.target.name, []
@@ -358,21 +360,21 @@ def _without_absurd(
     if len(missing):
         raise UserError(
             f"{len(missing)} of {len(table)} rows in {source} have no finite {target!r} "
-            f"({lines(missing, first_line)}); expected a number in every row: fill or remove them"
+            f"({where(missing)}); expected a number in every row: fill or remove them"
         )
     for column in (*schema.columns, schema.target):
         name, numbers = column.name, table[column.name].to_numpy()
         absurd = np.flatnonzero(_absurd(numbers) if column.kind == "numeric" else ())
         if not len(absurd):
             continue
-        where = f"{numbers[absurd[0]]:.10g} in {lines(absurd, first_line)}"
+        found = f"{numbers[absurd[0]]:.10g} in {where(absurd)}"
         if name == target:
             notes.append(
-                f"{len(absurd)} rows of {source} are left out: their {target!r} is absurd ({where})"
+                f"{len(absurd)} rows of {source} are left out: their {target!r} is absurd ({found})"
             )
             table = table.drop(index=absurd)
         else:
-            notes.append(f"column {name!r} holds {where}, absurd beside its other values")
+            notes.append(f"column {name!r} holds {found}, absurd beside its other values")
     return table, notes
 
 

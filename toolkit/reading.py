@@ -113,7 +113,7 @@ def read(
     group, time, weight = (own[name] for name in OWN)
     rows, notes, n_before = Rows(time, folder), list[str](), 0
     for block in blocks:
-        place: Any = {"source": source.source, "first_line": source.first_line + n_before}
+        place: Any = {"source": source.source, "where": partial(source.lines, n_before=n_before)}
         table, found = columns.conform(block, schema, decimal=source.decimal, **place, **options)
         if schema.target.name not in table:
             table[schema.target.name] = np.nan
@@ -133,14 +133,14 @@ def read(
     return rows, notes
 
 
-def _weights(cells: pd.Series, mark: str, source: str, first_line: int) -> np.ndarray:
+def _weights(cells: pd.Series, mark: str, source: str, where: columns.Where) -> np.ndarray:
     """Read weights, float64 of shape (n_rows,); UserError for what is none."""
     weights, bad = columns.read_cells(cells, columns.Column(str(cells.name), "numeric"), mark)
     wrong = np.flatnonzero(bad | ~(weights >= 0))
     if len(wrong):
         raise UserError(
             f"the weight {cells.name!r} of {source} is {str(cells.iloc[wrong[0]])[:40]!r} in "
-            f"{columns.lines(wrong, first_line)}; expected a number from 0 on in every row: "
+            f"{where(wrong)}; expected a number from 0 on in every row: "
             "correct it, or write 0 where a row must not count"
         )
     return weights

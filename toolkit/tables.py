@@ -4,10 +4,12 @@ Text of a CSV file stays as it is written; what a typed format calls text become
 so that `kinds.py` can tell a text that is meant from one that nobody gave a type.
 """
 
+import bisect
 import codecs
 import csv
 import glob
 import io
+import math
 import os
 import re
 import shutil
@@ -18,17 +20,18 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import chain, pairwise
+from itertools import chain, islice, pairwise
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.csv as pc
 import pyarrow.parquet as pq
 
-from .columns import Column, named, read_cells
+from .columns import Column, lines, named, read_cells
 from .errors import UserError, masked, reason
 
 csv.field_size_limit(2**30)  # the outline of a country is long
@@ -49,6 +52,7 @@ ADVICE = {
 }
 EXPECTED = "expected CSV, Parquet, JSON lines, Feather or Excel"
 DATABASES = re.compile(r"(postgres|mysql|mariadb|sqlite|oracle|mssql|duckdb|snowflake|bigquery)")
+WORKBOOKS = (".xlsx", ".xlsm")
 BYTES = (pa.binary(), pa.large_binary())
 UNNAMED = r"|Unnamed: \d+|__index_level_\d+__"
 TOTAL = re.compile(
@@ -76,6 +80,8 @@ class Table:
     pieces: list[Piece] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)  # what was recognised or left out, in the end
     first_line: int = 1  # the file's line of the first row (2 in a plain CSV), once that is read
+    n_rows: int = 0  # read so far, and the next: rows before a file, its name, what finds its lines
+    files: list[tuple[int, str, Callable | None]] = field(default_factory=list)
     columns: list[str] = field(default_factory=list)  # known with the first block
     is_share: bool = False  # of the pieces; it may be without rows
     decimal: str = ""  # mark before decimals, where a text file with commas between columns tells
@@ -90,6 +96,7 @@ class Table:
         Raises UserError for files that cannot be read, differ in their columns, or have no rows.
         """
         waiting: list[pd.DataFrame] = []
+        self.n_rows, self.files = 0, []
         for piece in self.pieces:
             for number, part in enumerate(chain.from_iterable(map(self._of_file, piece))):
                 if waiting and (number == 0 or sum(map(len, waiting)) >= BLOCK_ROWS):
@@ -101,6 +108,18 @@ class Table:
         elif not self.is_share:
             raise UserError(f"{self.source} holds no rows; expected a header and rows below it")
 
+    def lines(self, places: np.ndarray, n_before: int = 0) -> str:
+        """Name the lines of rows, counted from row `n_before` on, and the file among several."""
+        places = places + n_before
+        if not self.files:
+            return lines(places, places[:5] + self.first_line)
+        starts = [start for start, *_ in self.files]
+        start, name, find = self.files[bisect.bisect(starts, places[0]) - 1]
+        end = next((other for other in starts if other > places[0]), math.inf)
+        inside = [int(place) - start for place in places[:5] if place < end]
+        numbers = find(inside) if find else [place + self.first_line for place in inside]
+        return lines(places, numbers, "" if name == Path(self.source).name else f" ({name})")
+
     def note(self, text: str) -> None:
         """Add a note, unless it is there already."""
         self.notes += [] if text in self.notes else [text]
@@ -110,7 +129,9 @@ class Table:
         filled: Iterator[Any] = filter(len, map(self._checked, read()))
         for block, following in pairwise(chain(filled, [None])):
             is_end = following is None and (block.dtypes == "str").all()
-            yield self._without_total(block) if is_end else block
+            rows = self._without_total(block) if is_end else block
+            self.n_rows += len(rows)
+            yield rows
 
     def _checked(self, rows: pd.DataFrame) -> pd.DataFrame:
         """Leave out columns without a name; UserError where columns differ from those before."""
@@ -183,9 +204,7 @@ def _reading(failed: str, advice: str) -> Iterator[None]:
         way = f"it needs a package: pip install {error.name}" if error.name else reason(error)
         raise UserError(f"{failed}: {way}") from error
     except Exception as error:  # each library has classes of its own
-        row = r".*Row #(\d+): Expected (\d+) columns, got (\d+):.*"
-        why = re.sub(row, r"line \1 has \3 fields, not \2", reason(error))
-        raise UserError(f"{failed} ({why}); {advice}") from error
+        raise UserError(f"{failed} ({reason(error)}); {advice}") from error
 
 
 def open_table(source: str | Path, query: str | None = None) -> Table:
@@ -280,6 +299,9 @@ def _sql_blocks(url: str, query: str | None, shown: str) -> Blocks:
     with _reading(f"the query on {shown} failed", "check it"):
         import sqlalchemy
 
+        path = sqlalchemy.make_url(url).database if url.startswith("sqlite") else None
+        if path and not path.startswith(("file:", ":")) and not os.path.exists(path):
+            raise FileNotFoundError("there is no such file")  # SQLite would make it
         options = {"stream_results": True, "no_parameters": True}  # % is a sign of SQL
         with sqlalchemy.create_engine(url, execution_options=options).connect() as connection:
             for block in pd.read_sql_query(query, connection, chunksize=BLOCK_ROWS):
@@ -301,6 +323,8 @@ def _file_blocks(file: Path, top: Path, table: Table, groups: list[int] | None) 
     keys = [part.split("=", 1) for part in inside.parts[:-1] if "=" in part]
     with _reading(f"cannot read {file}", "copy it again"):
         kind = _kind(file)
+    if groups in (None, [0]):
+        table.files.append((table.n_rows, file.name, None))
     with _reading(f"{file} cannot be read as {kind}", ADVICE.get(kind, "write or copy it again")):
         if kind == "CSV":
             blocks = _csv_blocks(partial(_stream, file), file, table)
@@ -326,7 +350,7 @@ def _file_blocks(file: Path, top: Path, table: Table, groups: list[int] | None) 
 
 
 def _kind(file: Path) -> str:
-    if file.suffix.lower() in (".xlsx", ".xlsm"):
+    if file.suffix.lower() in WORKBOOKS:
         return "Excel"
     with _stream(file) as stream:
         head = stream.read(HEAD_BYTES).removeprefix(codecs.BOM_UTF8).lstrip()
@@ -397,27 +421,64 @@ def _csv_blocks(
         yield from _csv_blocks(partial(io.BytesIO, as_csv.encode()), file, table, mark, own=True)
         return
     table.decimal = decimal if separator == "," else ""
+    find = partial(_line_numbers, unpack, encoding, separator, table.first_line)
+    if file.suffix.lower() not in WORKBOOKS:
+        table.files[-1] = (*table.files[-1][:2], find)
+    yield from _arrow_blocks(unpack, encoding, separator, names, find, table)
+
+
+def _arrow_blocks(
+    unpack: Callable[[], Any],
+    encoding: str,
+    separator: str,
+    names: list[str],
+    find: Callable[[list[int]], list[int]],
+    table: Table,
+) -> Blocks:
+    """Read rows as Arrow does; what is below them is noted. find: the lines of rows in the file."""
     # Small blocks, as many are read ahead; without threads, or an error would not tell its line.
     options: Any = {"block_size": 2**20, "use_threads": False, "encoding": encoding}
     read = pc.ReadOptions(skip_rows=table.first_line - 1, column_names=names, **options)
     texts = dict.fromkeys(names, pa.string())
     convert = pc.ConvertOptions(column_types=texts, null_values=[""], strings_can_be_null=True)
-    footnotes, n_rows = list[pc.InvalidRow](), 0
+    odd, n_rows = list[pc.InvalidRow](), 0
 
     def judge(row: pc.InvalidRow) -> str:
-        is_note = 2 * row.actual_columns <= row.expected_columns and FOOTNOTE.fullmatch(row.text)
-        footnotes.extend([row] if is_note else [])
-        return "skip" if is_note else "error"
+        odd.append(row)
+        return "skip" if _is_note(row) else "error"
 
     parse = pc.ParseOptions(delimiter=separator, newlines_in_values=True, invalid_row_handler=judge)
+    try:
+        with unpack() as stream:
+            for block in map(_closed, pc.open_csv(stream, read, parse, convert)):
+                n_rows += len(block)
+                yield block
+    except pa.ArrowInvalid:
+        if not odd:
+            raise
+    _note_footnotes(odd, n_rows, find, table)
+
+
+def _closed(batch: pa.RecordBatch) -> pd.DataFrame:
+    block = batch.to_pandas()
+    if len(block) and str(block.iloc[-1, -1]).endswith("\n"):
+        raise ValueError("a field opens with a quote that is never closed")
+    return block
+
+
+def _line_numbers(
+    unpack: Callable[[], Any], encoding: str, separator: str, first_line: int, places: list[int]
+) -> list[int]:
+    """Find the lines in which rows begin: an empty one is no row, and cells go over several."""
     with unpack() as stream:
-        for batch in pc.open_csv(stream, read, parse, convert):
-            block = batch.to_pandas()
-            if len(block) and str(block.iloc[-1, -1]).endswith("\n"):
-                raise ValueError("a field opens with a quote that is never closed")
-            n_rows += len(block)
-            yield block
-    _note_footnotes(footnotes, table.first_line + n_rows, table)
+        text = islice(io.TextIOWrapper(stream, encoding, newline=""), first_line - 1, None)
+        reader, line, rows = csv.reader(text, delimiter=separator), first_line, list[int]()
+        for cells in reader:
+            rows += [line] if cells else []
+            line = first_line + reader.line_num
+            if len(rows) > places[-1]:
+                break
+    return [rows[place] for place in places]
 
 
 def _rewritten(lines: io.TextIOBase, separator: str) -> str:
@@ -431,13 +492,18 @@ def _rewritten(lines: io.TextIOBase, separator: str) -> str:
     return text.getvalue()
 
 
-def _note_footnotes(lines: list[pc.InvalidRow], first_line: int, table: Table) -> None:
-    """Note lines below the rows, from `first_line` on; ValueError where rows come after one."""
-    for number, line in enumerate(lines, first_line):
-        if line.number != number:
-            wrong = f"{line.actual_columns} fields, not {line.expected_columns}"
-            raise ValueError(f"line {line.number} has {wrong}")
-        table.footnote(line.text)
+def _note_footnotes(odd: list[pc.InvalidRow], n_rows: int, find: Callable, table: Table) -> None:
+    """Note lines below `n_rows` rows; ValueError where rows come after one, or it is no note."""
+    for number, row in enumerate(odd, table.first_line + n_rows):
+        if row.number != number or not _is_note(row):
+            (line,) = find([row.number - table.first_line])
+            wrong = f"{row.actual_columns} fields, not {row.expected_columns}"
+            raise ValueError(f"line {line} has {wrong}")
+        table.footnote(row.text)
+
+
+def _is_note(row: pc.InvalidRow) -> bool:
+    return 2 * row.actual_columns <= row.expected_columns and bool(FOOTNOTE.fullmatch(row.text))
 
 
 def _csv_start(sample: bytes, file: Path, table: Table, own: bool) -> tuple[str, str, list[str]]:
