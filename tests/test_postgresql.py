@@ -14,6 +14,8 @@ import pandas as pd
 import pytest
 from conftest import ROOT, Place
 
+from toolkit.tables import open_table
+
 FOUND = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
 pytestmark = [
     pytest.mark.long,
@@ -108,3 +110,10 @@ def test_champion_is_loaded_over_http_and_scores_raw_rows(places, files, tmp_pat
     prediction = places[1].predict("models:/loan-amount@champion", rows)
     assert len(prediction) == len(rows)
     assert pd.Series(prediction).between(0, 100_000).all()
+
+
+def test_percent_in_a_query_is_a_sign_of_sql(database):
+    url = database.replace("postgresql:", "postgresql+psycopg:")
+    query = "SELECT 7 % 4 AS rest, 'a%s' AS text WHERE 'abc' LIKE 'a%'"
+    (rows,) = open_table(url, query).blocks()
+    assert rows.to_dict("list") == {"rest": [3], "text": ["a%s"]}
