@@ -11,6 +11,7 @@ import pytest
 from toolkit import encoding
 from toolkit.columns import Column, Schema
 from toolkit.encoding import FOLDS, PARTS, Input, Preprocessor
+from toolkit.errors import UserError
 
 N = 400
 RNG = np.random.default_rng
@@ -187,6 +188,27 @@ def test_unknown_and_missing_categories_are_zeros_where_training_had_neither():
     np.testing.assert_array_equal(X, [[1, 0], [0, 0], [0, 0]])
 
 
+def test_number_is_the_category_of_its_value():
+    preprocessor = fit(table_of(c=["0111", "01", "10", "1.10", "2.5", "text"] * 20))
+    texts, notes = table_of(c=["0111", "01", "10", "2.5", None]), []
+    expected = preprocessor.encode(texts, notes.append)
+    for kind in ("float64", "float32", "Float64"):
+        numbers = pd.DataFrame({"c": pd.array([111, 1, 10, 2.5, None], kind)})
+        np.testing.assert_array_equal(preprocessor.encode(numbers, notes.append), expected)
+    whole = pd.DataFrame({"c": [111, 1, 10]})
+    np.testing.assert_array_equal(preprocessor.encode(whole, notes.append), expected[:3])
+    assert not notes
+
+
+def test_number_that_may_be_two_categories_is_asked_about():
+    preprocessor = fit(table_of(c=["1.1", "1.10", "1.2"] * 20))
+    with pytest.raises(UserError, match=r"1\.1, which may be any of '1\.1', '1\.10'; exp"):
+        preprocessor.encode(pd.DataFrame({"c": [1.2, 1.1]}))
+    np.testing.assert_array_equal(
+        preprocessor.encode(table_of(c=["1.1", "1.10"]))[:, :2], [[1, 0], [0, 1]]
+    )
+
+
 def test_few_rows_keep_categories_of_a_twentieth_of_them():
     preprocessor = fit(table_of(c=["a"] * 36 + ["b"] * 2 + ["r", "s"]))
     assert [*preprocessor.inputs] == marks("c", "a", "b", other=True)
@@ -201,21 +223,45 @@ def many_levels():
 
 def test_mean_target_of_many_categories_is_smoothed_towards_the_overall_mean():
     table, y, folds = many_levels()
+    y += RNG(5).normal(size=len(y)) * 20
     preprocessor = fit(table, y, folds)
-    assert len(only(preprocessor, "mean")) == 1
+    (mean,) = only(preprocessor, "mean")
     z = (y - y.mean()) / y.std()
+    rows = z.reshape(40, 20)  # one way analysis of variance, as many rows in each category
+    within = rows.var(axis=1, ddof=1).mean()
+    between = rows.mean(axis=1).var(ddof=1) - within / 20
+    assert mean.smoothing == pytest.approx(within / between)
+    assert 1 < mean.smoothing < 10
     X = preprocessor.transform(table_of(c=["level 0", "level 39", "unknown", None]))
-    expected = [z[:20].sum() / (20 + encoding.SMOOTHING), z[-20:].sum() / (20 + encoding.SMOOTHING)]
+    expected = rows[[0, -1]].sum(axis=1) / (20 + mean.smoothing)
     np.testing.assert_allclose(X[:, -1], [*expected, 0, 0], rtol=1e-5)
+
+
+def test_mean_target_is_smoothed_the_more_the_less_categories_differ():
+    table, y, folds = many_levels()
+    exact, noise = np.repeat(RNG(0).normal(size=40), 20), RNG(2).normal(size=len(y))
+    assert only(fit(table, exact, folds), "mean")[0].smoothing == 0.1
+    assert only(fit(table, noise, folds), "mean")[0].smoothing > 100
+    # Of groups of different sizes, and of known variances, it is the ratio of these.
+    found = []
+    for seed in range(200):
+        rng = RNG(seed)
+        c = np.repeat(np.arange(60), rng.integers(2, 40, 60))
+        y = rng.normal(size=60)[c] + 2 * rng.normal(size=len(c))
+        table = table_of(c=[f"level {level}" for level in c])
+        found.append(only(fit(table, y, rng.integers(0, FOLDS, len(c))), "mean")[0].smoothing)
+    assert np.median(found) == pytest.approx(4, rel=0.1)
 
 
 def test_target_of_a_row_never_enters_its_own_training_input():
     table, y, folds = many_levels()
     z = (y - y.mean()) / y.std()
-    inputs = fit(table, y, folds).transform(table, folds)[:, -1]
+    preprocessor = fit(table, y, folds)
+    smoothing = only(preprocessor, "mean")[0].smoothing
+    inputs = preprocessor.transform(table, folds)[:, -1]
     for row in range(0, len(y), 37):
         others = (table["c"] == table["c"][row]) & (folds != folds[row])
-        expected = z[others].sum() / (others.sum() + encoding.SMOOTHING)
+        expected = z[others].sum() / (others.sum() + smoothing)
         assert inputs[row] == pytest.approx(expected, rel=1e-4, abs=1e-6)
     # Pure noise by category: the encoding of training rows must not foretell it.
     noise = RNG(2).normal(size=len(y))
@@ -248,7 +294,8 @@ def test_numbers_that_are_codes_have_the_mean_target_of_each_code():
     assert [each.part for each in preprocessor.inputs] == ["value", "mean"]
     z = (y - y.mean()) / y.std()
     X = preprocessor.transform(table_of(x=[codes[0], codes[-1], 0.5, np.nan]))
-    expected = [z[codes == code].sum() / (8 + encoding.SMOOTHING) for code in codes[[0, -1]]]
+    smoothing = preprocessor.inputs[1].smoothing
+    expected = [z[codes == code].sum() / (8 + smoothing) for code in codes[[0, -1]]]
     np.testing.assert_allclose(X[:, 1], [*expected, 0, 0], rtol=1e-5)
     copy = Preprocessor.from_dict(json.loads(json.dumps(asdict(preprocessor))))
     np.testing.assert_array_equal(
@@ -273,7 +320,7 @@ def test_targets_of_some_rows_can_be_forgotten_in_the_means_of_the_latest_fit():
         name = both.inputs[number].column
         for level in both.inputs[number].levels[:5]:
             rows = (table[name] == level).to_numpy() & ~unknown
-            expected = z[rows].sum() / (rows.sum() + encoding.SMOOTHING)
+            expected = z[rows].sum() / (rows.sum() + left.inputs[number].smoothing)
             made = left.transform(table[table[name] == level])[0, number]
             assert made == pytest.approx(expected, rel=1e-5)
     others = [number for number in range(len(both.inputs)) if number not in means]

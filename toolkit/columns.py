@@ -215,7 +215,8 @@ def parse_numbers(text: pd.Series, column: Column, context: str = "") -> np.ndar
 
 def in_english(dates: pd.Series) -> pd.Series:
     """Write dates as pandas knows them: 15 Mar 2024 for 15 mars 2024, 2024-04 for T2 2024."""
-    text = dates.str.replace(r"\b1er\b", "1", regex=True)
+    text = dates.str.normalize("NFC")  # é as one letter
+    text = text.str.replace(r"\b1er\b", "1", regex=True)
     text = text.str.replace(
         QUARTER, lambda m: f"{m[1] or m[4]}-{3 * int(m[2] or m[3]) - 2:02d}", regex=True
     )

@@ -6,7 +6,8 @@ A copy of this file travels inside every model.
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import groupby
 from typing import Any
@@ -15,8 +16,10 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
+from pandas.api import types
 
 from .columns import Schema, conform
+from .errors import UserError
 
 BINS, FEW_ROWS_BINS, MANY_ROWS = 32, 16, 1_000
 MANY_VALUES, COMMON = 128, 40  # of fewer whole numbers, most in so many rows, each has its bin
@@ -25,7 +28,8 @@ MANY_LEVELS = 30  # of a column that is also encoded by the mean target of each 
 REPEATS = 3  # rows; numbers may be codes where at least half of them stand in as many
 MAX_LEVELS = 200  # inputs of one column; the commonest categories get their own
 FOLDS = 5  # a training row never meets its own target in the mean of its category
-SMOOTHING = 10.0  # rows of the overall mean that each category's mean is mixed with
+SMOOTHING = 10.0  # rows of another mean that each category's mean is mixed with, if not measured
+SMOOTHINGS = (0.1, 1_000.0)  # within which it is measured
 YEAR = 365.2425
 PARTS: dict[str, Any] = {  # of days since 1970-01-01: what is seen of a date
     "elapsed": np.floor,
@@ -51,7 +55,8 @@ class Input:
     it (Gorishniy et al. 2022). Or it is a mark, 1 or 0: "missing"; "level", the row is of this
     level; "other", of none that has an input. Or "mean", the mean standardised target of the row's
     level, one of levels: sums and counts, of shape (n_levels, FOLDS), are kept by fold, so that a
-    training row is given that of the other folds (Micci-Barreca 2001, out of fold).
+    training row is given that of the other folds (Micci-Barreca 2001, out of fold). `smoothing`
+    rows of the overall mean are mixed in, the more the less categories differ.
     """
 
     column: str
@@ -63,6 +68,7 @@ class Input:
     levels: list = field(default_factory=list)
     sums: list[list[float]] = field(default_factory=list)
     counts: list[list[int]] = field(default_factory=list)
+    smoothing: float = SMOOTHING
 
 
 @dataclass(frozen=True)
@@ -141,6 +147,8 @@ class Preprocessor:
         """
         rows, _ = conform(raw, self.schema, need_target=False, **how)
         for name, known in self.categories.items():
+            if name in raw and types.is_any_real_numeric_dtype(raw[name]):
+                rows[name] = _by_value(rows[name], known)
             unknown = {*rows[name].dropna().unique()} - known
             plain = {text.casefold() for text in known} if unknown else known
             respelt = [text for text in unknown if text.casefold() in plain]
@@ -187,6 +195,22 @@ class Preprocessor:
         """Build a preprocessor from its `dataclasses.asdict`, also after a way through JSON."""
         inputs = tuple(Input(**each) for each in content["inputs"])
         return cls(Schema.from_dict(content["schema"]), inputs, content["first_input"])
+
+
+def _by_value(cells: pd.Series, known: set[str]) -> pd.Series:
+    """Give numbers the category of their value, 0111 for 111; UserError where there are several."""
+    levels: dict[float, list[str]] = {}
+    for level in sorted(known):
+        with suppress(ValueError):
+            levels.setdefault(float(level), []).append(level)
+    found = {text: levels.get(float(text), [text]) for text in cells.dropna().unique()}
+    for text, several in found.items():
+        if len(several) > 1:
+            raise UserError(
+                f"column {cells.name!r} holds the number {text}, which may be any of "
+                f"{', '.join(map(repr, several))}; expected text: send JSON with texts"
+            )
+    return cells.map({text: level for text, (level,) in found.items()}).astype("str")
 
 
 def _dates(days: np.ndarray) -> pd.DatetimeIndex:
@@ -257,10 +281,10 @@ def _are_codes(values: pd.Series, counts: pd.Series, z: np.ndarray, folds: np.nd
     n_bins = FEW_ROWS_BINS if len(values) < MANY_ROWS else BINS
     places = np.searchsorted(np.sort(values), values) * n_bins // len(values)
     bins = pd.Series(places, dtype=np.float64)
-    near = _fit_mean(bins, bins.unique().tolist(), z, folds)
-    near_mean = _mean_target(bins, near, folds, smoothing=1.0)
+    near = replace(_fit_mean(bins, bins.unique().tolist(), z, folds), smoothing=1.0)
+    near_mean = _mean_target(bins, near, folds)
     own = _fit_mean(values, counts.index.tolist(), z, folds)
-    own_mean = _mean_target(values, own, folds, prior=near_mean)
+    own_mean = _mean_target(values, replace(own, smoothing=SMOOTHING), folds, prior=near_mean)
     gains = np.square(z - near_mean) - np.square(z - own_mean)
     chance = 2 * gains.std() / math.sqrt(len(z))
     return bool(gains.mean() > max(chance, 0.01 * np.square(z - near_mean).mean()))
@@ -270,9 +294,21 @@ def _fit_mean(values: pd.Series, levels: list, z: np.ndarray, folds: np.ndarray)
     codes = _codes(values, levels)
     known, shape = codes >= 0, (len(levels), FOLDS)
     cells = codes[known] * FOLDS + folds[known]
-    sums = np.bincount(cells, z[known], math.prod(shape)).reshape(shape).tolist()
-    n_rows = np.bincount(cells, None, math.prod(shape)).reshape(shape).tolist()
-    return Input(str(values.name), "mean", levels=levels, sums=sums, counts=n_rows)
+    sums = np.bincount(cells, z[known], math.prod(shape)).reshape(shape)
+    n_rows = np.bincount(cells, None, math.prod(shape)).reshape(shape)
+    smoothing = _smoothing(z[known], sums.sum(axis=1), n_rows.sum(axis=1))
+    parts: dict[str, Any] = {"sums": sums.tolist(), "counts": n_rows.tolist()}
+    return Input(str(values.name), "mean", levels=levels, smoothing=smoothing, **parts)
+
+
+def _smoothing(z: np.ndarray, sums: np.ndarray, counts: np.ndarray) -> float:
+    """Divide the variance within levels by that between them (Buehlmann & Straub 1970)."""
+    sums, counts = sums[counts > 0], counts[counts > 0]
+    free, n_rows, means = len(counts) - 1, len(z), sums / counts
+    within = (np.square(z).sum() - (sums * means).sum()) / max(1, n_rows - len(counts))
+    spread = (counts * np.square(means - sums.sum() / n_rows)).sum() - free * within
+    between = spread / max(1.0, n_rows - np.square(counts).sum() / n_rows)
+    return float(np.clip(within / between, *SMOOTHINGS)) if between > 0 else SMOOTHINGS[1]
 
 
 def _mean_target(
@@ -280,7 +316,6 @@ def _mean_target(
     fitted: Input,
     folds: np.ndarray | None,
     prior: np.ndarray | float = 0.0,  # the mean of z is 0
-    smoothing: float = SMOOTHING,
 ) -> np.ndarray:
     codes = _codes(values, fitted.levels)
     known = np.flatnonzero(codes >= 0)
@@ -289,8 +324,8 @@ def _mean_target(
         own = np.arange(len(known)), folds[known]
         sums[own] = counts[own] = 0
     means = np.zeros(len(values))
-    drawn = smoothing * np.broadcast_to(prior, len(values))[known]
-    means[known] = (sums.sum(axis=1) + drawn) / (counts.sum(axis=1) + smoothing)
+    drawn = fitted.smoothing * np.broadcast_to(prior, len(values))[known]
+    means[known] = (sums.sum(axis=1) + drawn) / (counts.sum(axis=1) + fitted.smoothing)
     return means
 
 
