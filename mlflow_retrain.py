@@ -24,7 +24,9 @@ class Settings(cli.TrainingSettings):
     """The flags of this script, beside those of `cli.TrainingSettings`."""
 
     data: str = option("data/df_new.csv", "file, folder, glob or URL of rows", metavar="FILE")
-    model_uri: str | None = option(None, "model to continue, any MLflow URI (the champion)")
+    model_uri: str | None = option(
+        None, "model to continue, any MLflow URI (the champion)", type=cli.uri
+    )
     replay: int | None = option(None, "remembered rows to train on again (all)", type=cli.natural)
     buffer_rows: int | None = option(
         None, "rows of each role kept for replay; 0: none (as the parent)", type=cli.natural
@@ -35,7 +37,9 @@ class Settings(cli.TrainingSettings):
     report: str | None = option(
         None, "write the report there, too: .html or .md", type=cli.page, metavar="FILE"
     )
-    approve: str | None = option(None, "make a version champion, whatever was found", metavar="N")
+    approve: str | None = option(
+        None, "make a version champion, whatever was found", type=cli.version, metavar="N"
+    )
     dry_run: bool = option(False, "estimate error and drift, also without target, and stop")
     rollback: bool = option(False, "make the previous champion champion again")
 
@@ -155,8 +159,8 @@ def track(work: Work, terminal: cli.Terminal, found: Any, whole: Any) -> int:
         facts = keep(work, run.info.run_id, child, found)
         checkpoint.remove()
     evidence.print_scores(terminal, found)
-    report.write(found, settings.report)
     say(settings, terminal, run.info, found, facts)
+    report.write(found, settings.report)
     return settings.exit_with(facts["promoted"])
 
 

@@ -22,7 +22,7 @@ class Settings(cli.StoreSettings):
     """The flags of this script, beside those of `cli.StoreSettings`."""
 
     data: str = option("data/df_new.csv", "file, folder, glob or URL of rows", metavar="FILE")
-    model_uri: str | None = option(None, "model, any MLflow URI (the champion)", metavar="URI")
+    model_uri: str | None = option(None, "model, any MLflow URI (the champion)", type=cli.uri)
     interval: float | None = option(None, "share of rows between low and high", type=cli.share)
     output: Path = option(OUTPUT, "written, .csv or .parquet", metavar="FILE")  # noqa: RUF009
 
@@ -43,15 +43,16 @@ def score(settings: Settings) -> int:
             f"--output {str(settings.output)!r} was passed; expected a name ending in .csv or "
             ".parquet"
         )
-    read, written = Path(settings.data).resolve(), settings.output.resolve()
-    if read == written or (read in written.parents and written.exists()):
-        raise UserError(f"--output {str(settings.output)!r} is read by --data; expected a new file")
     tracking.connect(settings.tracking_uri, settings.experiment)
     uri = settings.model_uri or f"models:/{settings.model_name}@{registry.CHAMPION}"
     model = artifact.load_model(uri, settings.models_dir / "preprocessor.pkl")
     predict = partial(predictions, model.network, model.preprocessor, model.card, settings.interval)
     with terminal.progress(f"scoring {settings.data}"):
         source = tables.open_table(settings.data, settings.query)
+        written = settings.output.resolve()
+        if source.paths & {written, *written.parents}:
+            told = f"--output {str(settings.output)!r} is read by --data"
+            raise UserError(f"{told}; expected a new file")
         if settings.workers > 1:
             shares = engine.shares_of(source, settings)
             found = engine.stream(lambda share: (yield from predict(share.open())), shares)
@@ -70,10 +71,12 @@ def predictions(
     """Predict a table block by block: "prediction", and "low" and "high" with an `interval`."""
     from toolkit import encoding, ranges
 
-    source.known = set().union(*preprocessor.categories.values())
+    source.known, n_before = set().union(*preprocessor.categories.values()), 0
     for rows in source.blocks():
-        where = {"source": source.source, "decimal": source.decimal}
-        X = preprocessor.encode(rows, source.note, **where)
+        where = partial(source.lines, n_before=n_before)
+        place = {"source": source.source, "decimal": source.decimal, "where": where}
+        X = preprocessor.encode(rows, source.note, **place)
+        n_before += len(rows)
         found = {"prediction": encoding.predict(network, X)}
         if interval:
             found["low"], found["high"] = ranges.around(card, found["prediction"], interval)

@@ -320,6 +320,7 @@ def test_terminal_shows_text_as_it_is_on_one_line_however_long(capsys):
 
 SPEAK = """
 from toolkit import cli
+cli.parse(cli.StoreSettings, [], "speak", "")
 for as_json in (False, True):
     terminal = cli.Terminal(False, as_json)
     terminal.say("retrained − parent: 1 €")
@@ -352,6 +353,21 @@ def test_log_that_knows_no_euro_sign_gets_another_one_and_json_stays_exact():
     assert words == "retrained ? parent: 1 ?"
     assert json.loads(result) == {"verdict": "1 €"}
     assert answer.stderr == b"done\n"
+
+
+@pytest.mark.parametrize("script", ["mlflow_monitoring.py", "mlflow_retrain.py"])
+def test_help_goes_into_a_log_that_knows_few_signs(script):
+    asked = [sys.executable, script, "--help", "--lang", "fr"]
+    options = {"cwd": ROOT, "env": os.environ | {"PYTHONIOENCODING": "ascii"}}
+    answer = subprocess.run(asked, capture_output=True, **options)
+    assert (answer.returncode, answer.stderr) == (0, b"")
+    assert b"--report" in answer.stdout or b"--unit" in answer.stdout
+
+
+def test_closed_stderr_takes_what_is_written_there():
+    line = f"{sys.executable} mlflow_retrain.py --rollback --approve 1 2>&-"  # wrong: one of them
+    answer = subprocess.run(line, shell=True, cwd=ROOT, stdout=subprocess.PIPE)
+    assert (answer.returncode, answer.stdout) == (2, b"")
 
 
 def test_work_goes_on_when_nobody_reads_its_output_any_more():

@@ -36,9 +36,9 @@ ENGLISH = re.compile(
 )
 # Said to programs and to programmers, or by other programs.
 NOT_SAID = re.compile(
-    r"Received: |^select |^(name|attributes|version_number|--xla|\.\*Row)\b|\btags\.|^COLUMN|"
-    r"^((re)?train|watch) \{\}$|^no rows to score|^the CSV is separated|^ on held-out$|^rows-$|"
-    r"\.(py|db|pickle)$|^\? - |^new/|^list\[|^expected after$|uuid\|guid"
+    r"Received: |^select |^(name|attributes|version_number|--xla)\b|\btags\.|^COLUMN|"
+    r"^((re)?train|watch) \{\}$|^(no rows to score|the (CSV is sep|last column )|what was passed)|"
+    r"^ on held-out$|^rows-$|\.(py|db|pickle)$|^\? - |^new/|^list\[|^expected after$|uuid\|guid"
 )
 
 

@@ -191,7 +191,16 @@ def test_file_that_is_read_is_never_written_over(workshop, files):
     rows.to_csv(workshop.folder / "rows.csv", index=False)
     (workshop.folder / "many").mkdir()
     rows.to_csv(workshop.folder / "many" / "a.csv", index=False)
-    for data, output in (("rows.csv", "./rows.csv"), ("many", "many/a.csv")):
+    url = (workshop.folder / "many" / "a.csv").as_uri()
+    for data, output in (
+        ("rows.csv", "./rows.csv"),
+        ("many", "many/a.csv"),
+        ("many/*.csv", "many/a.csv"),
+        (url, "many/a.csv"),
+    ):
         assert workshop.score("--data", data, "--output", output) == 2
         assert "is read by --data" in workshop.err
         pd.testing.assert_frame_equal(pd.read_csv(workshop.folder / output), rows)
+    # It would be read the next time.
+    assert workshop.score("--data", "many", "--output", "many/new.csv") == 2
+    assert not (workshop.folder / "many" / "new.csv").exists()

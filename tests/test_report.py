@@ -184,6 +184,16 @@ def test_report_is_written_in_the_format_that_the_name_asks_for(tmp_path):
     for name, start in (("a.html", "<!doctype html>"), ("a.HTM", "<!doctype"), ("a.md", "# Retr")):
         report.write(evidence(), str(tmp_path / name))
         assert (tmp_path / name).read_text("utf-8").startswith(start)
+    assert len(list(tmp_path.iterdir())) == 3  # nothing else is left
+
+
+def test_report_that_cannot_be_written_leaves_the_one_before(tmp_path, monkeypatch):
+    (tmp_path / "a.md").write_text("before")
+    monkeypatch.setattr(report, "render", lambda *_: "\ud800")  # half of a sign is no UTF-8
+    with pytest.raises(UnicodeEncodeError):
+        report.write(evidence(), str(tmp_path / "a.md"))
+    assert (tmp_path / "a.md").read_text() == "before"
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_report_of_a_file_that_was_only_looked_at_has_no_scores():

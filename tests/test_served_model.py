@@ -1,5 +1,6 @@
 """Claims about served_model.py: the artifact scores raw rows alike wherever MLflow runs it."""
 
+import csv
 import json
 import os
 import shutil
@@ -13,7 +14,7 @@ import pandas as pd
 import pytest
 from mlflow.exceptions import MlflowException
 
-from toolkit import artifact, encoding, ranges
+from toolkit import artifact, encoding, ranges, served_model
 
 # What a program of somebody else does with the model, far from the project's folder.
 OTHER_PROGRAM = """
@@ -82,6 +83,17 @@ def test_predictions_are_those_of_network_and_preprocessor_bit_for_bit(served, r
     assert prediction.shape == (120,)
     np.testing.assert_array_equal(prediction, expected)
     np.testing.assert_array_equal(served.predict(rows.iloc[[17]]), expected[[17]])
+
+
+@pytest.mark.parametrize("passed", [None, "rows", 3, np.array(3), {"a": [1], "b": [1, 2]}])
+def test_what_is_no_table_is_refused_with_what_to_send(served, passed):
+    with pytest.raises(MlflowException, match=r"expected (rows|at least one row)"):
+        served.predict(passed)
+
+
+def test_one_feature_may_have_a_separator_in_its_name():
+    table = pd.DataFrame({"|error|": [1.5, 2.5]}, index=[7, 3])
+    assert served_model._as_frame(table, ("|error|",)).equals(table)
 
 
 def test_order_of_columns_and_extra_ones_do_not_matter(served, rows, expected):
@@ -257,11 +269,32 @@ def test_server_refuses_wrong_rows_with_status_400_and_the_reason(
     assert words in json.loads(answer)["message"]
 
 
-@pytest.mark.parametrize("cell", ["1234,5", '"a;b"'])
-def test_semicolons_that_cannot_be_told_from_cells_are_status_400_with_what_to_send(server, cell):
-    status, answer = server.post("/invocations", f"income;region\n{cell};north\n", "text/csv")
+@pytest.mark.parametrize("line", ["1234,5;north", "0,5;north", "1;2,5", '"a;b";north'])
+def test_semicolons_that_cannot_be_told_from_cells_are_status_400_with_what_to_send(server, line):
+    status, answer = server.post("/invocations", f"income;region\n{line}\n", "text/csv")
     assert status == 400, answer
     assert "expected commas between columns" in json.loads(answer)["message"]
+
+
+@pytest.mark.parametrize(
+    ("quoting", "end"),
+    [(csv.QUOTE_ALL, ""), (csv.QUOTE_NONNUMERIC, ""), (csv.QUOTE_MINIMAL, ";")],
+    ids=["all quoted", "texts quoted", "separator at each end"],
+)
+def test_server_reads_semicolons_as_programs_write_them(server, rows, expected, quoting, end):
+    text = rows.to_csv(index=False, sep=";", quoting=quoting).replace("\n", f"{end}\n")
+    status, answer = server.post("/invocations", text, "text/csv")
+    assert status == 200, answer
+    assert json.loads(answer)["predictions"] == expected.tolist()
+
+
+def test_server_refuses_rows_that_end_with_a_comma_which_would_move_all_columns(server, rows):
+    header, *lines = rows.head(3).to_csv(index=False).splitlines()
+    for end, status in ((",", 400), ("", 200)):
+        text = "\n".join([header, *(line + end for line in lines)])
+        found, answer = server.post("/invocations", text, "text/csv")
+        assert found == status, answer
+        assert ("without a comma at the end" in answer) == bool(end)
 
 
 @pytest.mark.parametrize("text", ["{", '{"rows": []}', "[]", ""])

@@ -450,6 +450,29 @@ def test_category_called_total_is_no_total_row(tmp_path):
     assert not table.notes
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "dept,x\nParis,1\nSomme,2\n",  # a department of France
+        "dept,x\nParis,1\nLyon,5\nSomme,7\n",
+        "cover,zone,km\npartial,nord,8000\npartial,sud,1000\ntotal,nord,9000\n",
+    ],
+)
+def test_last_row_that_is_no_sum_or_has_a_category_like_the_others_is_no_total(tmp_path, text):
+    table = open_table(write(tmp_path, text))
+    assert len(read(table)) == text.count("\n") - 1
+    assert not table.notes
+
+
+@pytest.mark.parametrize("text", ["Total nord,{},8", "Total nord,,8"])
+def test_total_behind_subtotals_or_a_category_that_is_empty_is_found(tmp_path, text):
+    rows = "".join(f"nord,{n},{n}\n" for n in range(1, 13))
+    part = text.format("78" if "{}" in text else "")
+    table = open_table(write(tmp_path, f"zone,km,n\n{rows}{part}\nTotal,{78},\n"))
+    assert len(read(table)) == 13
+    assert "a total ('Total')" in " ".join(table.notes)
+
+
 def test_what_only_looks_like_a_footnote_a_separator_or_no_header_stays(tmp_path):
     towns = "town,x,y\n" + "La Rochelle,1,2\n" * 3 + "La Rochelle,,\n"
     moments = "when\n" + "2024-01-01 12:30\n" * 4
@@ -552,11 +575,11 @@ def test_quotes_and_blanks_inside_a_quoted_cell_stay(tmp_path):
 
 def test_known_category_at_the_end_is_neither_a_total_nor_a_footnote(tmp_path):
     for text, last in (
-        ("cover,age,km\npartial,30,8000\ntotal,45,9000\n", "total"),
-        ("zone,age,km\ncentre,3,4\nold town,,\n", "old town"),
+        ("cover,age,km\npartial,30,8000\npartial,20,1000\ntotal,50,9000\n", "total"),
+        ("zone,age,km\ncentre,3,4\ncentre,3,5\nold town,,\n", "old town"),
     ):
         table = open_table(write(tmp_path, text))
-        assert len(read(table)) == 1
+        assert len(read(table)) == 2
         table = open_table(write(tmp_path, text))
         table.known = {last}
         assert read(table).iloc[-1, 0] == last

@@ -117,6 +117,26 @@ def test_database_of_another_program_is_refused_and_left_alone(tmp_path):
     assert file.read_bytes() == before
 
 
+@pytest.mark.parametrize("name", ["a?b", "a%20b", "a#b &é"])
+def test_folder_may_have_any_name(tmp_path, monkeypatch, name):
+    (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / name)
+    database = f"{len(name)}.db"  # MLflow takes a store of the same relative URI for the same
+    _, experiment = tracking.connect(f"sqlite:///{database}", "any")
+    with tracking.tracked_run(experiment, "a", {}):
+        mlflow.log_text("hello", "note.txt")
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name / database).is_file()
+    assert [*tmp_path.rglob("note.txt")] == [*(tmp_path / name / "mlruns").rglob("note.txt")] != []
+
+
+def test_database_that_does_not_answer_is_told_within_seconds():
+    start = time.monotonic()
+    with pytest.raises(UserError, match=r"cannot be used .*running 'mlflow server'"):
+        tracking.connect("mysql+nodriver://127.0.0.1:1/x", "any")
+    assert time.monotonic() - start < 8
+
+
 def test_artifacts_lie_beside_the_database_wherever_the_process_runs(store, tmp_path, monkeypatch):
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
@@ -239,6 +259,32 @@ def test_run_can_go_on_where_it_was_interrupted(store):
         assert again.info.run_id == run.info.run_id
     assert client.get_run(run.info.run_id).info.status == "FINISHED"
     assert len(client.search_runs([experiment_id])) == 1
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_run_of_the_environment_that_is_over_is_left_alone(store, monkeypatch, known):
+    client, experiment_id = store
+    run_id, status = "0" * 32, "unknown"
+    if known:
+        with tracking.tracked_run(experiment_id, "a", {}) as run:
+            run_id, status = run.info.run_id, "FINISHED"
+    monkeypatch.setenv("MLFLOW_RUN_ID", run_id)
+    with (
+        pytest.raises(UserError, match=f"MLFLOW_RUN_ID is '{run_id}', a run that is {status}; exp"),
+        tracking.tracked_run(experiment_id, "b", {"colour": "red"}),
+    ):
+        pass
+    runs = client.search_runs([experiment_id])
+    assert [(each.info.run_name, each.info.status) for each in runs] == [("a", status)] * known
+
+
+def test_run_of_the_environment_that_waits_is_used(store, monkeypatch):
+    client, experiment_id = store
+    waiting = client.create_run(experiment_id).info.run_id  # as 'mlflow run' makes it
+    monkeypatch.setenv("MLFLOW_RUN_ID", waiting)
+    with tracking.tracked_run(experiment_id, "b", {}) as run:
+        assert run.info.run_id == waiting
+    assert client.get_run(waiting).info.status == "FINISHED"
 
 
 @pytest.mark.parametrize("error", [OSError("disk full"), MlflowException("no connection")])

@@ -191,7 +191,10 @@ def _download(uri: str, folder: str) -> Path:
             "make a version champion with mlflow_retrain.py --approve"
         ) from error
     if not (local / "MLmodel").is_file():
-        raise UserError(f"{uri} is no MLflow model: it has no MLmodel file; pass its folder")
+        raise UserError(
+            f"{uri} has no MLmodel file; expected the folder of a model, or a version whose files "
+            "are still there: bring them back, or pass another URI"
+        )
     return local
 
 

@@ -64,13 +64,20 @@ natural = checked(int, lambda v: 0 <= v < 2**31, "a whole number from 0 on")
 positive = checked(float, lambda v: 0 < v < float("inf"), "a number above 0")
 share = checked(float, lambda v: 0 < v < 1, "a share between 0 and 1, such as 0.2")
 name = checked(str, str.strip, "a name")
+uri = checked(str, str.strip, "a URI")
+version = checked(str, str.isdecimal, "the number of a version, such as 2")
 plain = re.compile(r"(?!\s*$|\.$|.*\.\.)[^/:]+").fullmatch
 model_name = checked(str, plain, "a name without / and : and ..")
-page = checked(
-    str,
-    lambda file: Path(file).suffix in (".html", ".htm", ".md") and Path(file).parent.is_dir(),
-    "a name ending in .html or .md, in a folder that exists",
-)
+
+
+def _is_page(file: str) -> bool:
+    path = Path(file)
+    with contextlib.suppress(OSError), tempfile.TemporaryFile(dir=path.parent):
+        return path.suffix.lower() in (".html", ".htm", ".md") and not path.is_dir()
+    return False
+
+
+page = checked(str, _is_page, "a name ending in .html or .md, in a folder that can be written to")
 
 
 def option(default: Any, help: str, **flag: Any) -> Any:
@@ -84,7 +91,7 @@ class StoreSettings:
     """The settings of every script: where things are kept, what is printed, what is read."""
 
     experiment: str = option(
-        lambda: os.environ.get("MLFLOW_EXPERIMENT_NAME", NAME), "MLflow experiment", type=name
+        lambda: os.environ.get("MLFLOW_EXPERIMENT_NAME") or NAME, "MLflow experiment", type=name
     )
     model_name: str = option(NAME, "registered model", type=model_name)
     tracking_uri: str = option(
@@ -138,6 +145,7 @@ def parse(
     settings: type[Settings], argv: Sequence[str] | None, prog: str, description: str
 ) -> Settings:
     """Read a command line into the dataclass `settings`; exit with 2 and one line if wrong."""
+    _open_streams()
     words = sys.argv[1:] if argv is None else argv
     asked = re.findall(rf"--lang[= ]({'|'.join(LANGUAGES)})\b", " ".join(words))
     with spoken(asked[-1] if asked else of_locale()):  # wrong arguments are told in it, too
@@ -161,6 +169,15 @@ def parse(
         given = vars(parser.parse_args(words)).items()
     values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in given}
     return settings(**values)
+
+
+def _open_streams() -> None:
+    """Let whatever is printed, help too, go into any log, and into none where stderr is closed."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # it may know no euro sign
+        sys.stdout.reconfigure(errors="replace")
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - until the end
+        os.dup2(sys.stderr.fileno(), 2)
 
 
 def run(script: Callable[[Settings], int], settings: Settings) -> int:
@@ -265,8 +282,6 @@ class Terminal(Console):
     """Print words and tables; with `as_json` one object instead, with `quiet` nothing at all."""
 
     def __init__(self, quiet: bool = False, as_json: bool = False) -> None:
-        if isinstance(sys.stdout, io.TextIOWrapper):  # a log, say, that knows no euro sign
-            sys.stdout.reconfigure(errors="replace")
         width = shutil.get_terminal_size((10_000, 24)).columns  # in a pipe nothing is wrapped
         quiet &= not as_json  # the object was asked for
         super().__init__(quiet=quiet, width=width, markup=False, emoji=False, highlight=False)

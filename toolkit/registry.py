@@ -122,9 +122,9 @@ def appoint(client: MlflowClient, name: str, version: str | None = None) -> tupl
         new = version or champion_version(client, name, PREVIOUS) or ""
         known = client.search_model_versions(f"name = '{quoted}'", max_results=10_000)
         if version and version not in {str(each.version) for each in known} - {current}:
+            what = "is champion already" if version == current else "does not exist"
             raise UserError(
-                f"version {version} of {name!r} does not exist or is champion already; expected "
-                "another: see 'mlflow ui'"
+                f"version {version} of {name!r} {what}; expected another: see 'mlflow ui'"
             )
         if not version and (not new or current in (None, new)):
             raise UserError(

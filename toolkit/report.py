@@ -3,6 +3,7 @@
 The pages lie in `templates/`; text from the data is escaped as their format asks.
 """
 
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -50,7 +51,10 @@ def write(evidence: Evidence, file: str | None) -> None:
     """Write the report to `file`, if any: a self-contained page for .html, Markdown if not."""
     if file:
         template = "report.html" if file.lower().endswith((".html", ".htm")) else "report.md"
-        Path(file).write_text(render(evidence, template), "utf-8")
+        with tempfile.TemporaryDirectory(prefix=".report-", dir=Path(file).parent) as beside:
+            page = Path(beside, template)
+            page.write_text(render(evidence, template), "utf-8")
+            page.replace(file)
 
 
 def render(evidence: Evidence, template: str) -> str:

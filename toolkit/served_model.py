@@ -3,6 +3,7 @@
 This file travels inside every model, together with the package that lies in its `code` folder.
 """
 
+import csv
 import hashlib
 import importlib
 import json
@@ -17,6 +18,8 @@ import numpy as np
 import pandas as pd
 from mlflow.exceptions import MlflowException
 from mlflow.pyfunc import PythonModel
+
+SERVER = "mlflow.pyfunc.scoring_server"
 
 
 class ServedModel(PythonModel):
@@ -50,7 +53,7 @@ class ServedModel(PythonModel):
         {"interval": 0.9} a table of "prediction", "low" and "high", which hold 90 % of all rows.
         Raises MlflowException (HTTP status 400 from a server) for rows that cannot be scored.
         """
-        rows = _as_frame(model_input)
+        rows = _as_frame(model_input, self.preprocessor.schema.features)
         try:
             if rows.empty:
                 raise self.user_error("no rows to score were passed; expected at least one row")
@@ -65,23 +68,46 @@ class ServedModel(PythonModel):
         return pd.DataFrame({"prediction": prediction, "low": low, "high": high})
 
 
-def _as_frame(model_input: Any) -> pd.DataFrame:
+def _as_frame(model_input: Any, features: tuple[str, ...]) -> pd.DataFrame:
     """Accept what MLflow's clients and server pass: a table, one record, or a list of records."""
-    if isinstance(model_input, dict) and not any(np.ndim(v) for v in model_input.values()):
-        model_input = [model_input]
-    rows = pd.DataFrame(list(model_input) if isinstance(model_input, np.ndarray) else model_input)
-    header = str(rows.columns[0]) if rows.shape[1] == 1 else ""
-    separator = next((each for each in ";\t|" if each in header), None)
-    if separator is None or rows.empty:
-        return rows
-    # MLflow's server takes a comma for the separator of every CSV.
-    names, split = header.split(separator), rows.iloc[:, 0].str.split(separator, expand=True)
-    if split.shape[1] != len(names) or not isinstance(rows.index, pd.RangeIndex):
-        raise MlflowException.invalid_parameter_value(
-            f"the CSV is separated by {separator!r} and has commas or quotes in its cells; "
-            "expected commas between columns: send such a CSV, or JSON (dataframe_records)"
+    try:
+        if isinstance(model_input, dict) and not any(map(np.ndim, model_input.values())):
+            model_input = [model_input]
+        is_array = isinstance(model_input, np.ndarray)
+        rows = pd.DataFrame(list(model_input) if is_array else model_input)
+    except (TypeError, ValueError) as error:
+        raise _refused(f"what was passed is no table ({error}); expected rows") from error
+    header = str(rows.columns[0]) if rows.shape[1] == 1 and rows.columns[0] not in features else ""
+    separator = next((each for each in ";\t|" if each in header), "")
+    # To pandas, which reads CSV for MLflow's server, fields beyond the header are an index.
+    is_counted = isinstance(rows.index, pd.RangeIndex) and rows.index.equals(
+        pd.RangeIndex(len(rows))
+    )
+    if separator:
+        return _cut(header, rows.iloc[:, 0], separator, is_counted)
+    if not is_counted and SERVER in sys.modules and len(rows) and rows.iloc[:, -1].isna().all():
+        raise _refused(
+            "the last column is empty, and rows have an index or more fields than the header; "
+            "expected as many fields, without a comma at the end"
         )
-    return split.set_axis(names, axis=1).replace("", None)
+    return rows
+
+
+def _cut(header: str, lines: pd.Series, separator: str, is_counted: bool) -> pd.DataFrame:
+    """Cut lines that MLflow's server left whole, as it takes a comma for the separator."""
+    names, *rows = csv.reader([header, *map(str, lines)], delimiter=separator)
+    if all(len(row) == len(names) + 1 and not row[-1] for row in rows):
+        names = [*names, ""]  # each row ends with a separator
+    if not is_counted or any(len(row) != len(names) for row in rows):
+        raise _refused(
+            f"the CSV is separated by {separator!r} and has commas, or {separator!r} in quotes, in "
+            "its cells; expected commas between columns"
+        )
+    return pd.DataFrame(rows, columns=names).replace("", None)
+
+
+def _refused(told: str) -> MlflowException:
+    return MlflowException.invalid_parameter_value(f"{told}: send JSON (dataframe_records)")
 
 
 mlflow.models.set_model(ServedModel())

@@ -31,7 +31,7 @@ import pyarrow as pa
 import pyarrow.csv as pc
 import pyarrow.parquet as pq
 
-from .columns import Column, lines, named, read_cells
+from .columns import Column, lines, named, read_cells, without_markers
 from .errors import UserError, masked, reason
 
 csv.field_size_limit(2**30)  # the outline of a country is long
@@ -53,6 +53,7 @@ ADVICE = {
 EXPECTED = "expected CSV, Parquet, JSON lines, Feather or Excel"
 DATABASES = re.compile(r"(postgres|mysql|mariadb|sqlite|oracle|mssql|duckdb|snowflake|bigquery)")
 WORKBOOKS = (".xlsx", ".xlsm")
+MANY_ROWS = 10  # in which none is as large as a half of the others' sum by chance
 BYTES = (pa.binary(), pa.large_binary())
 UNNAMED = r"|Unnamed: \d+|__index_level_\d+__"
 TOTAL = re.compile(
@@ -87,6 +88,7 @@ class Table:
     decimal: str = ""  # mark before decimals, where a text file with commas between columns tells
     label: str = ""  # of the last row, in a column without a name
     known: set[str] = field(default_factory=set)  # categories, which are no totals and no footnotes
+    paths: set[Path] = field(default_factory=set)  # of the files, or the folder, that are read
     keep: Any = None  # a temporary folder that must outlive the readers
 
     def blocks(self) -> Blocks:
@@ -180,9 +182,13 @@ class Table:
                 continue
             others = tail.drop(columns=name)
             numbers = others.apply(lambda cells: read_cells(cells, Column("", "numeric", "."))[0])
-            larger = numbers.iloc[-1] > numbers[:-1].max()
+            last, rest = numbers.iloc[-1], numbers[:-1]
+            ratio = (last / rest.sum()).where(last > rest.max())
+            # With subtotals among many rows it is half of their sum.
+            is_sum = ratio.between(0.99, 1.01) | ((len(rest) >= MANY_ROWS) & (ratio > 0.49))
             emptied = others.iloc[-1].isna() & (others.notna().mean() > 0.5)
-            if (larger | emptied).any():
+            texts = others.iloc[-1][numbers.isna().all()]
+            if (is_sum | emptied).any() and without_markers(texts).isna().all():
                 return cell.strip()
         return ""
 
@@ -222,14 +228,17 @@ def open_table(source: str | Path, query: str | None = None) -> Table:
         table.pieces = [[partial(_sql_blocks, source, query, shown)]]
         return table
     if scheme == "file":
-        source = urllib.request.url2pathname(urlsplit(source).path)
+        source = urllib.request.url2pathname(source.removeprefix("file://"))
     elif scheme:
         table.keep = tempfile.TemporaryDirectory(prefix="table-")
         source = _download(source, shown, Path(table.keep.name))
+    source = os.path.expanduser(source)
     if os.path.isdir(os.path.join(source, "_delta_log")):
-        table.pieces = [[partial(_delta_blocks, source, table)]]
+        table.pieces, files = [[partial(_delta_blocks, source, table)]], []
     else:
-        table.pieces = _pieces(_files(source, table), Path(source), table)
+        files = _files(source, table)
+        table.pieces = _pieces(files, Path(source), table)
+    table.paths = {file.resolve() for file in (Path(source), *files)}
     return table
 
 

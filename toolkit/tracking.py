@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import platform
+import re
 import sqlite3
 import sys
 import tempfile
@@ -17,16 +18,20 @@ from typing import Any, cast
 import mlflow
 import pandas as pd
 import requests
+import sqlalchemy
 from mlflow import MlflowClient
 from mlflow.data.pandas_dataset import from_pandas
 from mlflow.entities import Metric, Param, Run
 from mlflow.exceptions import MlflowException
+from mlflow.store.db.db_types import DATABASE_ENGINES
+from sqlalchemy.exc import SQLAlchemyError
 
 from . import cli, roles
 from .errors import UserError, masked, reason
 
-# The exception says all that this logger prints over a hundred lines.
-logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+# An exception says all that these print, the first over a hundred lines.
+for each in ("db.utils", "artifact.artifact_repo"):
+    logging.getLogger(f"mlflow.store.{each}").setLevel(logging.CRITICAL)
 HOST_TAG, PROCESS_TAG = "host", "process"
 SQLITE = "sqlite:///"
 LONGEST_PARAM = 6000  # characters, MLflow's limit
@@ -42,7 +47,7 @@ def connect(tracking_uri: str, experiment: str) -> tuple[MlflowClient, str]:
 
     Runs of this machine whose process is gone are marked KILLED. UserError for an unusable store.
     """
-    # MLflow's own retries would take four silent minutes.
+    # MLflow's own retries would take minutes, in silence.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
@@ -50,7 +55,9 @@ def connect(tracking_uri: str, experiment: str) -> tuple[MlflowClient, str]:
         if tracking_uri.startswith("http"):
             requests.get(tracking_uri, timeout=5)  # any answer will do, also "no password"
         elif tracking_uri.startswith(SQLITE):
-            _check_sqlite(Path(tracking_uri.removeprefix(SQLITE)))
+            _check_sqlite(_file_of(tracking_uri))
+        elif re.split("[+:]", tracking_uri)[0] in DATABASE_ENGINES:
+            sqlalchemy.create_engine(tracking_uri).connect().close()
         mlflow.set_tracking_uri(tracking_uri)
         client = MlflowClient(tracking_uri)
         experiment_id = _experiment(client, tracking_uri, experiment)
@@ -60,7 +67,7 @@ def connect(tracking_uri: str, experiment: str) -> tuple[MlflowClient, str]:
             pid = process.split(":")[0]
             if pid.isdigit() and process_identity(int(pid)) != process:
                 client.set_terminated(run.info.run_id, "KILLED")
-    except (MlflowException, sqlite3.Error, OSError) as error:
+    except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError) as error:
         raise UserError(
             f"the tracking store {masked(tracking_uri)} cannot be used "
             f"({reason(error)}); expected a running 'mlflow server' at http://HOST:PORT, or a "
@@ -70,15 +77,20 @@ def connect(tracking_uri: str, experiment: str) -> tuple[MlflowClient, str]:
     return client, experiment_id
 
 
+def _file_of(tracking_uri: str) -> Path:
+    return Path(sqlalchemy.make_url(tracking_uri).database or "").absolute()
+
+
 def _check_sqlite(file: Path) -> None:
     """Create the database where there is none; refuse one of another program."""
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
-    parent = file.absolute().parent
     if not file.exists():
-        with tempfile.TemporaryDirectory(prefix=".mlflow-", dir=parent) as folder:
+        with tempfile.TemporaryDirectory(prefix=".mlflow-", dir=file.parent) as folder:
             new = Path(folder, "new.db")
-            SqlAlchemyStore(f"{SQLITE}{new}", str(parent / "mlruns")).engine.dispose()
+            # In a URI "?" and "%" mean something else, which a relative path seldom has.
+            place = os.path.relpath(new) if {*"?%"} & {*str(new)} else new
+            SqlAlchemyStore(f"{SQLITE}{place}", str(file.parent / "mlruns")).engine.dispose()
             with contextlib.suppress(FileExistsError):  # of several first runs, one is the first
                 os.link(new, file)
     with contextlib.closing(sqlite3.connect(file, timeout=10)) as database:
@@ -95,7 +107,7 @@ def _experiment(client: MlflowClient, tracking_uri: str, name: str) -> str:
     if found is None:
         place = None
         if tracking_uri.startswith(SQLITE):  # artifacts stay beside their database
-            folder = Path(tracking_uri.removeprefix(SQLITE)).absolute().parent / "mlruns"
+            folder = _file_of(tracking_uri).parent / "mlruns"
             place = (folder / hashlib.sha256(name.encode()).hexdigest()[:12]).as_uri()
         try:
             client.create_experiment(name, place, {VIEW_TAG: view})
@@ -120,11 +132,27 @@ def process_identity(pid: int) -> str:
     return ""
 
 
+def _check_run(run_id: str | None) -> None:
+    """Raise UserError for a run of the environment that is over: MLflow would write over it."""
+    status = "RUNNING"
+    if run_id:
+        status = "unknown"
+        with contextlib.suppress(MlflowException):
+            status = mlflow.get_run(run_id).info.status
+    if status not in ("RUNNING", "SCHEDULED"):
+        raise UserError(
+            f"MLFLOW_RUN_ID is {run_id!r}, a run that is {status}; expected one that is RUNNING: "
+            "unset this variable"
+        )
+
+
 @contextlib.contextmanager
 def tracked_run(
     experiment_id: str, name: str, tags: Mapping[str, str], run_id: str | None = None
 ) -> Iterator[mlflow.ActiveRun]:
     """Start a run, or let `run_id` go on; end it as FINISHED, KILLED (interrupted) or FAILED."""
+    if not run_id:
+        _check_run(os.environ.get("MLFLOW_RUN_ID"))
     all_tags = {HOST_TAG: platform.node(), PROCESS_TAG: process_identity(os.getpid()), **tags}
     try:
         with cli.uninterrupted():  # or it would begin unknown to us
