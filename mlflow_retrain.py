@@ -92,11 +92,16 @@ def retrain(settings: Settings) -> int:
     return track(work, terminal, found, whole)
 
 
-def check_refit(settings: Settings, parent: Any) -> None:
-    """Raise UserError for --refit where the network is not one of members."""
+def has_members(parent: Any) -> bool:
+    """Tell whether a network and its card are of a training of this toolkit."""
     import model_utils
 
-    if settings.refit and not model_utils.member_count(parent.network):
+    return "scale" in parent.card and model_utils.member_count(parent.network) > 0
+
+
+def check_refit(settings: Settings, parent: Any) -> None:
+    """Raise UserError for --refit where the network is not one of members."""
+    if settings.refit and not has_members(parent):
         raise UserError(
             f"--refit was passed, but {parent.uri} holds a network of another making, which is "
             "continued as it is; expected one of this toolkit: leave --refit out"
@@ -198,7 +203,8 @@ def keep(work: Work, run_id: str, child: "Child", found: Any) -> dict[str, Any]:
         name = settings.model_name, trained, MODEL_NAME, short
         facts = registry.publish(work.client, *name, **promotion)
         if facts["promoted"] != found.verdict.promoted:  # the registry forbade it
-            found.verdict = replace(found.verdict, promoted=False)
+            told = facts["verdict"].partition(", ")[2]
+            found.verdict = replace(found.verdict, promoted=False, reason=told)
             evidence.log_report(found)
     return {"metrics": metrics, "refit": "refit" in trained.card, **facts}
 
@@ -206,9 +212,9 @@ def keep(work: Work, run_id: str, child: "Child", found: Any) -> dict[str, Any]:
 def say(settings: Settings, terminal: cli.Terminal, run: Any, found: Any, facts: Any) -> None:
     """Print the verdict and the next commands, or all of it as one object."""
     way = ["--rollback"] if facts["promoted"] else ["--approve", facts["version"]]
-    steps = [cli.command("python", "mlflow_retrain.py", *way, *cli.same_place(settings))]
-    if found.verdict.kind == "suspicious":
-        steps = []  # the file is to be mended, rather than approved
+    step = cli.command("python", "mlflow_retrain.py", *way, *cli.same_place(settings))
+    # A suspicious file is to be mended, rather than approved.
+    steps = [] if found.verdict.kind == "suspicious" else [step]
     facts["verdict_kind"] = found.verdict.kind
     facts["intervals"] = {part: asdict(held.change) for part, held in found.held_out.items()}
     cli.conclude(terminal, settings, run, steps, **facts)
@@ -241,7 +247,7 @@ def train_child(work: Work, watch: Callable) -> Child:
     from toolkit.roles import weights
 
     rows, parent = work.rows, work.parent
-    members = model_utils.member_count(parent.network)
+    members = has_members(parent)
     child = (continue_members if members else continue_foreign)(work, watch)
     y = rows.train[parent.preprocessor.schema.target.name]
     mean, recent = np.average(y, weights=weights(rows.train)), y[rows.new] if rows.new.any() else y

@@ -403,6 +403,24 @@ def test_rows_of_every_kept_version_of_the_same_root_come_along_and_the_parents_
     assert kin(monkeypatch, parent, other, parent)[0] is parent.buffer
 
 
+def test_rows_that_a_sibling_saw_are_new_to_the_parent(monkeypatch):
+    pairs = (("b", ["x", "y"]), ("c", ["x", "z"]))
+    champion, refused = (remembering(run, rows, ["a", run]) for run, rows in pairs)
+    for model, generations in ((champion, [0, 1]), (refused, [0, 1])):
+        model.buffer = model.buffer.assign(**{roles.GENERATION: generations})
+    table, last = kin(monkeypatch, champion, refused, champion)
+    assert dict(zip(table[roles.HASH], table[roles.GENERATION], strict=True)) == {
+        "x": 0,
+        "y": 1,
+        "z": 2,
+    }
+    assert last == 2
+    child = remembering("d", ["x", "y", "v"], ["a", "b", "d"])  # refused, of the champion
+    child.buffer[roles.GENERATION] = [0, 1, 2]
+    table, last = kin(monkeypatch, champion, child, champion)
+    assert (table[roles.GENERATION].tolist(), last) == ([0, 1, 2], 2)
+
+
 def test_children_of_a_model_of_another_making_are_its_line(monkeypatch):
     plain = remembering("k", [])
     plain.card, plain.buffer = {}, pd.DataFrame()

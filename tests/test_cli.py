@@ -510,6 +510,8 @@ def test_start_is_shown_on_the_terminal_that_libraries_are_kept_from(monkeypatch
         ("postgresql://ann:s3cret@host/db", "postgresql://ann:***@host/db"),
         ("mysql://ann:p@ss@host/db", "mysql://ann:***@host/db"),
         ("mysql://ann:p/@ss@host/db", "mysql://ann:***@host/db"),
+        ("mysql://ann:p?@s@host/db", "mysql://ann:***@host/db"),
+        ("mysql://ann:p?ss@host/db?ssl=s3cret", "mysql://ann:***@host/db?ssl=***"),
         ("https://token@host/a.csv", "https://***@host/a.csv"),
         ("https://host/a.csv?key=s3cret&v=2", "https://host/a.csv?key=***&v=***"),
         ("see s3://bucket/a.csv, e@mail", "see s3://bucket/a.csv, e@mail"),

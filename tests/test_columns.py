@@ -210,6 +210,19 @@ def test_only_standard_markers_are_missing_in_a_category():
     assert learn(repeat("a", "b", "nc"), na=["nc"])[1][:3].isna().tolist() == [False, False, True]
 
 
+@pytest.mark.parametrize("form", ["ISO8601", "%d/%m/%Y"])
+def test_marker_of_a_date_is_a_date_in_any_format_and_no_number_of_days(form):
+    marker = "1900-01-01" if form == "ISO8601" else "01/01/1900"
+    column = Column("d", "date", date_format=form, markers=[marker, "-999", "9999"])
+    days = pd.to_datetime(["1900-01-01", "1967-04-08", "1997-05-18", "2024-02-29", None])
+    texts = pd.Series(days.strftime("%Y-%m-%d" if form == "ISO8601" else form)).astype("str")
+    expected = [np.nan, -999, 9999, 19782, np.nan]
+    for values in (pd.Series(days), texts):
+        cells, bad = columns.read_cells(values, column)
+        np.testing.assert_array_equal(cells, expected)
+        assert not bad.any()
+
+
 def test_marker_may_be_a_number():
     _, found, _ = learn(repeat(1, 2, -999), na=["-999"])
     assert found[:3].isna().tolist() == [False, False, True]

@@ -360,13 +360,43 @@ def test_evaluate_adds_the_difference_of_retrained_and_parent():
     assert both.scores["MAE"].to_dict() == {"parent": 2, "retrained": 1}
 
 
+def test_harm_is_proven_however_many_tries_there_were():
+    y = targets(400)
+    rng = np.random.default_rng(3)
+    both = {"parent": y + rng.normal(0, 900, 400), "retrained": y + rng.normal(0, 1060, 400)}
+    first, fifth = (
+        comparison.evaluate(y, both, confidence=comparison.confidence_of(number))
+        for number in (1, 5)
+    )
+    assert first.change == first.harm == fifth.harm
+    assert fifth.change.low < 0 < first.change.low
+    for new in (first, fifth):
+        verdict = comparison.decide(new, None)
+        assert (verdict.kind, verdict.promoted) == ("worse", False)
+        assert words.format_interval(first.harm) in verdict.reason
+    for old in (first, fifth):
+        verdict = comparison.decide(held((-12, -40, 15)), old, max_forgetting=0.001)
+        assert verdict.kind == "worse"
+
+
+def test_rows_of_a_single_group_prove_harm_and_no_gain():
+    y = targets(300)
+    far, near = y + 9_000 * np.sign(y - y.mean()), y + 100.0
+    for child, kind in ((far, "worse"), (near, "no_worse")):
+        parent = near if child is far else far
+        both = {"parent": parent, "retrained": child + np.random.default_rng(0).normal(0, 50, 300)}
+        found = comparison.evaluate(y, both, groups=np.zeros(300))
+        assert np.isinf(found.change.high)
+        assert comparison.decide(found, None).kind == kind
+
+
 # --- verdict
 
 
 def held(difference, mae=2300.0, rows=80):
     """Hold rows whose parent has this MAE and whose difference is this interval."""
     scores = pd.DataFrame({"MAE": [mae]}, index=["parent"])
-    return HeldOut(rows, scores, Interval(*difference))
+    return HeldOut(rows, scores, Interval(*difference), Interval(*difference))
 
 
 GAIN, UNCLEAR, HARM = (-420, -540, -300), (-12, -40, 15), (40, 10, 70)

@@ -214,7 +214,8 @@ def test_before_and_after_stand_on_one_line_with_the_difference_in_words():
 
 def test_bar_is_the_interval_of_the_difference_set_off_from_the_parent():
     scores = held_out(parent=4000, retrained=3000).scores
-    held = comparison.HeldOut(50, scores, comparison.Interval(-1000, -1300, -800))
+    interval = comparison.Interval(-1000, -1300, -800)
+    held = comparison.HeldOut(50, scores, interval, interval)
     bar = figures.before_after({"new": held}).axes[0].collections[0]
     assert bar.get_segments()[0].tolist() == [
         pytest.approx([2700, 0]),

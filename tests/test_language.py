@@ -187,7 +187,8 @@ def verdicts():
     def held(estimate, low, high):
         y = np.arange(30.0)
         found = comparison.evaluate(y, {"parent": y + 9, "retrained": y + 5})
-        return comparison.HeldOut(30, found.scores, comparison.Interval(estimate, low, high))
+        interval = comparison.Interval(estimate, low, high)
+        return comparison.HeldOut(30, found.scores, interval, interval)
 
     better, worse, unclear = held(-4, -5, -3), held(4, 3, 5), held(0, -1, 1)
     found = ["age: every row has 3, where 12 values stood before"]

@@ -260,7 +260,7 @@ def test_report_flag_writes_the_page_and_refit_trains_on_what_was_held_out(works
     flags = ["--data", files / "later.csv", "--promote", "never", "--exit-code", *QUICK]
     loans("new", 900, 1100).to_csv(files / "later.csv", index=False)
     assert workshop.retrain(*flags) == 3, workshop.err
-    assert "no old row at hand" in workshop.out
+    assert not any(name.startswith("old/") for name in workshop.run.data.metrics)
     history = workshop.load("models:/loan-amount/3").card["lineage"]
     assert [("prequential" in step) for step in history] == [False, True, True]
     page = files_of(workshop, workshop.run)["report.html"].read_text("utf-8")
@@ -367,6 +367,29 @@ def test_artifact_of_a_server_is_loaded_over_http(server, tiny):
     artifact.save_folder(tiny, kept / "model")
     mlflow.set_tracking_uri(server.ready("/health").url)
     assert_same(tiny, artifact.load_model("mlflow-artifacts:/some/model", NONE))
+
+
+def test_network_of_this_toolkit_without_its_card_is_one_of_another_making(trained):
+    import mlflow_retrain
+
+    parent = trained.load("models:/loan-amount/1")
+    assert mlflow_retrain.has_members(parent)
+    parent.card = {}
+    assert not mlflow_retrain.has_members(parent)
+
+
+@pytest.mark.parametrize("flags", [["--refit"], []], ids=["refit", "plain"])
+def test_shuffled_target_is_found_also_once_held_out_rows_were_trained_on(fresh_place, flags):
+    rng = np.random.default_rng(4)
+    for name in ("old", "new"):
+        x, z = rng.normal(size=(2, 300))
+        y = 10 * x + 3 * z + rng.normal(size=300)
+        y = rng.permutation(y) if name == "new" else y
+        rows = pd.DataFrame({"x": x, "z": z, "y": y})
+        rows.to_csv(fresh_place.folder / f"{name}.csv", index=False)
+    assert fresh_place.train("--data", "old.csv", "--target", "y", *flags) == 0, fresh_place.err
+    assert fresh_place.retrain("--data", "new.csv", "--no-controls") == 0, fresh_place.err
+    assert "kept champion, suspicious: target: its rank correlation" in fresh_place.out
 
 
 def test_plain_keras_model_that_another_program_logged_is_continued(workshop, files, no_figures):
@@ -505,6 +528,7 @@ def test_promote_never_keeps_the_champion_and_a_moved_champion_is_left_alone(
     assert "kept champion, another version is champion; better: p" in workshop.out
     logged = mlflow.artifacts.load_text(f"{workshop.run.info.artifact_uri}/report.md")
     assert "kept champion" in logged
+    assert "another version is champion; better: p" in logged
     assert "promoted" not in logged.partition("\n\n")[0]
     assert workshop.run.data.tags["verdict"] == "kept champion"
     loans("new", 500, 600).to_csv(workshop.folder / "fourth.csv", index=False)

@@ -192,6 +192,12 @@ def test_model_that_is_wanted_becomes_champion_and_its_run_tells_so(client, benc
     assert client.get_model_version(NAME, "4").description.endswith("\n\ncard")
 
 
+def test_long_result_leaves_room_for_the_card_in_what_a_database_keeps(client, bench, monkeypatch):
+    monkeypatch.setattr(registry, "translate", lambda text: text + "x" * 6_000)
+    publish(client, bench, champion="1")
+    assert 900 < len(client.get_model_version(NAME, "4").description) < 1_000
+
+
 def test_without_a_champion_a_child_is_promoted_where_it_is_the_first_version_alone(client, bench):
     client.delete_registered_model_alias(NAME, registry.CHAMPION)
     verdict, _ = publish(client, bench, parent_run="x")

@@ -167,14 +167,39 @@ def test_latest_rows_are_held_out_by_time_and_no_time_ever_changes_its_role():
     assert role.held_out(first).tolist() == (first["t"] > np.quantile(first["t"], 0.8)).tolist()
     later = role.with_latest(second, 0.2)
     assert later.intervals[0] == role.intervals[0]
-    assert later.held_out(second)[-40:].all()
+    n_new = (second["t"] > 100).sum()
+    assert later.held_out(second)[-n_new:].mean() == pytest.approx(0.2, abs=0.01)
+    assert later.held_out(second)[-n_new // 5 :].all()
     assert later.with_latest(older, 0.2) == later  # nothing in it is late
     for table in (first, second, older):
         known = table["t"] <= 100
         assert (later.held_out(table)[known] == role.held_out(table)[known]).all()
     overlapping = later.with_latest(file(150, 210), 0.9)
-    assert overlapping.intervals[-1] == [200, 210]  # times up to 200 may have trained
+    start, end = overlapping.intervals[-1]  # times up to 200 may have trained
+    assert 200 < start < 202
+    assert end == 210
     assert not role.held_out(first.assign(t=np.nan)).any()
+
+
+def test_file_of_all_rows_so_far_holds_out_the_latest_of_the_new_ones():
+    def file(low, high):
+        return table_of(5 * (high - low), seed=3, t=np.repeat(np.arange(low, high, 1.0), 5))
+
+    role = Roles.choose(file(0, 100), 0.2, seed=1, time="t")
+    alone, cumulative = (role.with_latest(file(low, 105), 0.2) for low in (100, 0))
+    assert alone.intervals == cumulative.intervals == [[79, 99], [103, 104]]
+
+
+def test_rows_without_a_group_are_each_their_own():
+    table = roles.own_columns(table_of(1_000))
+    groups = pd.Series([f"g{i % 300}" for i in range(1_000)]).where(np.arange(1_000) % 5 < 3)
+    made = roles.hashed(table, groups)
+    without = groups.isna().to_numpy()
+    assert made[GROUP][without].nunique() == without.sum()
+    assert made[GROUP][~without].nunique() == groups.nunique()
+    shares = [Roles.choose(made, 0.2, seed, group="g").held_out(made).mean() for seed in range(12)]
+    assert min(shares) > 0.15
+    assert max(shares) < 0.25
 
 
 # --- the replay buffer ---------------------------------------------------------------------------
@@ -425,6 +450,12 @@ def test_group_that_a_refit_trained_on_is_never_held_out_again():
     held_out = set(rows.held_out["new"][GROUP])
     assert not held_out & set(table[GROUP])
     assert len(rows.train) + len(rows.held_out["new"]) == 400
+    # A generation later they are no old held-out rows, either.
+    line = roles.remember(buffer, file, 1_000)
+    third = role.assign(roles.hashed(roles.own_columns(table_of(200, seed=2)), more), 2)
+    old = roles.gather(third, line, 1).held_out["old"]
+    assert not set(old[GROUP]) & set(table[GROUP])
+    assert set(old[GROUP]) == held_out
 
 
 def test_many_equal_rows_are_noticed_and_a_few_are_not():

@@ -181,6 +181,14 @@ def lines_of(source, *places):
     return table.lines(np.array(places))
 
 
+def test_last_cell_of_a_row_may_end_with_a_line_break(tmp_path):
+    long = "x" * 300
+    rows = "".join(f'{n},{long},"good\n"\n' for n in range(9_000))
+    table = read(open_table(write(tmp_path, f"a,b,c\n{rows}9000,x,end\n")))
+    assert len(table) == 9_001
+    assert set(table["c"]) == {"good\n", "end"}
+
+
 @pytest.mark.parametrize("mark", [",", ";"])
 def test_lines_are_those_of_the_file_behind_empty_ones_and_cells_of_several(tmp_path, mark):
     lines = ["nom,note,prix", '1,"a', "", 'b",3', "", "2,c,4", '3, "d",5', "4,e,6"]

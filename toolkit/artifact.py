@@ -23,7 +23,7 @@ from mlflow.types.schema import ColSpec, DataType, ParamSchema, ParamSpec, Schem
 
 from .encoding import Preprocessor
 from .errors import UserError, reason
-from .roles import Roles, unseen
+from .roles import GENERATION, Roles, unseen
 
 logging.getLogger("mlflow.pyfunc").setLevel(logging.WARNING)  # no word on every validated example
 logging.getLogger("tensorflow").setLevel(logging.ERROR)  # nor on every network that is compiled
@@ -263,6 +263,19 @@ def newest_buffer(
             its, is_child = newer.card, newer.card.get("parent_model_uri") == parent.uri
             is_kin = its.get("lineage", [])[:1] == line[:1] if line else is_child
             if is_kin and its.get("verdict_kind") != "suspicious":  # refused ones count
-                more = unseen(newer.buffer, parent.buffer)  # a refit may have trained on others
-                return pd.concat([parent.buffer, more], ignore_index=True), newer.generation
+                return _buffer_of_both(parent, newer)
     return parent.buffer, parent.generation
+
+
+def _buffer_of_both(parent: TrainedModel, newer: TrainedModel) -> tuple[pd.DataFrame, int]:
+    """Add the rows of newer kin to a parent's; new to it are those seen since both parted."""
+    more = unseen(newer.buffer, parent.buffer)  # a refit may have trained on others
+    if more.empty:
+        return parent.buffer, newer.generation
+    runs = {step.get("run_id") for step in newer.card.get("lineage", [])}
+    steps = [s for s in parent.card.get("lineage", []) if s.get("run_id") in runs]
+    parted, seen = max((step["generation"] for step in steps), default=-1), more[GENERATION]
+    seen = seen.where(seen <= parted, seen.clip(lower=parent.generation + 1))
+    more = more.assign(**{GENERATION: seen})
+    last = max(newer.generation, int(seen.max()))
+    return pd.concat([parent.buffer, more], ignore_index=True), last

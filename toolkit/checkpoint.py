@@ -39,10 +39,9 @@ class Checkpoint:
             )
         self.run_id = self.file.read_text() or None if settings.resume else None
 
-    def begin(self, run_id: str) -> str:
-        """Note the run to go on with, and return it."""
+    def begin(self, run_id: str) -> None:
+        """Note the run to go on with."""
         self.file.write_text(run_id)
-        return run_id
 
     def callbacks(self, name: str, tell: Callable[[str], None]) -> list[keras.callbacks.Callback]:
         """Return callbacks of the training `name` that tell how far it is and save its state."""

@@ -261,8 +261,8 @@ def read_cells(values: pd.Series, column: Column, context: str = "") -> tuple[An
     """Read a column: (its cells as `conform` returns them, where one is not of the kind)."""
     bad = np.zeros(len(values), bool)
     if column.kind == "date" and pd.api.types.is_datetime64_any_dtype(values.dtype):
-        return parse_dates(values, ISO), bad
-    if column.kind == "numeric" and pd.api.types.is_numeric_dtype(values):
+        cells = parse_dates(values, ISO)
+    elif column.kind == "numeric" and pd.api.types.is_numeric_dtype(values):
         if pd.api.types.is_float_dtype(values) and getattr(values.dtype, "itemsize", 8) < 8:
             # 0.1 of float32 is 0.1, as in a CSV file, not 0.10000000149.
             texts = pa.array(values, pa.float32(), from_pandas=True).cast(pa.string())
@@ -282,8 +282,10 @@ def read_cells(values: pd.Series, column: Column, context: str = "") -> tuple[An
         if left.any():
             bad[left] = without_markers(text[left]).notna()
     if column.markers:
-        plain = pd.to_numeric(column.markers, errors="coerce")
-        cells = np.where(np.isin(cells, plain), np.nan, cells)
+        texts = pd.Series(column.markers, dtype="str")
+        is_date, numbers = column.kind == "date", pd.to_numeric(texts, errors="coerce")
+        meant = _read_dates(texts, column.date_format) if is_date else numbers
+        cells = np.where(np.isin(cells, meant), np.nan, cells)
     return cells, bad | (np.abs(cells) > MAX_NUMBER)
 
 

@@ -38,11 +38,15 @@ class Interval:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """One set of held-out rows: how many; MAE, MSE, R² of each model; the difference in MAE."""
+    """One set of held-out rows: how many; MAE, MSE, R² of each model; the difference in MAE.
+
+    Further tries widen `change`, which proves a gain; `harm`, which proves harm, they do not.
+    """
 
     rows: int
     scores: pd.DataFrame
     change: Interval
+    harm: Interval
 
 
 @dataclass(frozen=True)
@@ -121,8 +125,15 @@ def confidence_of(number: int) -> float:
 
 
 def evaluate(y: ArrayLike, predictions: Mapping[str, ArrayLike], **options: Any) -> HeldOut:
-    """Score each model on the same rows; R² is NaN where y is the same in all of them."""
+    """Score each model on the same rows; R² is NaN where y is the same in all of them.
+
+    Harm is looked for in rows by themselves where all of them are of one group.
+    """
     change = mae_difference(y, predictions[PARENT], predictions[RETRAINED], **options)
+    if pd.Series(options.get("groups")).nunique() == 1:
+        options = options | {"groups": None}
+    options = options | {"confidence": confidence_of(1)}
+    harm = mae_difference(y, predictions[PARENT], predictions[RETRAINED], **options)
     n_rows, weights, lines = len(np.asarray(y)), options.get("weights"), {}
     for name, values in predictions.items():
         error = np.subtract(y, values)
@@ -131,7 +142,7 @@ def evaluate(y: ArrayLike, predictions: Mapping[str, ArrayLike], **options: Any)
         r2 = r2_score(y, values, sample_weight=weights) if varies else math.nan
         lines[name] = *means, r2
     scores = pd.DataFrame.from_dict(lines, orient="index", columns=["MAE", "MSE", "R²"])
-    return HeldOut(n_rows, scores, change)
+    return HeldOut(n_rows, scores, change, harm)
 
 
 def widest(
@@ -192,21 +203,21 @@ def decide(
     """
     if findings:
         return Verdict("suspicious", False, printable(f"suspicious: {'; '.join(findings)}"))
-    gain, harm = new.change.high < 0, new.change.low > 0
+    gain, harm = new.change.high < 0, new.harm.low > 0
     proof = "a proven gain" if gain else f"harm is {'' if harm else 'not '}proven"
-    found = f"MAE on new rows {format_interval(new.change, unit)}, {proof}; "
+    found = f"MAE on new rows {format_interval(new.harm if harm else new.change, unit)}, {proof}; "
     if old is None:
         found += "no old row at hand, so forgetting could not be checked"
     else:
         allowed = max_forgetting * float(old.scores.loc[PARENT, "MAE"])
         limit = f"the {format_amount(allowed, unit)} allowed"
         text = f"within {limit}" if old.change.high <= allowed else f"not proven to exceed {limit}"
-        text = f"more error is proven, {text}" if old.change.low > 0 else text
-        if old.change.low > allowed:
+        text = f"more error is proven, {text}" if old.harm.low > 0 else text
+        if old.harm.low > allowed:
             outweighed = gain and -new.change.estimate >= old.change.estimate
             harm, text = harm or not outweighed, f"forgetting beyond {limit} is proven"
             text += ", but the gain outweighs it" if outweighed else ""
-        found += f"on old rows {format_interval(old.change, unit)}, {text}"
+        found += f"on old rows {format_interval(old.harm, unit)}, {text}"
     kind = "worse" if harm else "better" if gain else "no_worse"
     promoted = {"auto": not harm, "proven": kind == "better", "always": True, "never": False}
     if promoted[promote] != promoted["auto"]:
@@ -219,28 +230,27 @@ def lost_skill(
     predictions: Mapping[str, Mapping[str, ArrayLike]],
     whole: tuple[ArrayLike, ArrayLike],
     options: Mapping[str, Mapping[str, Any]],
+    least: float = 0.2,
 ) -> list[str]:
     """Find a file whose target has nothing to do with its features; for `decide`'s findings.
 
     `y`, `predictions` (of "parent", "retrained", "mean" and "median") and `options` are those of
-    the "new" and "old" held-out rows; `whole` is the target of the whole new file with the parent's
-    predictions, made before any training. Found is, where the target was not hard to predict, that
-    with 99.5 % confidence (Spearman, Fisher's z) the parent's rank correlation with the target is
-    below a third of that on old rows, though the child learnt nothing better than mean and
-    median from new rows, and a child proven worse than these.
+    the "new" and "old" held-out rows; `whole` is the target of the new file with the parent's
+    predictions before any training. Found is, where the target was not hard to predict, that with
+    99.5 % confidence (Spearman, Fisher's z) the parent's rank correlation with it is below a third
+    of that on old rows, itself above `least`, though the child learnt nothing better than mean and
+    median; and a child proven worse than these.
     """
     findings, new, old = [], predictions["new"], predictions["old"]
-    mean, median = (
-        mae_difference(y["new"], new[constant], new[RETRAINED], **options["new"])
-        for constant in ("mean", "median")
-    )
+    pairs = ((new[constant], new[RETRAINED]) for constant in ("mean", "median"))
+    mean, median = (mae_difference(y["new"], *pair, **options["new"]) for pair in pairs)
     has_learnt = max(mean.high, median.high) < 0  # a relation that changed is no broken file
     tables = [pd.DataFrame(np.column_stack(pair)) for pair in ((y["old"], old[PARENT]), whole)]
     was, now = (np.nan_to_num(table.corr("spearman").iloc[0, 1]) for table in tables)
     n_old, n_new = map(len, tables)
     margin = 2.576 * 1.03 / math.sqrt(max(1, n_new - 3))
     limit = math.tanh(math.atanh(np.clip(now, -0.9999, 0.9999)) + margin)
-    is_lost = was > 0.2 and limit < was / 3 and not has_learnt
+    is_lost = was > least and limit < was / 3 and not has_learnt
     if min(n_old, n_new) >= SIZABLE_GROUP and is_lost:
         findings.append(
             f"target: its rank correlation with the parent's predictions fell from {was:.2f} "

@@ -11,9 +11,8 @@ def masked(text: object) -> str:
     """Put *** for the password, and for the values of the query, of every URL in a text."""
 
     def hide(url: re.Match) -> str:
-        place, mark, query = url[0].partition("?")
-        place = re.sub(r"://([^:@/]+:|).*@", r"://\1***@", place)  # it may hold "/" and "@"
-        return place + mark + re.sub("=[^&]*", "=***", query)
+        place = re.sub(r"://([^:@/]+:|).*@", r"://\1***@", url[0])  # it may hold "/", "?" and "@"
+        return re.sub(r"([?&][^=&]*=)[^&]*", r"\1***", place)
 
     return re.sub(r"\w+://\S+", hide, str(text))
 

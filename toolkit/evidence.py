@@ -15,6 +15,11 @@ from .columns import Schema
 from .report import Evidence
 from .words import format_amount, format_interval, safe_cells
 
+SAMPLE = 5_000  # rows
+IN_SAMPLE = (
+    0.6  # rank correlation of a parent with rows that it was trained on, from which to judge
+)
+
 
 def look(
     terminal: cli.Terminal, data: str, parent: TrainedModel, rows: roles.RetrainingRows
@@ -60,10 +65,11 @@ def weigh(work: Any, child: Any, found: Evidence, whole: np.ndarray) -> None:
         options[part] = {"groups": labels, "weights": weights}
         held[part] = comparison.evaluate(y[part], made[part], confidence=sure, **options[part])
     findings, of_new, new = list(found.findings), options["new"], rows.held_out["new"]
-    if "old" in y:
-        own_y, own_made, own_options = _of_the_file(rows, y, made, options)
-        seen = rows.file[target], whole
-        findings += comparison.lost_skill(own_y, own_made, seen, own_options)
+    if "old" in y or len(rows.remembered):
+        old_rows = _old_rows(work, child, y, made, options)
+        own_y, own_made, own_options = _of_the_file(rows, *old_rows)
+        seen = (rows.file[target], whole), own_options, IN_SAMPLE if "old" not in y else 0.2
+        findings += comparison.lost_skill(own_y, own_made, *seen)
     limits = {"max_forgetting": settings.max_forgetting, "promote": settings.promote}
     found.verdict = comparison.decide(held["new"], held.get("old"), findings, unit, **limits)
     mlflow.set_tag("verdict_kind", found.verdict.kind)
@@ -80,6 +86,18 @@ def weigh(work: Any, child: Any, found: Evidence, whole: np.ndarray) -> None:
     names = [name for name in found.importance["column"] if new[name].notna().any()]
     shown = [name for name in names if schema.kinds[name] != "date"][:2]
     found.dependence = {name: comparison.dependence(predicts, new, name) for name in shown}
+
+
+def _old_rows(work: Any, child: Any, y: dict, made: dict, options: dict) -> list[dict[str, Any]]:
+    """Return what is known by part of rows; with --refit the rows trained on are the old ones."""
+    if "old" in y:
+        return [y, made, options]
+    table = roles.smallest(work.rows.remembered, SAMPLE)
+    target, new = table[work.parent.preprocessor.schema.target.name].to_numpy(), made["new"]
+    found = {"parent": predict(work.parent, table), "retrained": predict(child, table)}
+    found |= {name: np.full(len(table), new[name][0]) for name in ("mean", "median")}
+    weighed = {"groups": None, "weights": roles.weights(table)}
+    return [y | {"old": target}, made | {"old": found}, options | {"old": weighed}]
 
 
 def _of_the_file(rows: roles.RetrainingRows, *by_part: Any) -> list[dict[str, Any]]:

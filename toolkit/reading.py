@@ -91,8 +91,12 @@ class Rows:
                 preprocessor.transform(rows, roles.folds(rows)).tofile(X)
                 rows[target].to_numpy(np.float64).tofile(y)
                 (roles.weights(rows) / mean_weight).tofile(weights)
-        inputs = np.memmap(files[0], np.float32, "r").reshape(-1, preprocessor.width)
-        return inputs, np.memmap(files[1], np.float64, "r"), np.memmap(files[2], np.float64, "r")
+        kinds = np.float32, np.float64, np.float64
+        inputs, y_of, w_of = (  # an empty file cannot be mapped
+            np.memmap(file, kind, "r") if file.stat().st_size else np.empty(0, kind)
+            for file, kind in zip(files, kinds, strict=True)
+        )
+        return inputs.reshape(-1, preprocessor.width), y_of, w_of
 
     def encode_blocks(self, *options: Any) -> tuple[list[np.ndarray], ...]:
         """Encode as above; return blocks of equally many rows, which share one compiled program."""

@@ -22,6 +22,7 @@ from .words import escape_markdown
 CHAMPION, PREVIOUS = "champion", "previous"
 HISTORY = "champion_history"  # tag of the registered model
 LONGEST_HISTORY = 50  # lines
+MOST = 900  # characters of a result: with the card they must not be more than 5,000
 
 
 def champion_version(client: MlflowClient, name: str, alias: str = CHAMPION) -> str | None:
@@ -62,7 +63,8 @@ def publish(
     uri, reason = artifact.log_model(trained, artifact_name), trained.card["result"]
     about = report.model_card(trained.card, trained.preprocessor.schema, heading=False)
     with cli.uninterrupted():
-        version = register(client, name, uri, f"{escape_markdown(translate(reason))}\n\n{about}")
+        result = escape_markdown(translate(reason))[:MOST]
+        version = register(client, name, uri, f"{result}\n\n{about}")
         promoted, forbidden = False, ""
         champion_run = client.get_model_version(name, champion).run_id if champion else None
         if wanted and champion and parent_run not in (None, champion_run):
@@ -73,7 +75,7 @@ def publish(
             forbidden = "another version is champion; "
         word = "promoted" if promoted else "kept champion"
         verdict = f"{word}, {forbidden}{reason}"
-        told, title = escape_markdown(translate(verdict)), f"{word.split()[0]}: {short}"
+        told, title = escape_markdown(translate(verdict))[:MOST], f"{word.split()[0]}: {short}"
         client.update_model_version(name, version, f"{told}.\n\n{about}")
         tags = {"verdict": word, "mlflow.note.content": told, "mlflow.runName": translate(title)}
         mlflow.set_tags(tags)

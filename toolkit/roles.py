@@ -81,7 +81,8 @@ class Roles:
 
     def with_latest(self, table: pd.DataFrame, test_size: float) -> "Roles":
         """Hold out the latest share of a file, too; never times that may have trained before."""
-        times = np.sort(table[self.time].dropna().to_numpy(np.float64))
+        last = max([-math.inf, *(high for _, high in self.intervals)])
+        times = np.sort(table[self.time][table[self.time] > last].to_numpy(np.float64))
         n_far = max(1, len(times) // 100)
         inner, gap = times[:-n_far], times[-1:] - times[-n_far - 1 : -n_far]
         if len(inner) and 0 < 3 * np.ptp(inner) < gap[0]:  # 2204 for 2024 holds out all in between
@@ -92,7 +93,7 @@ class Roles:
         # A day, week or year is held out whole, also where it is more than the share.
         before = times[times < (first if first > times[0] else end)]
         start = float(before[-1]) if len(before) else end
-        start = max([start, *(high for _, high in self.intervals)])
+        start = max(start, last)
         return replace(self, intervals=[*self.intervals, [start, end]]) if start < end else self
 
     def held_out(self, table: pd.DataFrame) -> np.ndarray:
@@ -120,7 +121,8 @@ def hashed(table: pd.DataFrame, groups: pd.Series | None = None) -> pd.DataFrame
     # change the role of a group.
     texts = texts.str.replace(r"^0+([0-9])|[T ]00:00:00$", r"\1", regex=True)
     texts = texts.str.replace(r"^([0-9]+\.[0-9]*[1-9])0+$", r"\1", regex=True)
-    return table.assign(**{GROUP: pd.util.hash_array(texts.fillna("").to_numpy(object))})
+    of_group = pd.util.hash_array(texts.fillna("").to_numpy(object))
+    return table.assign(**{GROUP: np.where(texts.isna(), table[HASH], of_group)})  # or one giant
 
 
 def weights(table: pd.DataFrame, mean: float | None = None) -> np.ndarray:
@@ -222,8 +224,9 @@ def gather(
     fresh, is_refused = unseen(table, buffer), buffer[GENERATION] > parent_generation
     old, new = buffer[~is_refused], pd.concat([fresh, buffer[is_refused]])
     if GROUP in new and not by_time:  # with --refit groups were trained on that would be held out
-        is_known = new[GROUP].isin(part(old, TRAIN)[GROUP])
-        new = new.assign(**{ROLE: new[ROLE].mask(is_known, TRAIN)})
+        known = part(old, TRAIN)[GROUP]
+        trained = (rows[ROLE].mask(rows[GROUP].isin(known), TRAIN) for rows in (old, new))
+        old, new = (r.assign(**{ROLE: t}) for r, t in zip((old, new), trained, strict=True))
     remembered = part(old, TRAIN)
     replayed = remembered if replay is None else smallest(remembered, replay)
     held_out = {"new": part(new, HELD_OUT), "old": part(old, HELD_OUT)}

@@ -459,7 +459,9 @@ def _arrow_blocks(
     parse = pc.ParseOptions(delimiter=separator, newlines_in_values=True, invalid_row_handler=judge)
     try:
         with unpack() as stream:
-            for block in map(_closed, pc.open_csv(stream, read, parse, convert)):
+            batches = chain(pc.open_csv(stream, read, parse, convert), [None])
+            for batch, following in pairwise(batches):
+                block = _closed(batch, is_last=following is None)
                 n_rows += len(block)
                 yield block
     except pa.ArrowInvalid:
@@ -468,9 +470,9 @@ def _arrow_blocks(
     _note_footnotes(odd, n_rows, find, table)
 
 
-def _closed(batch: pa.RecordBatch) -> pd.DataFrame:
+def _closed(batch: pa.RecordBatch, is_last: bool) -> pd.DataFrame:
     block = batch.to_pandas()
-    if len(block) and str(block.iloc[-1, -1]).endswith("\n"):
+    if is_last and len(block) and str(block.iloc[-1, -1]).endswith("\n"):
         raise ValueError("a field opens with a quote that is never closed")
     return block
 
