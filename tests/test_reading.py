@@ -395,6 +395,16 @@ def test_blocks_are_encoded_as_one_table_would_be_without_the_rows_held_out(many
     assert 0 < table[roles.WEIGHT].min() < table[roles.WEIGHT].max() == 6
 
 
+def test_worker_without_a_training_row_has_empty_inputs(many):
+    read, schema, _ = many(rows_of(MANY))
+    role = roles.Roles.choose(read.table, 0.2, 42)
+    table = read.table
+    preprocessor = Preprocessor.fit(table, schema, table["y"].to_numpy(), roles.folds(table))
+    every = replace(role, threshold=2**64 - 1)
+    X, y, weights = read.encode(preprocessor, every, 1.0)
+    assert (X.shape, y.shape, weights.shape) == ((0, preprocessor.width), (0,), (0,))
+
+
 def test_shares_of_workers_are_joined_to_the_table_of_one_process(many, source):
     whole, schema, _ = many(rows_of(MANY), time="day")
     own = {"group": "", "time": "day", "weight": ""}
