@@ -1,5 +1,6 @@
 """Claims about cli.py: settings, exit codes, what the terminal shows, a quiet start."""
 
+import argparse
 import contextlib
 import importlib
 import json
@@ -353,6 +354,23 @@ def test_log_that_knows_no_euro_sign_gets_another_one_and_json_stays_exact():
     assert words == "retrained ? parent: 1 ?"
     assert json.loads(result) == {"verdict": "1 €"}
     assert answer.stderr == b"done\n"
+
+
+def test_report_needs_a_page_in_a_folder_that_can_be_written_to(tmp_path):
+    (tmp_path / "folder.md").mkdir()
+    for good in ("a.md", "A.HTML", "b.htm"):
+        assert cli.page(str(tmp_path / good)) == str(tmp_path / good)
+    for bad in ("folder.md", "a.txt", "none/a.md"):
+        with pytest.raises(argparse.ArgumentTypeError, match="can be written to"):
+            cli.page(str(tmp_path / bad))
+    assert [path.name for path in tmp_path.iterdir()] == ["folder.md"]
+
+
+def test_variables_that_are_empty_are_as_good_as_none(monkeypatch):
+    for variable in ("MLFLOW_EXPERIMENT_NAME", "MLFLOW_TRACKING_URI"):
+        monkeypatch.setenv(variable, "")
+    settings = cli.parse(cli.StoreSettings, [], "any.py", "")
+    assert (settings.experiment, settings.tracking_uri) == (cli.NAME, cli.STORE)
 
 
 @pytest.mark.parametrize("script", ["mlflow_monitoring.py", "mlflow_retrain.py"])

@@ -210,6 +210,16 @@ def test_only_standard_markers_are_missing_in_a_category():
     assert learn(repeat("a", "b", "nc"), na=["nc"])[1][:3].isna().tolist() == [False, False, True]
 
 
+def test_months_are_read_whether_their_accents_are_signs_of_their_own_or_not():
+    dates = [f"{day} {month} 2005" for day in (3, 14, 28) for month in ("août", "février", "mars")]
+    split = [unicodedata.normalize("NFD", text) for text in dates]
+    assert split != dates
+    schema, _ = infer_schema(table(d=repeat(*dates), y=range(N)), "y")
+    read = [conform(table(d=repeat(*each), y=range(N)), schema)[0]["d"] for each in (dates, split)]
+    assert read[0].notna().all()
+    assert read[0].tolist() == read[1].tolist()
+
+
 @pytest.mark.parametrize("form", ["ISO8601", "%d/%m/%Y"])
 def test_marker_of_a_date_is_a_date_in_any_format_and_no_number_of_days(form):
     marker = "1900-01-01" if form == "ISO8601" else "01/01/1900"

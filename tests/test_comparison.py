@@ -286,9 +286,9 @@ def test_column_matters_as_far_as_the_rows_do_whose_predictions_it_changes():
     assert found["m"].iloc[0] < 1e-6 < 1 < alike["m"].iloc[0]
 
 
-def lost_skill(y, predictions, whole, weights=None):
-    options = {part: {"weights": weights and weights[part]} for part in y}
-    return comparison.lost_skill(y, predictions, whole, options)
+def lost_skill(y, predictions, whole, weights=None, **options):
+    by_part = {part: {"weights": weights and weights[part]} for part in y}
+    return comparison.lost_skill(y, predictions, whole, by_part, **options)
 
 
 def test_skill_is_lost_on_the_rows_that_count():
@@ -583,6 +583,7 @@ def test_whole_file_of_the_parents_predictions_counts_in_place_of_few_held_out_r
     sets = {"new": y[:25], "old": y_old}, {"new": dict.fromkeys(old, y[:25]), "old": old}
     assert lost_skill(*sets, (y[:25], y[:25])) == []
     assert len(lost_skill(*sets, (y, parent))) == 1
+    assert lost_skill(*sets, (y, parent), least=0.999) == []  # of rows that it was trained on
 
 
 def test_child_proven_worse_than_every_constant_is_found_where_the_target_was_predictable():

@@ -194,7 +194,15 @@ def test_model_that_is_wanted_becomes_champion_and_its_run_tells_so(client, benc
 
 def test_long_result_leaves_room_for_the_card_in_what_a_database_keeps(client, bench, monkeypatch):
     monkeypatch.setattr(registry, "translate", lambda text: text + "x" * 6_000)
+    register, written = registry.register, []
+
+    def registered(*arguments):
+        written.append(arguments[-1])
+        return register(*arguments)
+
+    monkeypatch.setattr(registry, "register", registered)
     publish(client, bench, champion="1")
+    assert 900 < len(written[0]) < 1_000
     assert 900 < len(client.get_model_version(NAME, "4").description) < 1_000
 
 

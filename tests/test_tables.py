@@ -181,6 +181,14 @@ def lines_of(source, *places):
     return table.lines(np.array(places))
 
 
+def test_path_may_begin_with_the_home_folder_or_be_an_address(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "a#b").mkdir()
+    write(tmp_path / "a#b", CSV)
+    for place in ("~/a#b/t.csv", f"file://{tmp_path}/a#b/t.csv", f"file://{tmp_path}/a%23b/t.csv"):
+        assert_same_rows(open_table(place), ROWS)
+
+
 def test_last_cell_of_a_row_may_end_with_a_line_break(tmp_path):
     long = "x" * 300
     rows = "".join(f'{n},{long},"good\n"\n' for n in range(9_000))
@@ -472,12 +480,13 @@ def test_last_row_that_is_no_sum_or_has_a_category_like_the_others_is_no_total(t
     assert not table.notes
 
 
-@pytest.mark.parametrize("text", ["Total nord,{},8", "Total nord,,8"])
-def test_total_behind_subtotals_or_a_category_that_is_empty_is_found(tmp_path, text):
-    rows = "".join(f"nord,{n},{n}\n" for n in range(1, 13))
-    part = text.format("78" if "{}" in text else "")
-    table = open_table(write(tmp_path, f"zone,km,n\n{rows}{part}\nTotal,{78},\n"))
-    assert len(read(table)) == 13
+@pytest.mark.parametrize("last", ["Total,78,9", "Total,,9"])
+def test_total_behind_subtotals_or_without_a_number_that_others_have_is_found(tmp_path, last):
+    parts = {"nord": range(1, 7), "sud": range(7, 13)}
+    rows = [f"{zone},{n},{n}" for zone, numbers in parts.items() for n in numbers]
+    rows += [f"Total {zone},{sum(numbers)},{8}" for zone, numbers in parts.items()]
+    table = open_table(write(tmp_path, "\n".join(["zone,km,n", *rows, last]) + "\n"))
+    assert len(read(table)) == 14
     assert "a total ('Total')" in " ".join(table.notes)
 
 

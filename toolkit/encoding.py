@@ -7,7 +7,7 @@ import math
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import groupby
 from typing import Any
@@ -28,8 +28,7 @@ MANY_LEVELS = 30  # of a column that is also encoded by the mean target of each 
 REPEATS = 3  # rows; numbers may be codes where at least half of them stand in as many
 MAX_LEVELS = 200  # inputs of one column; the commonest categories get their own
 FOLDS = 5  # a training row never meets its own target in the mean of its category
-SMOOTHING = 10.0  # rows of another mean that each category's mean is mixed with, if not measured
-SMOOTHINGS = (0.1, 1_000.0)  # within which it is measured
+SMOOTHINGS = 0.1, 1_000.0  # rows of another mean that each category's mean is mixed with
 YEAR = 365.2425
 PARTS: dict[str, Any] = {  # of days since 1970-01-01: what is seen of a date
     "elapsed": np.floor,
@@ -68,7 +67,7 @@ class Input:
     levels: list = field(default_factory=list)
     sums: list[list[float]] = field(default_factory=list)
     counts: list[list[int]] = field(default_factory=list)
-    smoothing: float = SMOOTHING
+    smoothing: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -281,10 +280,10 @@ def _are_codes(values: pd.Series, counts: pd.Series, z: np.ndarray, folds: np.nd
     n_bins = FEW_ROWS_BINS if len(values) < MANY_ROWS else BINS
     places = np.searchsorted(np.sort(values), values) * n_bins // len(values)
     bins = pd.Series(places, dtype=np.float64)
-    near = replace(_fit_mean(bins, bins.unique().tolist(), z, folds), smoothing=1.0)
+    near = _fit_mean(bins, bins.unique().tolist(), z, folds)
     near_mean = _mean_target(bins, near, folds)
     own = _fit_mean(values, counts.index.tolist(), z, folds)
-    own_mean = _mean_target(values, replace(own, smoothing=SMOOTHING), folds, prior=near_mean)
+    own_mean = _mean_target(values, own, folds, prior=near_mean)
     gains = np.square(z - near_mean) - np.square(z - own_mean)
     chance = 2 * gains.std() / math.sqrt(len(z))
     return bool(gains.mean() > max(chance, 0.01 * np.square(z - near_mean).mean()))
