@@ -136,7 +136,7 @@ def test_error_in_a_worker_is_the_same_one_line(folder, tmp_path):
         (tmp_path / file.name).write_bytes(file.read_bytes())
     with (tmp_path / "2.csv").open("a") as last:
         last.write("x,1,north,2024-01-01,5,1\n")
-    with pytest.raises(UserError, match=r"part 2 of 2 of .*'x' in line 1202"):
+    with pytest.raises(UserError, match=r"part 2 of 2 of .*'x' in line 502 \(2\.csv\)"):
         reading.read_first(settings_for(tmp_path, 2))
 
 

@@ -211,7 +211,7 @@ def decide(
     else:
         allowed = max_forgetting * float(old.scores.loc[PARENT, "MAE"])
         limit = f"the {format_amount(allowed, unit)} allowed"
-        text = f"within {limit}" if old.change.high <= allowed else f"not proven to exceed {limit}"
+        text = f"within {limit}" if old.harm.high <= allowed else f"not proven to exceed {limit}"
         text = f"more error is proven, {text}" if old.harm.low > 0 else text
         if old.harm.low > allowed:
             outweighed = gain and -new.change.estimate >= old.change.estimate

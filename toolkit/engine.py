@@ -84,7 +84,7 @@ class Share:
     collect: Any  # of `reading.py`
 
     def open(self) -> tables.Table:
-        """Open the pieces of this share alone; lines in messages count from its start."""
+        """Open the pieces of this share alone; without files lines count from its start."""
         table, n = tables.open_table(*self.place), self.number
         table.source = f"part {n + 1} of {self.count} of {table.source}" if n else table.source
         first, end = (len(table.pieces) * i // self.count for i in (n, n + 1))

@@ -124,9 +124,8 @@ def read(
         table = roles.hashed(table, block[group].loc[table.index] if group else None)
         if weight:
             mark = columns.mark_of_file(block, schema.columns) or source.decimal
-            counts = np.ones(len(block))
-            if weight in block:
-                counts = _weights(block[weight], mark, **place)
+            cells = block.get(weight, pd.Series(1.0, block.index))
+            counts = _weights(cells, mark, **place)
             table[roles.WEIGHT] = counts[table.index]
             if not counts[table.index].all():
                 found.append(f"rows of {source.source} whose weight {weight!r} is 0 are left out")

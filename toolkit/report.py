@@ -87,8 +87,7 @@ def metrics(evidence: Evidence) -> dict[str, float]:
             found[f"{part}/MAE_difference{end}"] = bound
     found |= {f"new/inside_90_{name}": rows.mean() for name, rows in evidence.inside.items()}
     # An interval of a single unit has no bounds, which MLflow would log as 1.8e308.
-    known = {name: float(value) for name, value in found.items() if value is not None}
-    return {name: value for name, value in known.items() if not np.isinf(value)}
+    return {n: float(v) for n, v in found.items() if v is not None and not np.isinf(v)}
 
 
 def short_result(evidence: Evidence) -> str:
