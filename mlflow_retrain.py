@@ -63,7 +63,7 @@ def retrain(settings: Settings) -> int:
     champion = registry.champion_version(client, settings.model_name)
     uri = settings.model_uri or f"models:/{settings.model_name}@{registry.CHAMPION}"
     parent = artifact.load_model(uri, settings.models_dir / "preprocessor.pkl")
-    if "@" in uri and parent.model_id:
+    if uri.startswith("models:/") and "@" in uri and parent.model_id:
         parent.uri = f"models:/{parent.model_id}"  # an alias will point elsewhere one day
     check_refit(settings, parent)
     buffer, last = artifact.newest_buffer(client, settings.model_name, parent)

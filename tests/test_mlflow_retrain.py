@@ -310,7 +310,8 @@ def test_every_uri_of_a_model_is_taken_and_gives_the_same_parent(workshop, train
         uri = form.format(folder=trained.artifact(trained.uri), **names)
         flags = ["--data", files / "new.csv", "--model-uri", uri, "--dry-run", "--json"]
         assert workshop.retrain(*flags) == 0, workshop.err
-        assert told(workshop)["parent_model_uri"] == uri
+        # An alias will point elsewhere one day.
+        assert told(workshop)["parent_model_uri"] == (trained.uri if "@" in uri else uri)
         found[form] = told(workshop)["prequential_MAE"]
     file = pd.read_csv(files / "new.csv").head(340)
     by_hand = mean_absolute_error(file[TARGET], trained.predict(trained.uri, file))
