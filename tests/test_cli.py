@@ -382,10 +382,13 @@ def test_help_goes_into_a_log_that_knows_few_signs(script):
     assert b"--report" in answer.stdout or b"--unit" in answer.stdout
 
 
-def test_closed_stderr_takes_what_is_written_there():
-    line = f"{sys.executable} mlflow_retrain.py --rollback --approve 1 2>&-"  # wrong: one of them
+@pytest.mark.parametrize("closed", ["2>&-", "<&- 2>&-"])
+def test_closed_stderr_takes_what_is_written_there(closed):
+    program = "from toolkit import cli; cli.parse(cli.StoreSettings, [], 'any', '')\n"
+    program += "with cli.quiet_start(): print('fine')"
+    line = f'{sys.executable} -c "{program}" {closed}'
     answer = subprocess.run(line, shell=True, cwd=ROOT, stdout=subprocess.PIPE)
-    assert (answer.returncode, answer.stdout) == (2, b"")
+    assert (answer.returncode, answer.stdout) == (0, b"fine\n")
 
 
 def test_work_goes_on_when_nobody_reads_its_output_any_more():

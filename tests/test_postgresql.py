@@ -14,6 +14,8 @@ import pandas as pd
 import pytest
 from conftest import ROOT, Place
 
+from toolkit import tracking
+from toolkit.errors import UserError
 from toolkit.tables import open_table
 
 FOUND = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
@@ -117,3 +119,10 @@ def test_percent_in_a_query_is_a_sign_of_sql(database):
     query = "SELECT 7 % 4 AS rest, 'a%s' AS text WHERE 'abc' LIKE 'a%'"
     (rows,) = open_table(url, query).blocks()
     assert rows.to_dict("list") == {"rest": [3], "text": ["a%s"]}
+
+
+def test_database_that_does_not_answer_is_told_within_seconds():
+    start = time.monotonic()
+    with pytest.raises(UserError, match=r"127.0.0.1:1/x cannot be used .*running 'mlflow server'"):
+        tracking.connect("postgresql+psycopg://127.0.0.1:1/x", "any")
+    assert time.monotonic() - start < 8

@@ -130,13 +130,6 @@ def test_folder_may_have_any_name(tmp_path, monkeypatch, name):
     assert [*tmp_path.rglob("note.txt")] == [*(tmp_path / name / "mlruns").rglob("note.txt")] != []
 
 
-def test_database_that_does_not_answer_is_told_within_seconds():
-    start = time.monotonic()
-    with pytest.raises(UserError, match=r"cannot be used .*running 'mlflow server'"):
-        tracking.connect("mysql+nodriver://127.0.0.1:1/x", "any")
-    assert time.monotonic() - start < 8
-
-
 def test_artifacts_lie_beside_the_database_wherever_the_process_runs(store, tmp_path, monkeypatch):
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
