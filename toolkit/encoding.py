@@ -7,7 +7,7 @@ import math
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import groupby
 from typing import Any
@@ -280,7 +280,7 @@ def _are_codes(values: pd.Series, counts: pd.Series, z: np.ndarray, folds: np.nd
     n_bins = FEW_ROWS_BINS if len(values) < MANY_ROWS else BINS
     places = np.searchsorted(np.sort(values), values) * n_bins // len(values)
     bins = pd.Series(places, dtype=np.float64)
-    near = _fit_mean(bins, bins.unique().tolist(), z, folds)
+    near = replace(_fit_mean(bins, bins.unique().tolist(), z, folds), smoothing=1.0)
     near_mean = _mean_target(bins, near, folds)
     own = _fit_mean(values, counts.index.tolist(), z, folds)
     own_mean = _mean_target(values, own, folds, prior=near_mean)
