@@ -283,8 +283,10 @@ def read_cells(values: pd.Series, column: Column, context: str = "") -> tuple[An
             bad[left] = without_markers(text[left]).notna()
     if column.markers:
         texts = pd.Series(column.markers, dtype="str")
-        is_date, numbers = column.kind == "date", pd.to_numeric(texts, errors="coerce")
-        meant = _read_dates(texts, column.date_format) if is_date else numbers
+        if column.kind == "date":
+            meant = _read_dates(texts, column.date_format)
+        else:
+            meant = pd.to_numeric(texts, errors="coerce").to_numpy()
         cells = np.where(np.isin(cells, meant), np.nan, cells)
     return cells, bad | (np.abs(cells) > MAX_NUMBER)
 

@@ -16,9 +16,7 @@ from .report import Evidence
 from .words import format_amount, format_interval, safe_cells
 
 SAMPLE = 5_000  # rows
-IN_SAMPLE = (
-    0.6  # rank correlation of a parent with rows that it was trained on, from which to judge
-)
+IN_SAMPLE = 0.6  # least rank correlation of a parent with rows that it was trained on
 
 
 def look(
@@ -65,11 +63,13 @@ def weigh(work: Any, child: Any, found: Evidence, whole: np.ndarray) -> None:
         options[part] = {"groups": labels, "weights": weights}
         held[part] = comparison.evaluate(y[part], made[part], confidence=sure, **options[part])
     findings, of_new, new = list(found.findings), options["new"], rows.held_out["new"]
-    if "old" in y or len(rows.remembered):
-        old_rows = _old_rows(work, child, y, made, options)
-        own_y, own_made, own_options = _of_the_file(rows, *old_rows)
-        seen = (rows.file[target], whole), own_options, IN_SAMPLE if "old" not in y else 0.2
-        findings += comparison.lost_skill(own_y, own_made, *seen)
+    known, least = [y, made, options], dict[str, float]()
+    if "old" not in y and len(rows.remembered):  # after --refit
+        known, least = _with_remembered(work, child, *known), {"least": IN_SAMPLE}
+    if "old" in known[0]:
+        own_y, own_made, own_options = _of_the_file(rows, *known)
+        seen = rows.file[target], whole
+        findings += comparison.lost_skill(own_y, own_made, seen, own_options, **least)
     limits = {"max_forgetting": settings.max_forgetting, "promote": settings.promote}
     found.verdict = comparison.decide(held["new"], held.get("old"), findings, unit, **limits)
     mlflow.set_tag("verdict_kind", found.verdict.kind)
@@ -88,10 +88,8 @@ def weigh(work: Any, child: Any, found: Evidence, whole: np.ndarray) -> None:
     found.dependence = {name: comparison.dependence(predicts, new, name) for name in shown}
 
 
-def _old_rows(work: Any, child: Any, y: dict, made: dict, options: dict) -> list[dict[str, Any]]:
-    """Return what is known by part of rows; with --refit the rows trained on are the old ones."""
-    if "old" in y:
-        return [y, made, options]
+def _with_remembered(work: Any, child: Any, y: dict, made: dict, options: dict) -> list[dict]:
+    """Return what is known by part of rows, with rows that the parent was trained on as old."""
     table = roles.smallest(work.rows.remembered, SAMPLE)
     target, new = table[work.parent.preprocessor.schema.target.name].to_numpy(), made["new"]
     found = {"parent": predict(work.parent, table), "retrained": predict(child, table)}

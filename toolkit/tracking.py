@@ -134,11 +134,11 @@ def process_identity(pid: int) -> str:
 
 def _check_run(run_id: str | None) -> None:
     """Raise UserError for a run of the environment that is over: MLflow would write over it."""
-    status = "RUNNING"
-    if run_id:
-        status = "unknown"
-        with contextlib.suppress(MlflowException):
-            status = mlflow.get_run(run_id).info.status
+    if not run_id:
+        return
+    status = "unknown"
+    with contextlib.suppress(MlflowException):
+        status = mlflow.get_run(run_id).info.status
     if status not in ("RUNNING", "SCHEDULED"):
         raise UserError(
             f"MLFLOW_RUN_ID is {run_id!r}, a run that is {status}; expected one that is RUNNING: "
