@@ -638,6 +638,7 @@ HALF = np.arange(400) % 2 == 0
         ("count", NEXT["count"].where(HALF, NEXT["count"] * 10), "the spread is"),
         ("count", NEXT["count"].where(RNG(0).random(400) < 0.8, 9999), "the spread is"),
         ("count", 200 + NEXT["count"] / 20, "the spread is"),
+        ("count", NEXT["count"].where(np.arange(400) % 4 > 0, 0), "25% of the rows have 0, 0% bef"),
         ("hum", 50.0, "every row has 50.0, where"),
         ("hum", math.nan, "100% of the cells are missing, 0% before"),
         ("hum", NEXT["hum"].where(np.arange(400) % 10 == 0), "90% of the cells are missing"),
@@ -706,6 +707,7 @@ def test_fahrenheit_becoming_celsius_is_found_and_a_hot_summer_is_not():
         {"day": 99_000.0 + np.arange(400)},
         {"hum": NEXT["hum"].where(HALF)},
         {"count": NEXT["count"] * 1.5},
+        {"count": NEXT["count"].where(np.arange(400) % 6 > 0, 0)},
         {"temp": NEXT["temp"] + 12},
     ],
 )
