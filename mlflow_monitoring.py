@@ -96,6 +96,7 @@ def track(settings: Settings, terminal: cli.Terminal, rows: Any, schema: Any, ro
         if settings.refit:  # the scores are of the network before
             network, preprocessor, *_ = fit_on(table, None, recipes)
             buffer, card["refit"] = buffer.assign(**{roles.ROLE: roles.TRAIN}), True
+            role = role.refitted()
             card["scale"] = asdict(model_utils.target_scale(table[target]))
         trained = artifact.TrainedModel(network, preprocessor, role, buffer, card)
         facts = keep(settings, client, trained, metrics, curves, test_rows, prediction)

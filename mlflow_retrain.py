@@ -330,6 +330,7 @@ def refit(work: Work, child: Child, watch: Callable) -> None:
     child.network, child.preprocessor = again.network, again.preprocessor
     child.card = child.card | again.card | {"refit": True}
     work.buffer = work.buffer.assign(**{roles.ROLE: roles.TRAIN})
+    work.role = work.role.refitted()
 
 
 def continue_foreign(work: Work, watch: Callable) -> Child:

@@ -429,3 +429,15 @@ def test_children_of_a_model_of_another_making_are_its_line(monkeypatch):
     table, generation = kin(monkeypatch, plain, other, child, plain)
     assert table[roles.HASH].tolist() == [1]
     assert generation == 1
+
+
+def test_times_that_a_refused_try_held_out_stay_so_and_those_of_a_sibling_do_not(monkeypatch):
+    def of(run, *intervals):
+        model = remembering(run, [run], ["a", run])
+        model.roles = roles.Roles(1, 0, time="t", intervals=[*map(list, intervals)])
+        return model
+
+    for intervals, is_child in (([(1, 2), (5, 6)], True), ([(3, 4), (5, 6)], False)):
+        parent, newer = of("b", (1, 2)), of("c", *intervals)
+        kin(monkeypatch, parent, newer, parent)
+        assert (parent.roles == newer.roles) is is_child

@@ -723,9 +723,19 @@ def test_later_file_with_points_before_three_digits_is_read_as_trained_or_asked_
     assert later(repeat("949", "604"), repeat("12.5", "949", "3.25")) == [12.5, 949, 3.25]
 
 
-def test_mark_that_the_file_tells_is_not_overruled_by_how_numbers_look():
+def test_mark_that_the_file_tells_and_how_numbers_look_may_disagree_and_are_asked_about():
     prices = repeat("1.407", "0", "2.310", "7")
-    assert learn(prices, decimal=".")[1][:3].tolist() == [1.407, 0, 2.31]
+    assert "'1.407', which can be read as thousands" in refused(learn, prices, decimal=".")
+    rows = pd.DataFrame({"c": prices, "x": repeat("3.5", "4.25"), "y": [str(n) for n in range(N)]})
+    schema, _ = infer_schema(rows, "y", decimal=".", numeric=["c"])
+    assert conform(rows, schema, decimal=".")[0]["c"][:3].tolist() == [1.407, 0, 2.31]
+    rows = rows.drop(columns="x")
+    schema, notes = infer_schema(rows, "y", decimal=",")
+    assert "'1.407', read as 1407.0" in " ".join(notes)
+    for mark in (".", ","):  # later files keep what was a mark of thousands
+        assert conform(rows, schema, decimal=mark)[0]["c"][:3].tolist() == [1407, 0, 2310]
+    sure = repeat("1.407.310", "2.310", "7")
+    assert learn(sure, decimal=".")[1][:3].tolist() == [1_407_310, 2310, 7]
 
 
 def test_numbers_with_either_mark_before_decimals_are_asked_about():
@@ -983,3 +993,77 @@ def test_durations_that_a_typed_format_holds_as_text_are_seconds():
     column, values, _ = learn(texts)
     assert column.unit == columns.CLOCK
     assert values.tolist()[:2] == [900, 86_401]
+
+
+def test_month_before_a_year_is_a_date_where_it_begins_with_0():
+    values = [f"{n % 12 + 1:02}.{2015 + n % 9}" for n in range(N)]
+    column, days, _ = learn(values, "Monat")
+    assert column.date_format == "%m.%Y"
+    assert days[0] == (pd.Timestamp("2015-01-01") - pd.Timestamp(0)).days
+    assert learn(["10.2015", "11.2016", "12.2014"] * (N // 3))[0].kind == "numeric"
+
+
+@pytest.mark.parametrize("none", ["0", "00000000", "99991231"])
+def test_day_that_is_unknown_is_missing_among_days_of_eight_digits(none):
+    values = [none if n % 5 == 0 else f"202{n % 4}0{n % 9 + 1}17" for n in range(N)]
+    column, days, notes = learn(values)
+    assert column.kind == "date"
+    assert days.isna().mean() == 0.2
+    assert f"({none!r}) are read as missing" in notes
+    assert learn(["0000-00-00", "2024-03-01"] * (N // 2))[1].isna().mean() == 0.5
+
+
+def test_code_of_a_place_is_the_same_with_and_without_the_zero_it_begins_with():
+    codes = [1000, 6000, 13000, 75001]
+    written = [f"{code:05}" for code in codes]
+    column, cells, _ = learn(repeat(*codes), "code_postal")
+    assert cells[:4].tolist() == written
+    for later in (codes, written, [float(code) for code in codes]):
+        assert columns.read_cells(pd.Series(later), column)[0].tolist() == written
+
+
+def test_true_and_false_are_the_same_in_french():
+    column, cells, _ = learn(repeat("VRAI", "FAUX"))
+    assert cells[:2].tolist() == ["True", "False"]
+    assert columns.read_cells(pd.Series([True, False]), column)[0].tolist() == ["True", "False"]
+
+
+def test_day_and_month_as_a_spreadsheet_shows_them_are_no_negative_number():
+    column, *_ = learn([f"{n % 28 + 1:02}-Jan" for n in range(N)])
+    assert column is None or column.kind == "categorical"
+    assert learn([f"{n % 90 + 1}-" for n in range(N)])[1][:2].tolist() == [-1, -2]
+    assert learn([f"–{n % 90 + 1}" for n in range(N)])[1][:2].tolist() == [-1, -2]
+
+
+@pytest.mark.parametrize("form", ["epoch s", "epoch ms"])
+def test_later_file_may_count_seconds_or_milliseconds(form):
+    column, seconds = Column("t", "date", date_format=form), 1_638_316_800
+    cells, bad = columns.read_cells(pd.Series([seconds, 1000 * seconds]), column)
+    assert cells.tolist() == [18_962, 18_962]
+    assert not bad.any()
+
+
+def test_year_of_two_digits_is_told_by_the_latest_date():
+    dates = [f"15/03/{(30 + n) % 100:02}" for n in range(N)]
+    assert "(%d/%m/%y, '15/03/68' is 2068-03-15)" in learn(dates)[2]
+
+
+def test_seasons_are_no_months():
+    column, *_ = learn(["2001/02", "2004/05", "2011/12"] * (N // 3))
+    assert column.kind == "categorical"
+    assert learn(["2001/02", "2004/05", "2011/11"] * (N // 3))[0].kind == "date"
+
+
+def test_nines_with_decimals_stand_in_for_missing_numbers_too():
+    values = [9999.9 if n % 4 == 0 else 20 + n % 50 / 10 for n in range(N)]
+    rows = table(c=values)
+    schema, _ = infer_schema(rows, "y")
+    assert "holds 9999.9 in lines" in " ".join(conform(rows, schema)[1])
+
+
+def test_texts_that_begin_with_numbers_are_told_to_be_a_category():
+    values = [f"{n % 40} ans et {n % 11} mois" for n in range(N)]
+    _, _, notes = learn(values)
+    assert (
+        "holds codes or numbers as text, such as '0 ans et 0 mois'" in notes or "left out" in notes
+    )

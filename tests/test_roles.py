@@ -524,3 +524,17 @@ def test_retraining_without_a_new_row_to_train_on_is_refused():
     words = rf"brings {len(held_out)} new rows, {len(held_out)} of which .* others to train on"
     with pytest.raises(UserError, match=words):
         roles.check_enough_new(roles.gather(held_out, old, 0), "one.csv")
+
+
+def test_times_that_a_refit_trained_on_are_not_held_out_again():
+    def file(low, high):
+        return table_of(100, seed=low, t=np.linspace(low, high, 100))
+
+    role = Roles.choose(file(0, 100), 0.2, seed=1, time="t").refitted()
+    again = role.with_latest(file(90, 200), 0.2)
+    assert not again.held_out(file(0, 100)).any()
+    assert not again.held_out(file(90, 200))[:20].any()
+    assert again.held_out(file(90, 200))[-10:].all()
+    assert again.refitted().intervals == [[200.0, 200.0]]
+    plain = Roles.choose(table_of(100), 0.2, seed=1)
+    assert plain.refitted() == plain

@@ -712,3 +712,43 @@ def test_files_of_a_folder_that_are_not_read_are_named(tmp_path):
     assert_same_rows(table)
     assert f"2 files of {tmp_path} are not read, such as 'b.csv'" in table.notes
     assert open_table(tmp_path / "a.csv").notes == []
+
+
+QUOTES = {
+    "names": ["a", '"a', "a", '"a'],
+    "inches": ['"a"', '"TV 24\\""', '"a"', "a"],
+    "one": ['"a"', '"TV 24\\""', '"a"', '"a"'],
+    "all": ['"a 5\\""'] * 4,
+}
+
+
+@pytest.mark.parametrize("names", QUOTES.values(), ids=list(QUOTES))
+@pytest.mark.parametrize("mark", [",", "\t"])
+def test_quote_that_swallows_rows_is_named_by_its_line(tmp_path, names, mark):
+    cells = [[str(n), names[n // 5 % 4], str(7 * n)] for n in range(200)]
+    lines = [mark.join(row) for row in [["x", "name", "price"], *cells]]
+    message = refused(write(tmp_path, "\n".join(lines)))
+    first = next(n for n, row in enumerate(cells, 2) if row[1].count('"') % 2)
+    assert f"line {first} holds a quote" in message
+
+
+def test_texts_of_several_lines_with_commas_are_texts(tmp_path):
+    rows = "".join(f'{n},"Hello, {n}\nall, fine",{2 * n}\n' for n in range(50))
+    (read,) = open_table(write(tmp_path, f"x,note,price\n{rows}")).blocks()
+    assert read["note"][3] == "Hello, 3\nall, fine"
+
+
+def test_cells_of_excel_that_are_merged_downwards_hold_the_same(tmp_path):
+    pytest.importorskip("openpyxl")
+    rows = pd.DataFrame({"zone": ["n", "n", "s", "s"], "city": ["a", "b", "c", "c"]})
+    rows = rows.assign(x=["1", "2", "3", "4"], y=["5", "6", "7", "8"])
+    rows.set_index(["zone", "city", "x"]).to_excel(tmp_path / "t.xlsx")
+    (read,) = open_table(tmp_path / "t.xlsx").blocks()
+    assert read.to_dict("list") == rows.to_dict("list")
+
+
+def test_code_page_of_dos_is_recognised(tmp_path):
+    towns = ["Orléans", "Besançon", "Nîmes", "Mâcon", "Évry", "Saint-Étienne"] * 10
+    rows = "ville;x\n" + "".join(f"{town};{n}\n" for n, town in enumerate(towns))
+    (read,) = open_table(write(tmp_path, rows.encode("cp850"))).blocks()
+    assert read["ville"].tolist() == towns

@@ -253,6 +253,16 @@ def test_retraining_says_that_an_estimate_was_missed_and_other_rows_have_none(wo
     assert "estimated/hit" not in workshop.run.data.metrics
 
 
+def test_estimate_of_a_file_with_rows_seen_before_is_not_judged_on_its_new_ones(workshop, batch):
+    old = pd.read_csv(ROOT / "data" / "df_old.csv").head(100)
+    rows = pd.concat([old, batch])
+    for table in (rows.drop(columns=TARGET), rows):
+        table.to_csv(workshop.folder / "rows.csv", index=False)
+        assert workshop.retrain("--dry-run", "--data", "rows.csv") == 0, workshop.err
+    assert f"on the {len(batch)} new rows" in workshop.out
+    assert "was a" not in workshop.out
+
+
 def test_training_still_needs_the_target(workshop, batch):
     assert workshop.retrain("--data", "batch.csv") == 2
     assert f"batch.csv has no column '{TARGET}' to learn" in workshop.err

@@ -268,7 +268,13 @@ def newest_buffer(
 
 
 def _buffer_of_both(parent: TrainedModel, newer: TrainedModel) -> tuple[pd.DataFrame, int]:
-    """Add the rows of newer kin to a parent's; new to it are those seen since both parted."""
+    """Add the rows of newer kin to a parent's; new to it are those seen since both parted.
+
+    Times that its own tries held out stay so: the parent's roles know them from now on.
+    """
+    if parent.roles and newer.roles:
+        times = parent.roles.intervals
+        parent.roles = newer.roles if newer.roles.intervals[: len(times)] == times else parent.roles
     more = unseen(newer.buffer, parent.buffer)  # a refit may have trained on others
     if more.empty:
         return parent.buffer, newer.generation

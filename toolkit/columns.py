@@ -30,6 +30,8 @@ WORDS = (
 NO_NUMBER = WORDS.split()
 # Patterns of all cells have neither \\s nor \\d, for which pandas turns to the slow ones of Python.
 PLAIN = r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?"
+BOOLEANS = {"true": "True", "false": "False", "vrai": "True", "faux": "False"}
+NO_DATE = ["0", "00000000", "0000-00-00", "99991231"]  # of SAP and MySQL, where none is known
 CLOCK = "h:m:s"  # the unit of durations, which are read as seconds
 # With hours and minutes, as pandas writes them (also "-1 days +23:45:00") or as ISO 8601 does.
 DURATION = r"[+-]?(?:[0-9]+ days?,? \+?)?[0-9]+:[0-9]{2}:[0-9]{2}(?:\.[0-9]+)?"
@@ -130,7 +132,7 @@ def core_of(text: pd.Series, unit: str) -> pd.Series:
     if unit:
         mark = rf"^([+-]?\(?){re.escape(unit)}{SPACE}*|{SPACE}*{re.escape(unit)}(\)?)$"
         text = text.str.replace(mark, r"\1\2", regex=True)
-    text = text.str.replace("−", "-", regex=False).str.replace(r"^\((.*)\)$", r"-\1", regex=True)
+    text = text.str.replace("[−–]", "-", regex=True).str.replace(r"^\((.*)\)$", r"-\1", regex=True)
     text = text.str.replace(rf"^([0-9](?:.*[0-9])?){SPACE}?-$|^- (.*)$", r"-\1\2", regex=True)
     spaced = text.str.fullmatch(rf"[+-]?[0-9]{{1,3}}(?:{SPACE}[0-9]{{3}})+(?:[.,][0-9]+)?")
     return text.mask(spaced, text.str.replace(SPACE, "", regex=True))
@@ -199,6 +201,8 @@ def parse_numbers(text: pd.Series, column: Column, context: str = "") -> np.ndar
     has_points = text.str.contains(".", regex=False).any()
     if (has_points and (column.decimal != "." or context == ",")) or good.sum() < text.count():
         text = core_of(without_markers(text), column.unit)
+        if context == column.thousands != "" and not text.str.contains(column.decimal or " ").any():
+            context = column.decimal  # what was a mark of thousands at training is one here
         marks = marks_of(text, context)
         if not (marks or column.decimal):
             raise in_doubt(column.name, text)
@@ -240,6 +244,10 @@ def parse_dates(dates: pd.Series, form: str) -> np.ndarray:
 def _read_dates(text: pd.Series, form: str) -> np.ndarray:
     """Read dates as `parse_dates`, those of a later file also in ISO, with a clock or without."""
     cells, day = parse_dates(text, form), form.partition("%H:%M")[0].strip()
+    if form in EPOCHS:  # another program counts milliseconds, or seconds
+        factor = 1_000 if form == "epoch ms" else 1 / 1_000
+        other = (cells * factor > 1_000) & (cells * factor < 49_000)
+        return np.where(other, cells * factor, cells)
     has_day = not day or ("%d" in day and "%I" not in day)
     clocks = [f"{day} {clock}".strip() for clock in ("", "%H:%M", "%H:%M:%S") if has_day]
     for other in filter(None, (ISO, *clocks)):
@@ -251,9 +259,9 @@ def _read_dates(text: pd.Series, form: str) -> np.ndarray:
 
 
 def to_level(text: str, width: int) -> str:
-    """Write a category the same for "3" and "3.0", for "true" and "TRUE"."""
+    """Write a category the same for "3" and "3.0", for "true" and "TRUE" (VRAI in French Excel)."""
     text = re.sub(r"^(-?\d+)\.0+$", r"\1", unicodedata.normalize("NFC", text))  # é as one letter
-    text = text.capitalize() if text.lower() in ("true", "false") else text
+    text = BOOLEANS.get(text.lower(), text)
     return text.zfill(width) if text.isdigit() else text
 
 
@@ -277,6 +285,7 @@ def read_cells(values: pd.Series, column: Column, context: str = "") -> tuple[An
         if column.kind == "numeric":
             cells = parse_numbers(text, column, context)
         else:
+            text = text.mask(text.isin(NO_DATE))
             cells = _read_dates(text, column.date_format)
         left = np.isnan(cells)
         if left.any():
@@ -397,7 +406,7 @@ def _absurd(numbers: np.ndarray) -> np.ndarray:
     largest, rest = known.max(), known[known < known.max()]
     count = len(known) - len(rest)
     ratio = largest / rest.max() if count < len(rest) else 1.0
-    is_nines = re.fullmatch("9{3,}" if count > 1 else "9{5,}", f"{largest:.0f}")
+    is_nines = re.fullmatch("9{3,}" if count > 1 else "9{5,}", f"{largest:g}".replace(".", ""))
     if (ratio >= 1e3 and largest >= 1e5) or (ratio >= 10 and is_nines):
         return size == largest
     start = int(0.9 * len(known)) - 1

@@ -157,8 +157,8 @@ def _caveats(work: Any, found: Evidence, schema: Schema) -> list[str]:
     if tries > 1:
         level = 100 * comparison.confidence_of(tries)
         caveats.append(
-            f"This was try {tries} since the parent, on rows that partly judged a version before: "
-            f"its intervals are wider, of {level:.6g} %."
+            f"This was training {tries} of this line since the parent's, on rows that partly "
+            f"judged a version before: its intervals are wider, of {level:.6g} %."
         )
     return caveats
 

@@ -28,7 +28,8 @@ SAMPLE = 10_000  # rows that say how a column is written; all rows are then read
 MONEY = r"(?:US\$|C\$|A\$|R\$|[$€£¥₹₽₩₺₪₫฿₦₱₴]|USD|EUR|GBP|CHF|JPY|Rs\.?|Fr\.?|kr\.?|zł)"
 UNIT = r"[^\W\d_]{1,9}\.?[²³23]?(?: ?/ ?[^\W_]{1,6})?(?: [^\W\d_]{1,6})?"
 AMOUNT = (
-    rf"[+−-]?\(?({MONEY})? ?[+−-]?\(?[0-9.,](?:[0-9.,]|{SPACE})*?(?:[eE][+-]?[0-9]+)?\)?{SPACE}?-?"
+    rf"[+−–-]?\(?({MONEY})? ?[+−–-]?\(?[0-9.,](?:[0-9.,]|{SPACE})*?(?:[eE][+-]?[0-9]+)?\)?"
+    rf"(?:{SPACE}?-(?![^\W\d_]))?{SPACE}?"
     rf"({MONEY}|[%‰]|° ?[CF]?|[µμ]?{UNIT})?"
 )
 # Of the words of a column's name, joined by spaces.
@@ -157,23 +158,34 @@ def _date(cells: _Cells) -> Column | None:
             f"--date '{cells.name}=%d/%m/%Y'"
         )
     if form and not is_typed:
-        cells.notes.append(f"column {cells.name!r} holds dates ({form})")
-        cells.note_missing(cells.filled)
+        latest = _latest(cells.sample, form) if "%y" in form else ""
+        cells.notes.append(f"column {cells.name!r} holds dates ({form}{latest})")
+        cells.note_missing(cells.filled.mask(cells.filled.isin(c.NO_DATE)))
     return cells.column("date", date_format=form) if form else None
+
+
+def _latest(texts: pd.Series, form: str) -> str:
+    """Tell how the latest date is read: of two digits a year, those to 68 are of this century."""
+    days = np.nan_to_num(c.parse_dates(texts, form), nan=-np.inf)
+    day = pd.Timestamp(days.max(), unit="D").date()
+    return f", {texts.iloc[days.argmax()]!r} is {day}"
 
 
 def _date_format(cells: _Cells) -> str:
     """Find how dates are written, or "": UserError where day and month cannot be told apart."""
-    stamps = cells.sample.str.removesuffix(".0")
+    sample = cells.sample[~cells.sample.isin(c.NO_DATE)]
+    stamps = sample.str.removesuffix(".0")
     widths = stamps.str.len().unique()
     if len(widths) == 1 and stamps.str.fullmatch(STAMP).all():
         form = "%Y%m%d%H%M%S"[: widths[0] - 2]  # of 202401 it is %Y%m
         if np.isfinite(c.parse_dates(stamps, form)).all():
             return form
+    if stamps.str.fullmatch(r"(?:0[1-9]|1[0-2])\.(?:19|20)[0-9]{2}").all() and (stamps < "1").any():
+        return "%m.%Y"  # no number begins with 0
     is_number = cells.are_numbers and not (cells.said or cells.called(DATED))
-    if is_number or not cells.sample.str.contains("[0-9]").any():
+    if is_number or not sample.str.contains("[0-9]").any():
         return ""
-    texts, name, shares = c.in_english(cells.sample.drop_duplicates()), cells.name, {}
+    texts, name, shares = c.in_english(sample.drop_duplicates()), cells.name, {}
     few = texts[:20]
     forms = [f for f in FORMS if pd.to_datetime(few, format=f, errors="coerce").notna().any()]
     with warnings.catch_warnings(action="ignore"):  # where day_first cannot be obeyed
@@ -188,6 +200,9 @@ def _date_format(cells: _Cells) -> str:
     form, *others = [form for form, share in shares.items() if share == best] or [""]
     if form == "%H:%M:%S" and best < 1 and texts.str.fullmatch(c.DURATION).all():
         return ""  # 30:00:00 is no time of day
+    years = texts.str.extract("^([0-9]{4})[-/]([0-9]{2})$").astype("float64")
+    if form.startswith("%Y") and ((years[0] + 1) % 100 == years[1]).all():
+        return ""  # a season, such as 2001/02
     if form in YEAR_LAST and not others and _has_year_first(texts):
         return re.sub("%d(.)%m.%y", r"%y\1%m\1%d", form)
     if others and "." not in form:
@@ -217,7 +232,9 @@ def _number(cells: _Cells, decimal: str) -> Column | None:
     if not said and (not cells.holds_numbers or cells.sample.str.match("0[0-9]+$").mean() > 0.005):
         return None
     sure = c.marks_of(cells.core)
-    marks = sure or c.marks_of(cells.core, decimal) or ((".", ",") if said == "numeric" else None)
+    marks = c.marks_of(cells.core, decimal)
+    if sure not in (None, marks) or not marks:  # the column and the rest of the file disagree
+        marks = (".", ",") if said == "numeric" else None
     if not marks:
         raise c.in_doubt(name, cells.core, is_first=not said)
     column = cells.column("numeric", decimal=marks[0], thousands=marks[1], unit=cells.unit)
@@ -254,7 +271,9 @@ def _kind(cells: _Cells, decimal: str) -> Column:
     if column:
         return column
     cells.note_missing(cells.text)
-    digits = cells.text[cells.text.str.count("[0-9]") > cells.text.str.count("[a-zA-Z]")]
+    text = cells.text
+    are_odd = text.str.count("[0-9]") > text.str.count("[a-zA-Z]")
+    digits = text[are_odd | text.str.contains("^[0-9]|[0-9][^0-9]+[0-9]").eq(True)]
     is_odd = len(digits) > cells.text.count() / 2 and digits.nunique() > FEW
     if not (said or is_code) and len(digits) and (cells.holds_numbers or is_odd):
         cells.notes.append(
@@ -265,7 +284,9 @@ def _kind(cells: _Cells, decimal: str) -> Column:
     widths, coded = digits.str.len(), digits.str.match("0[0-9]")
     # 01 to 95 and 971: what a program that took them for numbers wrote as 1 has one width, too.
     same = coded.any() and widths.min() == widths[coded].max()
-    return cells.column("categorical", width=int(widths.min()) if same else 0)
+    is_zip = len(digits) and cells.called(ZIP)  # a spreadsheet writes 1000 for 01000
+    width = widths.max() if is_zip else widths.min() if same else 0
+    return cells.column("categorical", width=int(width))
 
 
 def _identifies(cells: _Cells) -> str:

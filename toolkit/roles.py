@@ -96,6 +96,10 @@ class Roles:
         start = max(start, last)
         return replace(self, intervals=[*self.intervals, [start, end]]) if start < end else self
 
+    def refitted(self) -> "Roles":
+        """Hold out none of the times so far, on which a refit trains."""
+        return replace(self, intervals=[2 * self.intervals[-1][1:]]) if self.intervals else self
+
     def held_out(self, table: pd.DataFrame) -> np.ndarray:
         """Tell which rows of a table with HASH are held out, bool of shape (n_rows,)."""
         if not self.time:
@@ -192,7 +196,7 @@ class RetrainingRows:
 
     @property
     def tries(self) -> int:
-        """Number this try to go on from the parent; versions that were refused were tries, too."""
+        """Number this training of the line since the parent's; those refused count, too."""
         return int(self.file[GENERATION].max()) - self.parent_generation
 
     @property

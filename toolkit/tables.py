@@ -28,6 +28,7 @@ from urllib.parse import unquote, urlsplit
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as compute
 import pyarrow.csv as pc
 import pyarrow.parquet as pq
 
@@ -54,6 +55,7 @@ EXPECTED = "expected CSV, Parquet, JSON lines, Feather or Excel"
 DATABASES = re.compile(r"(postgres|mysql|mariadb|sqlite|oracle|mssql|duckdb|snowflake|bigquery)")
 WORKBOOKS = (".xlsx", ".xlsm")
 MANY_ROWS = 10  # in which none is as large as a half of the others' sum by chance
+MERGED = r'<mergeCell ref="([A-Z]+)(\d+):\1(\d+)"'  # cells of one column
 BYTES = (pa.binary(), pa.large_binary())
 UNNAMED = r"|Unnamed: \d+|__index_level_\d+__"
 TOTAL = re.compile(
@@ -61,13 +63,14 @@ TOTAL = re.compile(
     r"|insgesamt|合計)( g[ée]n[ée]rale?)?\W*"
 )
 # Of the encodings without a mark of their own, those that spreadsheets and old programs write.
-ENCODINGS = ["cp1252", "cp1250", "cp1251", "mac_roman", "shift_jis", "gb18030"]
+ENCODINGS = ["cp1252", "cp1250", "cp1251", "cp850", "mac_roman", "shift_jis", "gb18030"]
 # What Windows-1252 has beside ASCII in the words of Western Europe, and what it never has there.
 WESTERN = re.compile(r"[\x00-\x7f\xa0-\xffŒœŸ€‚„‘’“”–—…•™‰]*")
 FOREIGN = re.compile(
     r"[^\W\d_a-zA-Z]{3}|\b[^\W\d_a-zA-Z]{2,}\b|[£¥¹²³][^\W\d]|[^\W\d_][¿¡™‰][^\W\d_]"
 )
 LATIN_9 = re.compile(r"¤|[¼½][^\W\d]")  # its € and Œ, œ, read as Windows-1252
+DIGITS = r"[-+]?[0-9.,]*"
 FOOTNOTE = re.compile(r"(?=.*[^\W\d_]{2}).*\w\W*\s\S.*", re.DOTALL)  # words
 Blocks = Iterator[pd.DataFrame]
 Piece = list[Callable[[], Blocks]]
@@ -382,14 +385,21 @@ def _stream(file: Path) -> Any:
 
 
 def _excel_as_csv(file: Path, table: Table) -> bytes:
-    import openpyxl  # noqa: F401 - pandas would not name the package that is missing
+    import openpyxl
 
     # As it is written: texts such as NA, which may be Namibia, and years in a header.
     plain: Any = {"keep_default_na": False, "na_values": [""], "dtype": object}
     with pd.ExcelFile(file, "openpyxl") as book:
         names = [sheet.title for sheet in book.book.worksheets if sheet.sheet_state == "visible"]
         sheets = pd.read_excel(book, sheet_name=names or None, header=None, **plain)
-    name, rows = max(sheets.items(), key=lambda each: each[1].size)  # beside covers and legends
+        name, rows = max(sheets.items(), key=lambda each: each[1].size)  # beside covers, legends
+        place = getattr(book.book[name], "_worksheet_path", "").strip("/")
+    with zipfile.ZipFile(file) as parts:
+        merged = re.findall(MERGED, parts.read(place).decode() if place else "")
+    for column, top, bottom in merged:  # a pivot names a group once, in cells that go down
+        number = openpyxl.utils.column_index_from_string(column) - 1
+        cells = rows.iloc[int(top) - 1 : int(bottom), number : number + 1]
+        rows.iloc[int(top) - 1 : int(bottom), number : number + 1] = cells.ffill()
     if len(sheets) > 1:
         table.note(f"{file.name} has {len(sheets)} sheets; only {name!r} was read")
     return rows.to_csv(index=False, header=False).encode()
@@ -462,6 +472,7 @@ def _arrow_blocks(
             batches = chain(pc.open_csv(stream, read, parse, convert), [None])
             for batch, following in pairwise(batches):
                 block = _closed(batch, is_last=following is None)
+                _check_quotes(batch, block, separator, n_rows, find)
                 n_rows += len(block)
                 yield block
     except pa.ArrowInvalid:
@@ -475,6 +486,27 @@ def _closed(batch: pa.RecordBatch, is_last: bool) -> pd.DataFrame:
     if is_last and len(block) and str(block.iloc[-1, -1]).endswith("\n"):
         raise ValueError("a field opens with a quote that is never closed")
     return block
+
+
+def _check_quotes(
+    batch: pa.RecordBatch, block: pd.DataFrame, separator: str, n_before: int, find: Callable
+) -> None:
+    """Raise ValueError for a row whose cells hold other rows, between quotes that are none.
+
+    All its lines have the fields of a row, with numbers where nearly all rows have numbers.
+    """
+    if not any(compute.any(compute.match_substring(cells, "\n")).as_py() for cells in batch):
+        return
+    numbers = [n for n, name in enumerate(block) if block[name].str.fullmatch(DIGITS).mean() > 0.9]
+    is_long = block.apply(lambda cells: cells.str.contains("\n", regex=False)).any(axis=1)
+    for place in np.flatnonzero(is_long if numbers else ()):
+        text = separator.join(block.iloc[place].fillna(""))
+        rows = [line.strip("\r").split(separator) for line in text.split("\n")]
+        are_rows = all(len(cells) == block.shape[1] for cells in rows)
+        if are_rows and all(re.fullmatch(DIGITS, r[n].strip(' "')) for r in rows for n in numbers):
+            (line,) = find([n_before + int(place)])
+            wrong = "a quote, and the rows below it are taken for the text of its cell"
+            raise ValueError(f"line {line} holds {wrong}: write a quote in a cell twice")
 
 
 def _line_numbers(
@@ -629,5 +661,5 @@ def _encoding(file: Path, sample: bytes, table: Table) -> str:
         chaos = {name: match.chaos for match in found for name in match.could_be_from_charset}
         # Windows-1252 is by far the most frequent; the others must look better, not as good.
         best = min(ENCODINGS, key=lambda name: chaos.get(name, 1.0))
-    table.note(f"{file.name} is not UTF-8 and was read as {best.replace('cp', 'Windows-')}")
+    table.note(f"{file.name} is not UTF-8 and was read as {best.replace('cp125', 'Windows-125')}")
     return best

@@ -148,6 +148,8 @@ def watch(work: Any, terminal: cli.Terminal, found: Evidence) -> bool | None:
 
 def check_estimate(work: Any, terminal: cli.Terminal, found: Evidence) -> None:
     """Tell whether the MAE that an earlier run estimated for these rows was right; add it."""
+    if work.rows.seen_before:  # without the target, rows are not known: that was of all rows
+        return
     wanted = f"tags.{FEATURES} = '{_features(work)}' and metrics.`estimated/MAE_high` > 0"
     wanted += f" and tags.parent_run_id = '{work.parent.run_id}'"
     for run in work.client.search_runs([work.experiment], wanted, max_results=1):
