@@ -946,6 +946,9 @@ def test_day_that_pandas_wrote_as_a_fraction_beside_missing_ones_is_a_day():
     [
         (["-1 days +23:45:00", "0 days 00:15:00"], [-900, 900]),
         (["P0DT0H16M25S", "PT3H5M"], [985, 11_100]),
+        (["2h 50m", "19h", "135 min", "1h05"], [10_200, 68_400]),
+        (["1h30", "12 h 5"], [5_400, 43_500]),
+        (["7 hours 56 mins", "1 hour 1 minute"], [28_560, 3_660]),
         (
             ["30:00:01", *[f"{hour:02}:10:{hour + 9:02}" for hour in range(23, 0, -1)]],
             [108_001, 83_432],
@@ -1067,3 +1070,35 @@ def test_texts_that_begin_with_numbers_are_told_to_be_a_category():
     assert (
         "holds codes or numbers as text, such as '0 ans et 0 mois'" in notes or "left out" in notes
     )
+
+
+def test_hours_alone_are_a_unit_and_odd_texts_among_durations_are_refused():
+    column, values, _ = learn(repeat("5 h", "7 h", "12 h"))
+    assert (column.unit, values[:3].tolist()) == ("h", [5, 7, 12])
+    column, values, _ = learn(repeat("2h 50m", "135 min"))
+    assert values[1] == 8_100
+    _, bad = columns.read_cells(pd.Series(["3 h", "5 hounds", "2h 50m x", "45 min"]), column)
+    assert bad.tolist() == [False, True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("texts", "day"),
+    [
+        (["2024M01", "2024M11"], "2024-01-01"),
+        (["2024-01-11 09:21:00,123", "2024-02-12 10:00:00,000"], "2024-01-11 09:21:00.123"),
+        (["lundi 21 mars 2022", "Samedi 2 avril 2022"], "2022-03-21"),
+        (["8:30 PM", "12:05 AM"], "1900-01-01 20:30"),
+    ],
+)
+def test_dates_of_logs_statistics_and_letters_are_read(texts, day):
+    column, days, _ = learn(repeat(*texts))
+    assert column.kind == "date"
+    assert days[0] == pytest.approx((pd.Timestamp(day) - pd.Timestamp(0)) / pd.Timedelta("1D"))
+
+
+@pytest.mark.parametrize("form", ["%d/%m/%y", "%d/%m/%Y"])
+def test_later_file_may_write_two_or_four_digits_a_year(form):
+    column = Column("t", "date", date_format=form)
+    cells, bad = columns.read_cells(pd.Series(["21/03/2022", "21/03/22"]), column)
+    assert cells.tolist() == [19_072, 19_072]
+    assert not bad.any()

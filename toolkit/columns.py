@@ -36,11 +36,15 @@ CLOCK = "h:m:s"  # the unit of durations, which are read as seconds
 # With hours and minutes, as pandas writes them (also "-1 days +23:45:00") or as ISO 8601 does.
 DURATION = r"[+-]?(?:[0-9]+ days?,? \+?)?[0-9]+:[0-9]{2}:[0-9]{2}(?:\.[0-9]+)?"
 DURATION += r"|[+-]?P(?:[0-9]+D)?T(?:[0-9.]+[HMS])+"
+# As people write them: 2h 50m, 1 h 30, 7 hours 56 mins, 45 min.
+HOURS = r"([0-9]+) ?h(?:ours?|eures?|rs?)? ?(?:([0-9]{1,4}) ?(?:m(?:in(?:ute)?s?)?)?)?"
+MINUTES = r"([0-9]+) ?m(?:in(?:ute)?s?)?"
 SPACE = "[ \t\u00a0\u2009\u202f'’]"
 OTHER_MARK = {".": ",", ",": "."}
 ISO = "ISO8601"
 FRENCH = "janv févr fevr mars avr mai juin juil août aout sept oct nov déc dec"
 ENGLISH = "Jan Feb Feb Mar Apr May Jun Jul Aug Aug Sep Oct Nov Dec Dec"
+WEEKDAY = "lundi|mardi|mercredi|jeudi|vendredi|samedi|dimanche"
 MONTHS = dict(zip(FRENCH.split(), ENGLISH.split(), strict=True))
 MONTH = rf"\b({'|'.join(MONTHS)})(?:ier|il|let|embre|obre)?\b\.?"  # short or whole
 QUARTER = r"^(?:((?:1[89]|20)\d\d)[ -]?[QT]([1-4])|[QT]([1-4])[ /-]((?:1[89]|20)\d\d))$"
@@ -187,6 +191,12 @@ def in_doubt(name: str, core: pd.Series, is_first: bool = False) -> UserError:
     )
 
 
+def _clock(found: re.Match) -> str:
+    """Write hours and minutes, which may be many or none, as 2:50:00."""
+    hours, minutes = divmod(60 * int(found[1]) + int(found[2] or 0), 60)
+    return f"{hours}:{minutes:02}:00"
+
+
 def parse_numbers(text: pd.Series, column: Column, context: str = "") -> np.ndarray:
     """Read texts as float64 numbers, `context` as of `marks_of`; NaN for a text that is none.
 
@@ -194,6 +204,8 @@ def parse_numbers(text: pd.Series, column: Column, context: str = "") -> np.ndar
     """
     if column.unit == CLOCK:
         known = text.mask(text.str.fullmatch("[0-9]+:[0-9]{2}"), "0:" + text)  # minutes, seconds
+        known = known.str.replace(f"^{MINUTES}$", r"0h\1", regex=True)
+        known = known.str.replace(f"^{HOURS}$", _clock, regex=True)
         known = known.where(known.str.fullmatch(DURATION))
         seconds = pd.to_timedelta(known, errors="coerce").dt.total_seconds().astype("str")
         text = text.mask(known.notna(), seconds)
@@ -220,6 +232,7 @@ def parse_numbers(text: pd.Series, column: Column, context: str = "") -> np.ndar
 def in_english(dates: pd.Series) -> pd.Series:
     """Write dates as pandas knows them: 15 Mar 2024 for 15 mars 2024, 2024-04 for T2 2024."""
     text = dates.str.normalize("NFC")  # é as one letter
+    text = text.str.replace(f"^(?:{WEEKDAY}) ", "", case=False, regex=True)
     text = text.str.replace(r"\b1er\b", "1", regex=True)
     text = text.str.replace(
         QUARTER, lambda m: f"{m[1] or m[4]}-{3 * int(m[2] or m[3]) - 2:02d}", regex=True
@@ -250,7 +263,8 @@ def _read_dates(text: pd.Series, form: str) -> np.ndarray:
         return np.where(other, cells * factor, cells)
     has_day = not day or ("%d" in day and "%I" not in day)
     clocks = [f"{day} {clock}".strip() for clock in ("", "%H:%M", "%H:%M:%S") if has_day]
-    for other in filter(None, (ISO, *clocks)):
+    longer = form.replace("%y", "%Y") if "%y" in form else form.replace("%Y", "%y")
+    for other in filter(None, (ISO, *clocks, longer)):
         left = np.isnan(cells) & text.notna()
         if not left.any():
             break

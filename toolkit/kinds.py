@@ -65,7 +65,7 @@ DATED = r"\b(date|datetime|timestamp|epoch|time|ts|created|updated)\b"
 DAYS = [f"%d{mark}%m{mark}%y{clock}" for mark in "/.-" for clock in ("", " %H:%M")]
 DAYS += [f"%d/%m/{year} %I:%M{second} %p" for year in ("%Y", "%y") for second in ("", ":%S")]
 OTHERS = "%H:%M|%H:%M:%S|%m/%Y|%Y/%m|%m.%Y|%m-%Y|%b %Y|%B %Y|%b-%y|%d%b%Y|%d-%b-%y|%d %b %y"
-OTHERS += "|%d%b%Y:%H:%M:%S|%d%b%Y %H:%M:%S"
+OTHERS += "|%d%b%Y:%H:%M:%S|%d%b%Y %H:%M:%S|%YM%m|%Y-%m-%d %H:%M:%S,%f|%I:%M %p|%I:%M:%S %p"
 FORMS = [*OTHERS.split("|"), *DAYS, *(re.sub("%d(.)%m", r"%m\1%d", form) for form in DAYS)]
 YEAR_LAST = [form for form in DAYS if form.startswith("%d") and "%y" in form]
 CODE = r"[0-9]{1,5}[A-Za-z]{1,2}|[A-Za-z]{1,2}[0-9]{1,5}"
@@ -103,7 +103,10 @@ class _Cells:
             fits = max(self.core.str.fullmatch(c.number_pattern(*m)).mean() for m in (".,", ",."))
         self.holds_numbers, self.are_numbers = share > 0.5 and fits >= 0.5, fits == 1  # no 10.0.0.1
         has_sign = self.are_numbers and re.fullmatch(f"{MONEY}|[%‰]", self.unit)
-        self.are_durations = not self.is_plain and like(c.DURATION).mean() > 0.9
+        clocks = like(c.DURATION)
+        if like(c.HOURS).any() and not like("[0-9]+ ?[^0-9]+").mean() > 0.5:  # else it is a unit
+            clocks |= like(f"{c.HOURS}|{c.MINUTES}")
+        self.are_durations = not self.is_plain and clocks.mean() > 0.9
         self.are_amounts = self.has_fractions or bool(has_sign) or self.are_durations
 
     def called(self, pattern: str) -> bool:
