@@ -441,3 +441,15 @@ def test_times_that_a_refused_try_held_out_stay_so_and_those_of_a_sibling_do_not
         parent, newer = of("b", (1, 2)), of("c", *intervals)
         kin(monkeypatch, parent, newer, parent)
         assert (parent.roles == newer.roles) is is_child
+
+
+def test_refused_try_with_a_smaller_buffer_loses_no_row_of_those_before(monkeypatch):
+    parent = remembering("b", ["x"], ["a", "b"], buffer_rows=100)
+    first = remembering("c", ["x", "y", "z"], ["a", "b", "c"], buffer_rows=100)
+    small = remembering("d", ["v"], ["a", "b", "d"], buffer_rows=1)
+    older = remembering("e", ["u"], ["a", "b", "e"], buffer_rows=100)
+    for generation, model in enumerate((older, first, small), 2):
+        model.buffer[roles.GENERATION] = generation
+    table, last = kin(monkeypatch, parent, small, first, older, parent)
+    assert sorted(table[roles.HASH]) == ["v", "x", "y", "z"]  # the first holds what is older
+    assert last == 4

@@ -8,7 +8,7 @@ import pickle
 import shutil
 import sys
 import tempfile
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import NoReturn
@@ -252,19 +252,24 @@ def newest_buffer(
     """Return a parent's rows, those of the newest version of its kin, and how many trainings.
 
     Kin shares the first training, or is a child of a parent without one; suspicious ones are none.
+    Where it was told to keep fewer rows than the parent, those of older kin count, too.
     """
     line, quoted = parent.card.get("lineage", []), name.replace("'", "''")
+    rows, last, is_whole = parent.buffer, parent.generation, False
     found = client.search_model_versions(f"name = '{quoted}'", order_by=["version_number DESC"])
     for each in found:
-        if each.run_id == parent.run_id:
+        if each.run_id == parent.run_id or is_whole:
             break  # nothing newer; what the parent holds need not be fetched again
         with contextlib.suppress(UserError):
             newer = load_model(f"models:/{name}/{each.version}", Path())
             its, is_child = newer.card, newer.card.get("parent_model_uri") == parent.uri
             is_kin = its.get("lineage", [])[:1] == line[:1] if line else is_child
             if is_kin and its.get("verdict_kind") != "suspicious":  # refused ones count
-                return _buffer_of_both(parent, newer)
-    return parent.buffer, parent.generation
+                both = replace(parent, buffer=rows)
+                rows, seen = _buffer_of_both(both, newer)
+                last, parent.roles = max(last, seen), both.roles
+                is_whole = its.get("buffer_rows", 0) >= parent.card.get("buffer_rows", 0)
+    return rows, last
 
 
 def _buffer_of_both(parent: TrainedModel, newer: TrainedModel) -> tuple[pd.DataFrame, int]:
