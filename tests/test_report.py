@@ -342,5 +342,5 @@ def test_rows_that_belong_together_are_a_caveat_unless_a_flag_held_them_out_as_o
     useless.held_out["new"].scores.loc["median", "MAE"] = 0.5
     assert "predicting the median for all of them" in _caveats(work, useless, schema)[1]
     rows.tries = 25
-    assert "try 25" in _caveats(work, evidence(), schema)[-1]
+    assert "training 25 of this line" in _caveats(work, evidence(), schema)[-1]
     assert _caveats(work, evidence(), schema)[-1].endswith("wider, of 99.9992 %.")  # not of 100
