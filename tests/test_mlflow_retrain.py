@@ -1098,3 +1098,20 @@ def test_marker_that_a_later_file_needs_is_named_then_and_kept(workshop):
 def test_object_for_programs_is_printed_quietly_too(workshop, files):
     assert workshop.retrain("--data", files / "new.csv", *QUICK, "--json", "--quiet") == 0
     assert told(workshop)["version"] == "2"
+
+
+@pytest.mark.usefixtures("no_training")
+def test_refit_leaves_no_time_held_out_behind_it_in_either_script(fresh_place):
+    rng, lasts = np.random.default_rng(0), []
+    for name, start in (("old", "2024-01-01"), ("new", "2024-04-01")):
+        days = pd.date_range(start, periods=120)
+        table = pd.DataFrame({"day": days, "x": rng.normal(size=120)})
+        table.assign(y=table["x"]).to_csv(fresh_place.folder / f"{name}.csv", index=False)
+        lasts.append((days[-1] - pd.Timestamp(0)).days)
+    first = ["--data", "old.csv", "--target", "y", "--time", "day", "--refit"]
+    assert fresh_place.train(*first) == 0, fresh_place.err
+    again = ["--data", "new.csv", "--refit", "--promote", "always", "--no-controls"]
+    assert fresh_place.retrain(*again) == 0, fresh_place.err
+    for version, last in enumerate(lasts, 1):
+        role = fresh_place.load(f"models:/loan-amount/{version}").roles
+        assert role.intervals == [[last, last]]
