@@ -752,3 +752,21 @@ def test_code_page_of_dos_is_recognised(tmp_path):
     rows = "ville;x\n" + "".join(f"{town};{n}\n" for n, town in enumerate(towns))
     (read,) = open_table(write(tmp_path, rows.encode("cp850"))).blocks()
     assert read["ville"].tolist() == towns
+
+
+@pytest.mark.parametrize(
+    ("below", "note"),
+    [
+        ("\x1a", ""),
+        ("   \n", ""),
+        ("Source: INSEE, 2024\n", "Source: INSEE, 2024"),
+        ('"Sources : INSEE",2024\n', "Sources : INSEE"),
+    ],
+)
+def test_end_mark_of_dos_a_blank_line_and_the_source_below_a_table_are_no_rows(
+    tmp_path, below, note
+):
+    table = open_table(write(tmp_path, "a,b,c\n1,2,3\n4,5,6\n" + below))
+    assert len(read(table)) == 2
+    assert len(table.notes) == bool(note)
+    assert note in " ".join(table.notes)

@@ -71,6 +71,8 @@ FOREIGN = re.compile(
 )
 LATIN_9 = re.compile(r"¤|[¼½][^\W\d]")  # its € and Œ, œ, read as Windows-1252
 DIGITS = r"[-+]?[0-9.,]*"
+BLANK = " \t\x1a"  # DOS ends a text with the last
+SOURCE = re.compile(r"\W*(sources?|notes?|nb|remarque|champ|lecture)\s?:", re.I)  # as INSEE does
 FOOTNOTE = re.compile(r"(?=.*[^\W\d_]{2}).*\w\W*\s\S.*", re.DOTALL)  # words
 Blocks = Iterator[pd.DataFrame]
 Piece = list[Callable[[], Blocks]]
@@ -542,11 +544,15 @@ def _note_footnotes(odd: list[pc.InvalidRow], n_rows: int, find: Callable, table
             (line,) = find([row.number - table.first_line])
             wrong = f"{row.actual_columns} fields, not {row.expected_columns}"
             raise ValueError(f"line {line} has {wrong}")
-        table.footnote(row.text)
+        if row.text.strip(BLANK):
+            table.footnote(row.text)
 
 
 def _is_note(row: pc.InvalidRow) -> bool:
-    return 2 * row.actual_columns <= row.expected_columns and bool(FOOTNOTE.fullmatch(row.text))
+    if SOURCE.match(row.text) and row.actual_columns < row.expected_columns:
+        return True
+    is_short = 2 * row.actual_columns <= row.expected_columns
+    return is_short and bool(FOOTNOTE.fullmatch(row.text) or not row.text.strip(BLANK))
 
 
 def _csv_start(sample: bytes, file: Path, table: Table, own: bool) -> tuple[str, str, list[str]]:
@@ -632,7 +638,9 @@ def _header_line(lines: list[list[str]], file: Path, table: Table) -> int:
         if any(map(any, lines[:number])):
             table.note(f"{file.name}: what is above the header in line {number + 1} is left out")
         return number
-    raise UserError(f"{file} has no header; expected a header line with names, and rows below it")
+    raise UserError(
+        f"{file} has no header; expected a header line with as many names as the rows have fields"
+    )
 
 
 def _are_numbered(lines: list[list[str]], usual: int) -> bool:
