@@ -733,7 +733,10 @@ def test_mark_that_the_file_tells_and_how_numbers_look_may_disagree_and_are_aske
     schema, notes = infer_schema(rows, "y", decimal=",")
     assert "'1.407', read as 1407.0" in " ".join(notes)
     for mark in (".", ","):  # later files keep what was a mark of thousands
-        assert conform(rows, schema, decimal=mark)[0]["c"][:3].tolist() == [1407, 0, 2310]
+        assert conform(rows[:3], schema, decimal=mark)[0]["c"].tolist() == [1407, 0, 2310]
+    english = rows.assign(c=rows["c"].str.replace(".", ","))
+    schema, _ = infer_schema(english, "y", decimal=".")
+    assert conform(english[:3], schema, decimal=",")[0]["c"].tolist() == [1407, 0, 2310]
     sure = repeat("1.407.310", "2.310", "7")
     assert learn(sure, decimal=".")[1][:3].tolist() == [1_407_310, 2310, 7]
 
@@ -1032,8 +1035,7 @@ def test_true_and_false_are_the_same_in_french():
 
 
 def test_day_and_month_as_a_spreadsheet_shows_them_are_no_negative_number():
-    column, *_ = learn([f"{n % 28 + 1:02}-Jan" for n in range(N)])
-    assert column is None or column.kind == "categorical"
+    assert learn([f"{n % 28 + 1:02}-Jan" for n in range(N)])[0].kind == "categorical"
     assert learn([f"{n % 90 + 1}-" for n in range(N)])[1][:2].tolist() == [-1, -2]
     assert learn([f"–{n % 90 + 1}" for n in range(N)])[1][:2].tolist() == [-1, -2]
 
@@ -1044,6 +1046,9 @@ def test_later_file_may_count_seconds_or_milliseconds(form):
     cells, bad = columns.read_cells(pd.Series([seconds, 1000 * seconds]), column)
     assert cells.tolist() == [18_962, 18_962]
     assert not bad.any()
+    cells, bad = columns.read_cells(pd.Series(["2021-12-01", str(seconds), "then"]), column)
+    assert cells[:2].tolist() == [18_962, 18_962]
+    assert bad.tolist() == [False, False, True]
 
 
 def test_year_of_two_digits_is_told_by_the_latest_date():
@@ -1057,19 +1062,16 @@ def test_seasons_are_no_months():
     assert learn(["2001/02", "2004/05", "2011/11"] * (N // 3))[0].kind == "date"
 
 
-def test_nines_with_decimals_stand_in_for_missing_numbers_too():
-    values = [9999.9 if n % 4 == 0 else 20 + n % 50 / 10 for n in range(N)]
-    rows = table(c=values)
+@pytest.mark.parametrize(("nines", "scale"), [(9999.9, 1), (9999999, 10_000)])
+def test_nines_of_any_length_stand_in_for_missing_numbers(nines, scale):
+    rows = table(c=[nines if n % 4 == 0 else (20 + n % 50 / 10) * scale for n in range(N)])
     schema, _ = infer_schema(rows, "y")
-    assert "holds 9999.9 in lines" in " ".join(conform(rows, schema)[1])
+    assert f"holds {nines} in lines" in " ".join(conform(rows, schema)[1])
 
 
 def test_texts_that_begin_with_numbers_are_told_to_be_a_category():
-    values = [f"{n % 40} ans et {n % 11} mois" for n in range(N)]
-    _, _, notes = learn(values)
-    assert (
-        "holds codes or numbers as text, such as '0 ans et 0 mois'" in notes or "left out" in notes
-    )
+    _, _, notes = learn([f"{n % 30} ans et {n % 10} mois" for n in range(N)])
+    assert "holds codes or numbers as text, such as '0 ans et 0 mois'" in notes
 
 
 def test_hours_alone_are_a_unit_and_odd_texts_among_durations_are_refused():

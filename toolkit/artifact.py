@@ -8,7 +8,7 @@ import pickle
 import shutil
 import sys
 import tempfile
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import NoReturn
@@ -252,7 +252,8 @@ def newest_buffer(
     """Return a parent's rows, those of the newest version of its kin, and how many trainings.
 
     Kin shares the first training, or is a child of a parent without one; suspicious ones are none.
-    Where it was told to keep fewer rows than the parent, those of older kin count, too.
+    Where it was told to keep fewer rows than the parent, those of older kin count, too. Times that
+    its own tries held out stay so: the parent's roles know them from then on.
     """
     line, quoted = parent.card.get("lineage", []), name.replace("'", "''")
     rows, last, is_whole = parent.buffer, parent.generation, False
@@ -265,28 +266,26 @@ def newest_buffer(
             its, is_child = newer.card, newer.card.get("parent_model_uri") == parent.uri
             is_kin = its.get("lineage", [])[:1] == line[:1] if line else is_child
             if is_kin and its.get("verdict_kind") != "suspicious":  # refused ones count
-                both = replace(parent, buffer=rows)
-                rows, seen = _buffer_of_both(both, newer)
-                last, parent.roles = max(last, seen), both.roles
+                rows, seen = _with_rows_of(newer, rows, parent)
+                last = max(last, seen)
                 is_whole = its.get("buffer_rows", 0) >= parent.card.get("buffer_rows", 0)
     return rows, last
 
 
-def _buffer_of_both(parent: TrainedModel, newer: TrainedModel) -> tuple[pd.DataFrame, int]:
-    """Add the rows of newer kin to a parent's; new to it are those seen since both parted.
-
-    Times that its own tries held out stay so: the parent's roles know them from now on.
-    """
+def _with_rows_of(
+    newer: TrainedModel, rows: pd.DataFrame, parent: TrainedModel
+) -> tuple[pd.DataFrame, int]:
+    """Add the rows of newer kin to a parent's; new to it are those seen since both parted."""
     if parent.roles and newer.roles:
         times = parent.roles.intervals
         parent.roles = newer.roles if newer.roles.intervals[: len(times)] == times else parent.roles
-    more = unseen(newer.buffer, parent.buffer)  # a refit may have trained on others
+    more = unseen(newer.buffer, rows)  # a refit may have trained on others
     if more.empty:
-        return parent.buffer, newer.generation
+        return rows, newer.generation
     runs = {step.get("run_id") for step in newer.card.get("lineage", [])}
     steps = [s for s in parent.card.get("lineage", []) if s.get("run_id") in runs]
     parted, seen = max((step["generation"] for step in steps), default=-1), more[GENERATION]
     seen = seen.where(seen <= parted, seen.clip(lower=parent.generation + 1))
     more = more.assign(**{GENERATION: seen})
     last = max(newer.generation, int(seen.max()))
-    return pd.concat([parent.buffer, more], ignore_index=True), last
+    return pd.concat([rows, more], ignore_index=True), last

@@ -213,7 +213,8 @@ def parse_numbers(text: pd.Series, column: Column, context: str = "") -> np.ndar
     has_points = text.str.contains(".", regex=False).any()
     if (has_points and (column.decimal != "." or context == ",")) or good.sum() < text.count():
         text = core_of(without_markers(text), column.unit)
-        if context == column.thousands != "" and not text.str.contains(column.decimal or " ").any():
+        known = column.decimal and not text.str.contains(column.decimal, regex=False).any()
+        if known and context == column.thousands:
             context = column.decimal  # what was a mark of thousands at training is one here
         marks = marks_of(text, context)
         if not (marks or column.decimal):
@@ -260,7 +261,7 @@ def _read_dates(text: pd.Series, form: str) -> np.ndarray:
     if form in EPOCHS:  # another program counts milliseconds, or seconds
         factor = 1_000 if form == "epoch ms" else 1 / 1_000
         other = (cells * factor > 1_000) & (cells * factor < 49_000)
-        return np.where(other, cells * factor, cells)
+        cells = np.where(other, cells * factor, cells)
     has_day = not day or ("%d" in day and "%I" not in day)
     clocks = [f"{day} {clock}".strip() for clock in ("", "%H:%M", "%H:%M:%S") if has_day]
     longer = form.replace("%y", "%Y") if "%y" in form else form.replace("%Y", "%y")
@@ -420,7 +421,7 @@ def _absurd(numbers: np.ndarray) -> np.ndarray:
     largest, rest = known.max(), known[known < known.max()]
     count = len(known) - len(rest)
     ratio = largest / rest.max() if count < len(rest) else 1.0
-    is_nines = re.fullmatch("9{3,}" if count > 1 else "9{5,}", f"{largest:g}".replace(".", ""))
+    is_nines = re.fullmatch("9{3,}" if count > 1 else "9{5,}", f"{largest:.15g}".replace(".", ""))
     if (ratio >= 1e3 and largest >= 1e5) or (ratio >= 10 and is_nines):
         return size == largest
     start = int(0.9 * len(known)) - 1

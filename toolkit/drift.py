@@ -130,6 +130,8 @@ def _alike(
 def _moved_target(old: np.ndarray, new: np.ndarray, farthest: float) -> str:
     """Ask for 3 pooled standard deviations (6 where a feature moved too: a season), or a spread.
 
+    Or for zeros, in a fifth of the rows, where hardly one was.
+
     The few largest costs, or populations, make most of a standard deviation, and come by chance:
     where it is more than half of the range of nine tenths of the rows, that must differ, too. Few
     rows of rare events have any mean and spread: the distributions must differ as well.
@@ -138,9 +140,9 @@ def _moved_target(old: np.ndarray, new: np.ndarray, farthest: float) -> str:
         return ""
     if _same_distribution(old, new) > 1e-3:
         return ""
-    before, now = ((values == 0).mean() for values in (old, new))
-    if before <= 0.01 and now >= 0.2:  # what many programs write where nothing is known
-        return f"{now:.0%} of the rows have 0, {before:.0%} before"
+    was, zeros = ((values == 0).mean() for values in (old, new))
+    if was <= 0.01 and zeros >= 0.2:  # what many programs write where nothing is known
+        return f"{zeros:.0%} of the rows have 0, {was:.0%} before"
     moved, ratio = _move(old, new), new.std() / old.std()
     before, now = (np.ptp(np.quantile(values, [0.05, 0.95])) for values in (old, new))
     by_chance = 0 < before < 2 * old.std() and 1 / 4 <= now / before <= 4

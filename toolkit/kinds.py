@@ -276,7 +276,7 @@ def _kind(cells: _Cells, decimal: str) -> Column:
     cells.note_missing(cells.text)
     text = cells.text
     are_odd = text.str.count("[0-9]") > text.str.count("[a-zA-Z]")
-    digits = text[are_odd | text.str.contains("^[0-9]|[0-9][^0-9]+[0-9]").eq(True)]
+    digits = text[are_odd | text.str.contains("^[0-9]|[0-9][^0-9]+[0-9]")]
     is_odd = len(digits) > cells.text.count() / 2 and digits.nunique() > FEW
     if not (said or is_code) and len(digits) and (cells.holds_numbers or is_odd):
         cells.notes.append(
@@ -287,8 +287,8 @@ def _kind(cells: _Cells, decimal: str) -> Column:
     widths, coded = digits.str.len(), digits.str.match("0[0-9]")
     # 01 to 95 and 971: what a program that took them for numbers wrote as 1 has one width, too.
     same = coded.any() and widths.min() == widths[coded].max()
-    is_zip = len(digits) and cells.called(ZIP)  # a spreadsheet writes 1000 for 01000
-    width = widths.max() if is_zip else widths.min() if same else 0
+    # A spreadsheet writes 1000 for 01000.
+    width = widths.max() if is_code and len(digits) else widths.min() if same else 0
     return cells.column("categorical", width=int(width))
 
 

@@ -400,8 +400,8 @@ def _excel_as_csv(file: Path, table: Table) -> bytes:
         merged = re.findall(MERGED, parts.read(place).decode() if place else "")
     for column, top, bottom in merged:  # a pivot names a group once, in cells that go down
         number = openpyxl.utils.column_index_from_string(column) - 1
-        cells = rows.iloc[int(top) - 1 : int(bottom), number : number + 1]
-        rows.iloc[int(top) - 1 : int(bottom), number : number + 1] = cells.ffill()
+        cells = slice(int(top) - 1, int(bottom)), slice(number, number + 1)
+        rows.iloc[cells] = rows.iloc[cells].ffill()
     if len(sheets) > 1:
         table.note(f"{file.name} has {len(sheets)} sheets; only {name!r} was read")
     return rows.to_csv(index=False, header=False).encode()
@@ -501,8 +501,8 @@ def _check_quotes(
         return
     numbers = [n for n, name in enumerate(block) if block[name].str.fullmatch(DIGITS).mean() > 0.9]
     is_long = block.apply(lambda cells: cells.str.contains("\n", regex=False)).any(axis=1)
-    for place in np.flatnonzero(is_long if numbers else ()):
-        text = separator.join(block.iloc[place].fillna(""))
+    texts = block[is_long].fillna("").to_numpy() if numbers else ()
+    for place, text in zip(np.flatnonzero(is_long), map(separator.join, texts), strict=False):
         rows = [line.strip("\r").split(separator) for line in text.split("\n")]
         are_rows = all(len(cells) == block.shape[1] for cells in rows)
         if are_rows and all(re.fullmatch(DIGITS, r[n].strip(' "')) for r in rows for n in numbers):
